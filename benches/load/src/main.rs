@@ -1,0 +1,2 @@
+//! ashlar-load
+fn main() {}

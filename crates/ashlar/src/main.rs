@@ -1,0 +1,2 @@
+//! ashlar-ashlar
+fn main() {}

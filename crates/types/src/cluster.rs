@@ -1,0 +1,127 @@
+//! The cluster map: nodes, disks, placement groups. It lives in the root range; every node and gateway caches it by
+//! its epoch.
+
+use crate::{ClusterId, DiskId, Epoch, NodeId, PgId, Profile, Slot, Versioned};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What a process does for the cluster; one may do all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Holds replicas of ranges.
+    Meta,
+    /// Holds shards.
+    Data,
+    /// Speaks S3.
+    Gateway,
+}
+
+/// A node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    /// Its id.
+    pub id: NodeId,
+    /// What people call it.
+    pub name: String,
+    /// Where it stands: what fails together.
+    pub zone: String,
+    /// Where its internal port is reached: host:port.
+    pub address: String,
+    /// What it does.
+    pub roles: Vec<Role>,
+    /// Raised by every boot (R10, R12); 0: never booted.
+    pub incarnation: u64,
+}
+
+/// Whether a disk may be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DiskState {
+    /// Read and written.
+    Healthy,
+    /// Read and counted, not written.
+    Suspect,
+    /// Lost: its shards are rebuilt elsewhere.
+    Dead,
+}
+
+/// A disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Its id.
+    pub id: DiskId,
+    /// The node in which it is.
+    pub node: NodeId,
+    /// Its size, which weighs it.
+    pub capacity_bytes: u64,
+    /// Raised whenever it is opened.
+    pub incarnation: u64,
+    /// Whether it may be used.
+    pub state: DiskState,
+}
+
+/// A placement group: the homes of the k+m slots, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacementGroup {
+    /// Its id: unique over all profiles.
+    pub id: PgId,
+    /// Its code.
+    pub profile: Profile,
+    /// Grows with every change of homes.
+    pub epoch: Epoch,
+    /// One disk a slot.
+    pub homes: Vec<DiskId>,
+    /// The slot that moves, and where to. At most one at a time.
+    pub moving: Option<(Slot, DiskId)>,
+    /// Whether new extents may come.
+    pub open: bool,
+}
+
+/// The cluster map.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ClusterMap {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Grows with every change.
+    pub epoch: Epoch,
+    /// The profile of extents that are not small, where nothing else was asked for; `None` until there are disks.
+    pub wide: Option<Profile>,
+    /// Nodes by id.
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// Disks by id.
+    pub disks: BTreeMap<DiskId, Disk>,
+    /// Placement groups by id.
+    pub groups: BTreeMap<PgId, PlacementGroup>,
+}
+
+impl ClusterMap {
+    /// The node in which a disk is.
+    pub fn node_of(&self, disk: DiskId) -> Option<&Node> {
+        self.disks.get(&disk).and_then(|disk| self.nodes.get(&disk.node))
+    }
+
+    /// The groups of a profile, in order of their ids.
+    pub fn groups_of(&self, profile: Profile) -> impl Iterator<Item = &PlacementGroup> {
+        self.groups.values().filter(move |group| group.profile == profile)
+    }
+}
+
+impl Versioned for ClusterMap {
+    const NAME: &'static str = "cluster map";
+    const VERSION: u8 = 1;
+}
+
+/// A committed change of the placement groups: what differs, never the whole.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct PlacementDiff {
+    /// The map's epoch that it was computed from: another one refuses it.
+    pub base: Epoch,
+    /// The profile for extents that are not small, from now on.
+    pub wide: Option<Profile>,
+    /// Groups that are new.
+    pub added: Vec<PlacementGroup>,
+    /// Slots of existing groups that get another home.
+    pub moved: Vec<(PgId, Slot, DiskId)>,
+    /// Groups that take no new extents from now on.
+    pub closed: Vec<PgId>,
+}

@@ -1,0 +1,287 @@
+//! The operations of the root range: the map, the buckets, the range directory, the sessions.
+
+use crate::{
+    Applied, BucketId, BucketName, BucketRow, BucketState, ClusterId, ClusterMap, Disk, DiskId,
+    DiskState, Epoch, Node, NodeId, PlacementDiff, RangeDescriptor, Role, SessionId, Versioned,
+};
+use serde::{Deserialize, Serialize};
+
+/// What the root range is asked to change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RootOp {
+    /// The first entry of all: the cluster, its first nodes and ranges. A second one is refused.
+    Bootstrap {
+        /// A random id.
+        cluster: ClusterId,
+        /// The nodes that are known from the start.
+        nodes: Vec<Node>,
+        /// The ranges: disjoint, and covering all.
+        ranges: Vec<RangeDescriptor>,
+        /// The bucket region's name.
+        region: String,
+    },
+    /// Issues a one-time token (its hash only) with which a node may join.
+    IssueToken {
+        /// SHA-256 of the token.
+        hash: [u8; 32],
+        /// Cluster time after which it is void, in milliseconds since 1970.
+        expires_ms: u64,
+    },
+    /// A new node, admitted by a token. Its id is the log index of this entry.
+    Join {
+        /// SHA-256 of the token.
+        token: [u8; 32],
+        /// The proposer's wall clock, in milliseconds since 1970.
+        now_ms: u64,
+        /// What people call it.
+        name: String,
+        /// Where it stands.
+        zone: String,
+        /// Where it is reached.
+        address: String,
+        /// What it does.
+        roles: Vec<Role>,
+    },
+    /// A node has booted: its incarnation (which must grow), its address and zone now.
+    Boot {
+        /// The node.
+        node: NodeId,
+        /// Greater than any before.
+        incarnation: u64,
+        /// Where it is reached now.
+        address: String,
+        /// Its disks as they were found: new ones are added, known ones must have grown in incarnation.
+        disks: Vec<Disk>,
+    },
+    /// A disk is suspected, dead, or well again.
+    SetDiskState {
+        /// The disk.
+        disk: DiskId,
+        /// From now on.
+        state: DiskState,
+    },
+    /// A change of the placement groups.
+    Place(PlacementDiff),
+    /// A new bucket.
+    CreateBucket {
+        /// Its name.
+        name: BucketName,
+        /// A random id: never used before.
+        bucket: BucketId,
+        /// Who owns it.
+        owner: String,
+        /// The proposer's wall clock, in milliseconds since 1970.
+        created_ms: u64,
+    },
+    /// Starts the deletion of a bucket: while it lasts, its operations are refused by 409.
+    DeleteBucketBegin {
+        /// Its name.
+        name: BucketName,
+        /// The bucket under that name.
+        bucket: BucketId,
+    },
+    /// The fenced intervals cover the bucket: it is gone.
+    DeleteBucketDone {
+        /// Its name.
+        name: BucketName,
+        /// The bucket under that name.
+        bucket: BucketId,
+    },
+    /// A range was not empty: the bucket lives on, under a later epoch.
+    DeleteBucketRollBack {
+        /// Its name.
+        name: BucketName,
+        /// The bucket under that name.
+        bucket: BucketId,
+    },
+    /// A gateway's term of office. The session's id is the log index of this entry.
+    OpenSession {
+        /// The gateway's node.
+        node: NodeId,
+        /// Its incarnation.
+        incarnation: u64,
+    },
+    /// A session has ended, by itself or by its lease. Fencing it in the ranges follows.
+    EndSession {
+        /// The session.
+        session: SessionId,
+    },
+    /// Cluster time: never backwards.
+    AdvanceTime {
+        /// In milliseconds since 1970.
+        now_ms: u64,
+    },
+    /// The voters of a range have changed.
+    SetVoters {
+        /// The range as it is now: same id and interval, next epoch.
+        range: RangeDescriptor,
+    },
+}
+
+/// One command to the root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootCommand {
+    /// Makes a resend recognisable: random, chosen once for a command.
+    pub nonce: u128,
+    /// What it asks.
+    pub op: RootOp,
+}
+
+/// What a root command came to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RootOutcome {
+    /// It was applied.
+    Applied(Applied),
+    /// A node joined under this id.
+    Joined(NodeId),
+    /// A session was opened.
+    Session(SessionId),
+    /// The bucket as it is now.
+    Bucket(Bucket),
+    /// It was not applied.
+    Refused(RootRefusal),
+}
+
+/// Why a root command was not applied.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum RootRefusal {
+    /// The cluster exists already.
+    #[error("the cluster has been bootstrapped before")]
+    Bootstrapped,
+    /// There is no cluster yet.
+    #[error("the cluster has not been bootstrapped yet")]
+    NotBootstrapped,
+    /// The token is unknown, used or expired.
+    #[error("the join token is unknown, used up or expired: ask a member for a new one")]
+    BadToken,
+    /// No such node.
+    #[error("{0} is not a member of this cluster")]
+    NoSuchNode(NodeId),
+    /// The incarnation has not grown: an old image or a clone.
+    #[error(
+        "{node} came with incarnation {found}, but {known} is known: this is an old image or a copy of it"
+    )]
+    StaleIncarnation {
+        /// The node.
+        node: NodeId,
+        /// What it said.
+        found: u64,
+        /// What is known.
+        known: u64,
+    },
+    /// A disk's incarnation has not grown, or it is in two places: an old image or a clone.
+    #[error("disk {0} is an old image or a copy of one that is known")]
+    StaleDisk(DiskId),
+    /// No such disk.
+    #[error("there is no disk {0}")]
+    NoSuchDisk(DiskId),
+    /// The map has changed since the difference was computed.
+    #[error("the cluster map is at {known}")]
+    StaleMap {
+        /// Its epoch.
+        known: Epoch,
+    },
+    /// A difference that breaks an invariant of placement.
+    #[error("the placement is not valid: {0}")]
+    BadPlacement(String),
+    /// The name is taken.
+    #[error("the bucket exists")]
+    BucketExists(Box<Bucket>),
+    /// The bucket is being deleted: 409.
+    #[error("the bucket is being deleted")]
+    BucketBusy,
+    /// No such bucket.
+    #[error("there is no such bucket")]
+    NoSuchBucket,
+    /// The range directory does not know it, or by another epoch.
+    #[error("the range is not known so")]
+    NoSuchRange,
+}
+
+/// A bucket as the root's directory knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Bucket {
+    /// Its name.
+    pub name: BucketName,
+    /// Who owns it.
+    pub owner: String,
+    /// When it was created, in milliseconds since 1970.
+    pub created_ms: u64,
+    /// What the ranges judge by. `Fenced`: its deletion is under way.
+    pub row: BucketRow,
+}
+
+impl Bucket {
+    /// Whether it takes operations.
+    pub fn is_open(&self) -> bool {
+        self.row.state == BucketState::Open
+    }
+}
+
+/// One entry of the root's log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootBatch {
+    /// The proposer's wall clock, in milliseconds since 1970.
+    pub proposed_ms: u64,
+    /// The commands.
+    pub commands: Vec<RootCommand>,
+}
+
+/// A read of the root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RootQuery {
+    /// The cluster map, if it is newer than this.
+    Map {
+        /// The epoch that the caller has.
+        newer_than: Option<Epoch>,
+    },
+    /// The range directory.
+    Ranges,
+    /// A bucket.
+    Bucket(BucketName),
+    /// All buckets, by name.
+    Buckets {
+        /// Behind this name.
+        after: Option<String>,
+        /// At most so many.
+        limit: u32,
+    },
+    /// Open sessions.
+    Sessions,
+}
+
+/// How the root answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum RootAnswer {
+    /// The map; `None`: it is not newer.
+    Map(Option<Box<ClusterMap>>),
+    /// The directory, by interval.
+    Ranges(Vec<RangeDescriptor>),
+    /// The bucket; `None`: there is none.
+    Bucket(Option<Bucket>),
+    /// Buckets by name.
+    Buckets(Vec<Bucket>),
+    /// Open sessions and their nodes.
+    Sessions(Vec<(SessionId, NodeId)>),
+    /// There is no cluster yet.
+    NotBootstrapped,
+}
+
+macro_rules! versioned {
+    ($($type:ty: $name:literal),* $(,)?) => {
+        $(impl Versioned for $type {
+            const NAME: &'static str = $name;
+            const VERSION: u8 = 1;
+        })*
+    };
+}
+
+versioned! {
+    RootCommand: "root command",
+    RootOutcome: "root outcome",
+    RootBatch: "root batch",
+    RootQuery: "root query",
+    RootAnswer: "root answer",
+    Bucket: "bucket",
+    BucketRow: "bucket row",
+}

@@ -1,0 +1,2 @@
+//! ashlar-check
+fn main() {}
