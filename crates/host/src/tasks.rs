@@ -38,6 +38,11 @@ impl TaskHandle {
         self.0.abort();
     }
 
+    /// Whether it has ended.
+    pub fn is_finished(&self) -> bool {
+        self.0.is_finished()
+    }
+
     /// Waits for its end. `false`: it panicked or was aborted.
     pub async fn join(self) -> bool {
         self.0.await.is_ok()
