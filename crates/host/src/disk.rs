@@ -73,6 +73,10 @@ pub trait File: Send + Sync {
 pub trait Disk: Send + Sync {
     /// Opens a file.
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn File>>;
+    /// Creates a file that nobody but its owner may read.
+    fn create_private(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        self.open(path, OpenMode::CreateNew)
+    }
     /// Makes a directory and those above it, durably.
     fn create_dir_all(&self, path: &Path) -> io::Result<()>;
     /// The paths in a directory, sorted.
@@ -105,11 +109,25 @@ impl dyn Disk {
 
     /// Replaces a small file: after a power cut it has the old content or the new one. Durable when it returns.
     pub fn replace(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.replace_with(path, bytes, |fresh| self.open(fresh, OpenMode::CreateNew))
+    }
+
+    /// As [`replace`](Self::replace), for what nobody but the owner may read.
+    pub fn replace_private(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
+        self.replace_with(path, bytes, |fresh| self.create_private(fresh))
+    }
+
+    fn replace_with(
+        &self,
+        path: &Path,
+        bytes: &[u8],
+        create: impl FnOnce(&Path) -> io::Result<Box<dyn File>>,
+    ) -> io::Result<()> {
         let fresh = path.with_extension("new");
         if self.exists(&fresh) {
             self.remove_file(&fresh)?;
         }
-        let file = self.open(&fresh, OpenMode::CreateNew)?;
+        let file = create(&fresh)?;
         file.write_at(bytes, 0)?;
         file.sync_data()?;
         self.rename(&fresh, path)?;
@@ -131,6 +149,11 @@ impl Disk for RealDisk {
             options.custom_flags(rustix::fs::OFlags::DIRECT.bits().cast_signed());
         }
         Ok(Box::new(RealFile(options.open(path)?)))
+    }
+
+    fn create_private(&self, path: &Path) -> io::Result<Box<dyn File>> {
+        let mut options = std::fs::OpenOptions::new();
+        Ok(Box::new(RealFile(options.read(true).write(true).create_new(true).mode(0o600).open(path)?)))
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
