@@ -1,2 +1,341 @@
-//! ashlar-ashlar
-fn main() {}
+//! `ashlar server | demo | token`: the command line.
+#![expect(clippy::print_stdout, reason = "a command-line tool answers on standard output")]
+
+use anyhow::{Context, Result, bail};
+use ashlar::config::{JoinConfig, NodeConfig};
+use ashlar::demo::{self, Demo, DemoFacts, DemoWish};
+use ashlar::identity::NodeDir;
+use ashlar::node::RunningNode;
+use ashlar::{membership, process};
+use ashlar_host::Host;
+use ashlar_types::Role;
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// An S3-compatible object store for people who run their own storage.
+#[derive(Debug, Parser)]
+#[command(name = "ashlar", version, about)]
+struct Cli {
+    /// How log lines look. What is logged: ASHLAR_LOG, by default "warn,ashlar=info".
+    #[arg(long, global = true, value_enum, default_value = "text", env = "ASHLAR_LOG_FORMAT")]
+    log_format: LogFormat,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Runs a node: alone on the given directories, or as its configuration says.
+    Server(ServerArgs),
+    /// Runs a whole cluster on this machine: 3 zones, 6 nodes, 12 disks, 2 gateways.
+    Demo(DemoArgs),
+    /// Prints a one-time token with which another node may join.
+    Token(TokenArgs),
+}
+
+#[derive(Debug, Args)]
+struct ServerArgs {
+    /// One directory a disk. The node's own files go into the first one.
+    #[arg(conflicts_with = "config")]
+    dirs: Vec<PathBuf>,
+    /// A configuration file instead.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// The S3 port: host:port.
+    #[arg(long)]
+    listen: Option<String>,
+    /// The internal port: host:port.
+    #[arg(long)]
+    internal_listen: Option<String>,
+    /// What other nodes dial, where that is not the internal port's address.
+    #[arg(long)]
+    advertise: Option<String>,
+    /// The admin port: host:port.
+    #[arg(long)]
+    admin_listen: Option<String>,
+    /// What people call the node.
+    #[arg(long)]
+    name: Option<String>,
+    /// What fails together with it.
+    #[arg(long)]
+    zone: Option<String>,
+    /// The internal port of a member of the cluster to join.
+    #[arg(long, requires = "token_file")]
+    join: Option<String>,
+    /// The file with the one-time token that a member gave (`ashlar token`).
+    #[arg(long)]
+    token_file: Option<PathBuf>,
+    /// A certificate chain in PEM for the S3 port.
+    #[arg(long, requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its key in PEM.
+    #[arg(long, requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct DemoArgs {
+    #[command(subcommand)]
+    verb: Option<DemoVerb>,
+    /// Keeps the data here. Without it the demo begins empty and leaves nothing behind.
+    #[arg(long, global = true)]
+    dir: Option<PathBuf>,
+    /// Every node a process of its own, so that `kill` pulls a real plug.
+    #[arg(long)]
+    processes: bool,
+    /// Prints one line of JSON instead of text.
+    #[arg(long, global = true)]
+    json: bool,
+    /// The first gateway's port; the second one's is the next.
+    #[arg(long, default_value_t = 9000)]
+    port: u16,
+    /// Switches TLS between the nodes off (they speak over loopback only).
+    #[arg(long)]
+    no_internal_tls: bool,
+    /// The ordered map behind the catalog: fjall or sled.
+    #[arg(long, default_value = "fjall")]
+    engine: String,
+}
+
+#[derive(Debug, Subcommand)]
+enum DemoVerb {
+    /// Shows the nodes.
+    Ls,
+    /// Pulls a node's plug (SIGKILL). Nothing restarts by itself.
+    Kill {
+        /// Its name, as `ls` shows it.
+        node: String,
+    },
+    /// Plugs a node in again.
+    Start {
+        /// Its name, as `ls` shows it.
+        node: String,
+    },
+}
+
+#[derive(Debug, Args)]
+struct TokenArgs {
+    /// The member's configuration file, or its first directory.
+    member: PathBuf,
+    /// How many minutes it is valid.
+    #[arg(long, default_value_t = 60)]
+    minutes: u64,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    log_to_stderr(cli.log_format);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let done = runtime.context("cannot start the runtime").and_then(|runtime| runtime.block_on(run(cli.command)));
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&format!("{error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the reason of a failure belongs on standard error")]
+fn complain(what: &str) {
+    eprintln!("ashlar: {what}");
+}
+
+fn log_to_stderr(format: LogFormat) {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ASHLAR_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,ashlar=info"));
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => lines.init(),
+        LogFormat::Json => lines.json().flatten_event(true).init(),
+    }
+}
+
+async fn run(command: Command) -> Result<()> {
+    let host = Host::real();
+    match command {
+        Command::Server(args) => server(host, args).await,
+        Command::Demo(args) => demo_command(host, args).await,
+        Command::Token(args) => token(host, args).await,
+    }
+}
+
+async fn server(host: Host, args: ServerArgs) -> Result<()> {
+    let alone = args.config.is_none();
+    let config = server_config(&host, args)?;
+    let node = RunningNode::start(host, config).await?;
+    if alone && let Some(key) = node.new_root_key() {
+        println!("The root access key of this new cluster. It is shown once and kept in root.json of the node's directory:");
+        println!("export AWS_ACCESS_KEY_ID={}\nexport AWS_SECRET_ACCESS_KEY={}", key.access_key, key.secret_key);
+    }
+    node.ready().await?;
+    println!("ashlar is ready: {}", node.describe());
+    stop_signal().await?;
+    node.stop().await;
+    Ok(())
+}
+
+fn server_config(host: &Host, args: ServerArgs) -> Result<NodeConfig> {
+    let mut config = match (&args.config, args.dirs.first()) {
+        (Some(path), _) => NodeConfig::load(host.disk.as_ref(), path)?,
+        (None, Some(first)) => NodeConfig::on_disks(first, &args.dirs),
+        (None, None) => bail!("name at least one directory to keep data in, or a --config file"),
+    };
+    let set = |place: &mut String, value: Option<String>| {
+        if let Some(value) = value {
+            *place = value;
+        }
+    };
+    set(&mut config.s3.listen, args.listen);
+    set(&mut config.internal.listen, args.internal_listen);
+    set(&mut config.admin.listen, args.admin_listen);
+    set(&mut config.zone, args.zone);
+    config.name = args.name.or(config.name);
+    config.internal.advertise = args.advertise.or(config.internal.advertise);
+    config.s3.tls_cert = args.tls_cert.or(config.s3.tls_cert);
+    config.s3.tls_key = args.tls_key.or(config.s3.tls_key);
+    if let (Some(seed), Some(token_file)) = (args.join, args.token_file) {
+        config.join = Some(JoinConfig { seed, token_file });
+    }
+    config.check()?;
+    Ok(config)
+}
+
+async fn token(host: Host, args: TokenArgs) -> Result<()> {
+    let config = if args.member.is_dir() {
+        NodeConfig::on_disks(&args.member, std::slice::from_ref(&args.member))
+    } else {
+        NodeConfig::load(host.disk.as_ref(), &args.member)?
+    };
+    let security = NodeDir::security_of(&host, &config.dir, config.internal.tls)?;
+    let address = NodeDir::address_of(&host, &config.dir)?.unwrap_or_else(|| config.address());
+    let valid = Duration::from_secs(args.minutes.max(1) * 60);
+    println!("{}", membership::issue_token(&host, &address, &security, valid).await?);
+    Ok(())
+}
+
+async fn stop_signal() -> Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    tokio::select! {
+        biased;
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(())
+}
+
+async fn demo_command(host: Host, args: DemoArgs) -> Result<()> {
+    let pointer = pointer_path();
+    match &args.verb {
+        None => demo_run(host, args, &pointer).await,
+        Some(verb) => {
+            let dir = match &args.dir {
+                Some(dir) => std::path::absolute(dir)?,
+                None => pointed_dir(&host, &pointer)?,
+            };
+            demo_verb(&host, verb, &dir, args.json).await
+        }
+    }
+}
+
+async fn demo_verb(host: &Host, verb: &DemoVerb, dir: &Path, json: bool) -> Result<()> {
+    match verb {
+        DemoVerb::Ls => {
+            let mut facts = DemoFacts::load(host, dir)?;
+            for node in &mut facts.nodes {
+                if !process::runs(node.pid, &node.config) {
+                    node.pid = 0;
+                }
+            }
+            if json {
+                println!("{}", serde_json::to_string(&facts)?);
+                return Ok(());
+            }
+            for (node, admin) in facts.nodes.iter().zip(&facts.admin) {
+                let state = if node.pid == 0 { "down".to_owned() } else { format!("pid {}", node.pid) };
+                println!("{:8} {:8} {:24} {state:12} {admin}", node.name, node.zone, role_list(&node.roles));
+            }
+        }
+        DemoVerb::Kill { node } => demo::kill(host, dir, node)?,
+        DemoVerb::Start { node } => {
+            let node = demo::start_node(host, dir, node).await?;
+            if json {
+                println!("{}", serde_json::to_string(&node)?);
+            } else {
+                println!("{} serves again as process {}", node.name, node.pid);
+            }
+        }
+    }
+    Ok(())
+}
+
+fn role_list(roles: &[Role]) -> String {
+    roles.iter().map(|role| format!("{role:?}").to_lowercase()).collect::<Vec<_>>().join(",")
+}
+
+/// Where the newest demo of this user is remembered, so that `demo ls` finds it.
+fn pointer_path() -> PathBuf {
+    let user = rustix::process::getuid().as_raw();
+    std::env::temp_dir().join(format!("ashlar-demo-{user}.path"))
+}
+
+fn pointed_dir(host: &Host, pointer: &Path) -> Result<PathBuf> {
+    let bytes = host.disk.read(pointer).context("no demo is known: start one, or name its --dir")?;
+    Ok(PathBuf::from(String::from_utf8(bytes)?))
+}
+
+async fn demo_run(host: Host, args: DemoArgs, pointer: &Path) -> Result<()> {
+    let keep = args.dir.is_some();
+    let dir = match &args.dir {
+        Some(dir) => std::path::absolute(dir)?,
+        None => std::env::temp_dir().join(format!("ashlar-demo-{}", std::process::id())),
+    };
+    let wish = DemoWish {
+        dir: dir.clone(),
+        port: args.port,
+        processes: args.processes,
+        internal_tls: !args.no_internal_tls,
+        engine: args.engine.clone(),
+    };
+    let mut facts = demo::lay_out(&host, &wish).await?;
+    host.disk.replace(pointer, dir.as_os_str().as_encoded_bytes())?;
+    let demo = tokio::select! {
+        biased;
+        started = Demo::start(&host, &wish, &mut facts) => started?,
+        stopped = stop_signal() => return stopped,
+    };
+    announce(&facts, &dir, &args)?;
+    stop_signal().await?;
+    demo.stop(&host, &dir).await?;
+    if !keep {
+        host.disk.remove_dir_all(&dir)?;
+    }
+    Ok(())
+}
+
+fn announce(facts: &DemoFacts, dir: &Path, args: &DemoArgs) -> Result<()> {
+    if args.json {
+        println!("{}", serde_json::to_string(facts)?);
+        return Ok(());
+    }
+    let endpoint = facts.endpoints.first().context("a demo has gateways")?;
+    println!("ashlar demo is ready: 3 zones, 6 nodes, 12 disks, 3 voters, 2 gateways; data in {}", dir.display());
+    println!("  S3     {}", facts.endpoints.join("  "));
+    println!("  admin  {}  (/metrics, /health/ready)", facts.admin.first().context("a demo has nodes")?);
+    println!("\nexport AWS_ACCESS_KEY_ID={}", facts.access_key);
+    println!("export AWS_SECRET_ACCESS_KEY={}", facts.secret_key);
+    println!("export AWS_DEFAULT_REGION={}", facts.region);
+    println!("\naws --endpoint-url {endpoint} s3 mb s3://first");
+    println!("aws --endpoint-url {endpoint} s3 cp README.md s3://first/");
+    println!("\nControl-C stops it.");
+    Ok(())
+}

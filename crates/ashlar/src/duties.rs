@@ -1,0 +1,131 @@
+//! What a node does for the cluster besides serving: it follows the map, registers its boot and its disks, places new
+//! disks into groups, and says when it is ready.
+//!
+//! Every duty is idempotent and goes through the log: it may run on several nodes at once, late, or twice.
+
+use crate::identity::{Identity, NodeDir};
+use crate::node::{AddressBook, addresses_of};
+use ashlar_admin::Readiness;
+use ashlar_client::Client;
+use ashlar_host::Host;
+use ashlar_node::DataNode;
+use ashlar_placement::Settings;
+use ashlar_types::{ClusterMap, Epoch, NodeId, Profile, Role, RootOp, RootOutcome};
+use std::sync::Arc;
+use std::time::Duration;
+
+const POLL_EVERY: Duration = Duration::from_millis(25);
+const PLACE_EVERY: Duration = Duration::from_millis(50);
+const CHECK_EVERY: Duration = Duration::from_secs(1);
+
+/// The duties of one node.
+#[derive(Clone)]
+pub(crate) struct Duties {
+    pub(crate) host: Host,
+    pub(crate) client: Client,
+    pub(crate) data: Option<Arc<DataNode>>,
+    pub(crate) book: AddressBook,
+    pub(crate) dir: Arc<NodeDir>,
+    pub(crate) readiness: Readiness,
+    pub(crate) profile: Option<Profile>,
+    pub(crate) founders: Vec<NodeId>,
+}
+
+impl Duties {
+    /// Hands each new map to those who need it.
+    pub(crate) async fn follow_map(self) {
+        self.readiness.set("cluster", false, "the cluster map is not known yet");
+        let mut seen = None;
+        while self.waits(POLL_EVERY).await {
+            let map = self.client.map();
+            if seen == Some(map.epoch) || map.epoch == Epoch(0) {
+                continue;
+            }
+            seen = Some(map.epoch);
+            self.book.store(Arc::new(addresses_of(&map)));
+            if let Some(data) = &self.data {
+                data.set_map(map.clone());
+            }
+            let seeds: Vec<String> = map.nodes.values().map(|node| node.address.clone()).collect();
+            if let Err(error) = self.dir.set_seeds(&seeds) {
+                tracing::warn!(%error, "the list of members could not be kept");
+            }
+            let placed = map.wide.is_some();
+            self.readiness.set("cluster", placed, "the disks of the founders are not all placed yet");
+        }
+    }
+
+    /// Says to the root that this node has booted, and which disks it has, until the root has heard it; then checks
+    /// from time to time that a command would be taken.
+    pub(crate) async fn register(self, identity: Identity, address: String) {
+        self.readiness.set("registered", false, "the root has not heard of this boot yet");
+        while self.waits(POLL_EVERY).await {
+            let op = RootOp::Boot {
+                node: identity.node(),
+                incarnation: identity.incarnation,
+                address: address.clone(),
+                disks: self.data.as_ref().map_or_else(Vec::new, |data| data.disks()),
+            };
+            match self.client.root(op).await {
+                Ok(RootOutcome::Refused(refusal)) => {
+                    tracing::error!(%refusal, "the cluster refuses this node");
+                    self.readiness.set("registered", false, &format!("the cluster refuses this node: {refusal}"));
+                    self.host.clock.sleep(CHECK_EVERY).await;
+                }
+                Ok(_) => break,
+                Err(failure) => tracing::debug!(%failure, "the root could not be told of this boot yet"),
+            }
+        }
+        self.readiness.set("registered", true, "");
+        self.watch_ranges().await;
+    }
+
+    async fn watch_ranges(&self) {
+        self.readiness.set("metadata", false, "not every range has a leader that answers yet");
+        let mut pause = POLL_EVERY;
+        while self.waits(pause).await {
+            let answers = self.client.probe().await;
+            self.readiness.set("metadata", answers, "not every range has a leader that answers");
+            pause = if answers { CHECK_EVERY } else { POLL_EVERY };
+        }
+    }
+
+    /// Puts disks that no group names into new groups. The difference is judged by the root, so a second proposer does
+    /// no harm.
+    pub(crate) async fn place(self) {
+        while self.waits(PLACE_EVERY).await {
+            let map = self.client.map();
+            if !self.founders_have_booted(&map) {
+                continue;
+            }
+            let settings = Settings { wide: self.profile, ..Settings::default() };
+            let Some(diff) = ashlar_placement::extend(&map, &settings) else { continue };
+            match self.client.root(RootOp::Place(diff)).await {
+                Ok(RootOutcome::Refused(refusal)) => tracing::debug!(%refusal, "a placement was not taken"),
+                Ok(_) => tracing::info!("new disks were placed"),
+                Err(failure) => tracing::debug!(%failure, "a placement could not be proposed"),
+            }
+            self.client.refresh().await;
+        }
+    }
+
+    /// The first placement waits for all founders: a table over half of the disks would have to be moved at once.
+    fn founders_have_booted(&self, map: &ClusterMap) -> bool {
+        let booted = |id: &NodeId| {
+            map.nodes.get(id).is_some_and(|node| {
+                let has_disk = || map.disks.values().any(|disk| disk.node == *id);
+                node.incarnation > 0 && (!node.roles.contains(&Role::Data) || has_disk())
+            })
+        };
+        map.epoch > Epoch(0) && (!map.groups.is_empty() || self.founders.iter().all(booted))
+    }
+
+    /// `false`: the node stops.
+    async fn waits(&self, span: Duration) -> bool {
+        tokio::select! {
+            biased;
+            () = self.host.shutdown.requested() => false,
+            () = self.host.clock.sleep(span) => true,
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! A node of ashlar, from configuration to running and back: what the binary, the demo and the tests start.
+
+pub mod config;
+pub mod demo;
+mod duties;
+pub mod identity;
+pub mod membership;
+pub mod node;
+pub mod process;

@@ -1,0 +1,406 @@
+//! A node, from configuration to running and back, in one column: what is started above is stopped below in the
+//! opposite order.
+//!
+//! The binary, the demo and the tests call [`RunningNode::start`]; nothing here knows which of them it was.
+
+use crate::config::{Founder, Founding, NodeConfig};
+use crate::duties;
+use crate::identity::{Identity, NodeDir, RootKey};
+use crate::membership::{self, MembershipService};
+use anyhow::{Context, Result, bail};
+use arc_swap::ArcSwap;
+use ashlar_admin::{AdminState, Readiness};
+use ashlar_client::{Client, ClientConfig};
+use ashlar_gateway::Gateway;
+use ashlar_host::{Host, Listener, TaskHandle, TaskKind};
+use ashlar_meta::{Formation, MetaConfig, MetaNode};
+use ashlar_node::{DataConfig, DataNode};
+use ashlar_types::{ClusterId, ClusterMap, Node, NodeId, Role};
+use ashlar_wire::proto::membership_server::MembershipServer;
+use ashlar_wire::{Authority, Dialer, Security};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long a node may take to serve, before `server` says why it does not.
+const READY_PATIENCE: Duration = Duration::from_secs(120);
+const READY_POLL: Duration = Duration::from_millis(10);
+
+/// Where nodes are dialled: what the founding list said, then what the cluster map says.
+pub(crate) type AddressBook = Arc<ArcSwap<BTreeMap<NodeId, String>>>;
+
+/// A node that runs.
+pub struct RunningNode {
+    host: Host,
+    config: NodeConfig,
+    identity: Identity,
+    new_root_key: Option<RootKey>,
+    readiness: Readiness,
+    meta: Option<Arc<MetaNode>>,
+    data: Option<Arc<DataNode>>,
+    client: Client,
+    tasks: Vec<TaskHandle>,
+    _dir: Arc<NodeDir>,
+}
+
+impl std::fmt::Debug for RunningNode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RunningNode({})", self.identity.node())
+    }
+}
+
+/// Who the node is in this term, and what it speaks with.
+struct Enrolled {
+    identity: Identity,
+    founding: Option<Founding>,
+    seeds: Vec<String>,
+    security: Security,
+    root_key: RootKey,
+    new_root_key: bool,
+    authority: Option<Authority>,
+}
+
+impl RunningNode {
+    /// Starts everything that the configuration names. When it returns the ports are open; [`RunningNode::ready`]
+    /// waits until a first PUT would succeed.
+    pub async fn start(host: Host, config: NodeConfig) -> Result<Self> {
+        config.check()?;
+        let dir = Arc::new(NodeDir::open(&host, &config.dir)?);
+        let internal = listen(&host, "internal", &config.internal.listen).await?;
+        let address = dialled_address(&config, internal.as_ref())?;
+        let enrolled = enroll(&host, &config, &dir, &address).await?;
+        let identity = enrolled.identity.clone();
+        let dialer = Dialer::new(host.clone(), &enrolled.security);
+        let book = address_book(enrolled.founding.as_ref());
+
+        let data = start_data(&host, &config, &identity).await?;
+        let meta = start_meta(&host, &config, &enrolled, &dialer, &book).await?;
+        let client = Client::start(host.clone(), dialer, client_config(&enrolled)).await;
+
+        let membership = MembershipService {
+            host: host.clone(),
+            client: client.clone(),
+            cluster: identity.cluster,
+            authority: enrolled.authority,
+            tls: config.internal.tls,
+            root_key: enrolled.root_key.clone(),
+            region: config.s3.region.clone(),
+        };
+        let router = internal_router(meta.as_ref(), data.as_ref(), membership);
+        let mut tasks = Vec::new();
+        let mut background = |name, task: futures::future::BoxFuture<'static, ()>| {
+            tasks.push(host.tasks.spawn(TaskKind::Background(name), task));
+        };
+        background("internal port", Box::pin(ashlar_wire::serve(host.clone(), internal, enrolled.security, router)));
+
+        let readiness = Readiness::default();
+        let duty = duties::Duties {
+            host: host.clone(),
+            client: client.clone(),
+            data: data.clone(),
+            book,
+            dir: dir.clone(),
+            readiness: readiness.clone(),
+            profile: config.profile()?,
+            founders: enrolled.founding.as_ref().map_or_else(Vec::new, |list| list.nodes.iter().map(Founder::id).collect()),
+        };
+        background("follow the map", Box::pin(duty.clone().follow_map()));
+        background("register", Box::pin(duty.clone().register(identity.clone(), address)));
+        if meta.is_some() {
+            background("place", Box::pin(duty.clone().place()));
+        }
+
+        let admin = listen(&host, "admin", &config.admin.listen).await?;
+        let state = AdminState::new(&host, &config.dir.join("history"), readiness.clone(), facts(&config, &identity))?;
+        background("admin port", Box::pin(ashlar_admin::serve(host.clone(), admin, state)));
+        if config.has(Role::Gateway) {
+            let s3 = listen(&host, "S3", &config.s3.listen).await?;
+            let tls = gateway_tls(&host, &config)?;
+            let gateway = Gateway::new(&host, client.clone(), gateway_config(&config, &enrolled.root_key));
+            background("S3 port", Box::pin(ashlar_gateway::serve(host.clone(), s3, tls, gateway)));
+        }
+        let new_root_key = enrolled.new_root_key.then_some(enrolled.root_key);
+        Ok(Self { host, config, identity, new_root_key, readiness, meta, data, client, tasks, _dir: dir })
+    }
+
+    /// Waits until a first PUT would succeed.
+    pub async fn ready(&self) -> Result<()> {
+        let deadline = self.host.clock.now() + READY_PATIENCE;
+        while !self.readiness.is_ready() {
+            if self.host.clock.now() > deadline {
+                bail!("not ready after {} s: {}", READY_PATIENCE.as_secs(), self.readiness.reasons().join("; "));
+            }
+            self.host.clock.sleep(READY_POLL).await;
+        }
+        Ok(())
+    }
+
+    /// The root key, where this start has made it.
+    pub fn new_root_key(&self) -> Option<&RootKey> {
+        self.new_root_key.as_ref()
+    }
+
+    /// One line for people.
+    pub fn describe(&self) -> String {
+        let mut parts = vec![format!("{} in {}", self.identity.node(), self.config.zone)];
+        if self.config.has(Role::Gateway) {
+            parts.push(format!("S3 on {}", self.config.s3.listen));
+        }
+        parts.push(format!("admin on {}", self.config.admin.listen));
+        parts.join(", ")
+    }
+
+    /// The client that this node's own duties use.
+    pub fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// Stops: leaders are handed over while the ports still answer, then the ports close, then all is flushed.
+    pub async fn stop(self) {
+        if let Some(meta) = &self.meta {
+            meta.hand_over().await;
+        }
+        self.host.shutdown.request();
+        for task in self.tasks {
+            task.join().await;
+        }
+        if let Some(meta) = self.meta {
+            meta.stop().await;
+        }
+        if let Some(data) = self.data {
+            data.stop().await;
+        }
+    }
+}
+
+async fn listen(host: &Host, what: &str, address: &str) -> Result<Box<dyn Listener>> {
+    host.network.listen(address).await.with_context(|| {
+        format!("cannot listen on {address} for the {what} port: is another process using it? Choose another port")
+    })
+}
+
+fn dialled_address(config: &NodeConfig, internal: &dyn Listener) -> Result<String> {
+    match &config.internal.advertise {
+        Some(address) => Ok(address.clone()),
+        None => Ok(internal.local_addr()?.to_string()),
+    }
+}
+
+async fn enroll(host: &Host, config: &NodeConfig, dir: &NodeDir, address: &str) -> Result<Enrolled> {
+    let mut new_root_key = false;
+    let known = dir.identity()?;
+    let founding = match (&config.founding, dir.founding()?) {
+        (Some(list), _) => Some(list.clone()),
+        (None, Some(list)) => Some(list),
+        (None, None) if known.is_none() && config.join.is_none() => Some(found_alone(host, config, dir, address)?),
+        (None, None) => None,
+    };
+    let identity = match known {
+        Some(identity) => {
+            check_cluster(&identity, founding.as_ref(), config)?;
+            identity
+        }
+        None => match &founding {
+            Some(list) => founder_identity(list, config)?,
+            None => {
+                let joined = membership::join(host, config, dir, address).await?;
+                dir.set_seeds(&joined.seeds)?;
+                joined.identity
+            }
+        },
+    };
+    let identity = dir.boot(identity)?;
+    dir.set_address(address)?;
+    let root_key = match dir.root_key()? {
+        Some(key) => key,
+        None => {
+            new_root_key = true;
+            let key = crate::demo::root_key(host);
+            dir.set_root_key(&key)?;
+            key
+        }
+    };
+    let seeds = match &founding {
+        Some(list) => list.nodes.iter().filter(|node| node.roles.contains(&Role::Meta)).map(|node| node.address.clone()).collect(),
+        None => dir.seeds()?,
+    };
+    let (security, authority) = (dir.security(config.internal.tls)?, dir.authority()?);
+    Ok(Enrolled { identity, founding, seeds, security, root_key, new_root_key, authority })
+}
+
+/// A cluster of one: its authority, its certificate, its founding list. Each is durable before the next.
+fn found_alone(host: &Host, config: &NodeConfig, dir: &NodeDir, address: &str) -> Result<Founding> {
+    if !config.has(Role::Meta) {
+        bail!("this node has no cluster: give it the role meta to found one, or [join] to join one");
+    }
+    let authority = Authority::create()?;
+    dir.set_authority(&authority)?;
+    dir.set_credentials(&authority.issue("node-1")?)?;
+    let founding = Founding {
+        cluster: ClusterId(host.random.next_u128()).to_string(),
+        nodes: vec![Founder {
+            id: 1,
+            name: config.name(),
+            zone: config.zone.clone(),
+            address: address.to_owned(),
+            roles: config.roles.clone(),
+        }],
+    };
+    dir.set_founding(&founding)?;
+    Ok(founding)
+}
+
+fn check_cluster(identity: &Identity, founding: Option<&Founding>, config: &NodeConfig) -> Result<()> {
+    let Some(list) = founding else { return Ok(()) };
+    if list.cluster != identity.cluster.to_string() {
+        bail!(
+            "{} belongs to cluster {}, and the configuration names cluster {}: give the node an empty directory, or the right configuration",
+            config.dir.display(),
+            identity.cluster,
+            list.cluster
+        );
+    }
+    Ok(())
+}
+
+fn founder_identity(list: &Founding, config: &NodeConfig) -> Result<Identity> {
+    let cluster = list.cluster.parse().context("founding.cluster")?;
+    let own = list.nodes.iter().find(|node| node.name == config.name());
+    let own = own.with_context(|| format!("the founding list does not name '{}'", config.name()))?;
+    Ok(Identity::new(cluster, own.id()))
+}
+
+fn address_book(founding: Option<&Founding>) -> AddressBook {
+    let founders = founding.map(|list| list.nodes.iter().map(|node| (node.id(), node.address.clone())).collect());
+    Arc::new(ArcSwap::from_pointee(founders.unwrap_or_default()))
+}
+
+/// What the address book becomes when the map is known.
+pub(crate) fn addresses_of(map: &ClusterMap) -> BTreeMap<NodeId, String> {
+    map.nodes.values().map(|node| (node.id, node.address.clone())).collect()
+}
+
+async fn start_data(host: &Host, config: &NodeConfig, identity: &Identity) -> Result<Option<Arc<DataNode>>> {
+    if !config.has(Role::Data) {
+        return Ok(None);
+    }
+    for disk in &config.data.disks {
+        host.disk.create_dir_all(disk).with_context(|| {
+            format!("cannot make the disk's directory {}: choose one that this user may write", disk.display())
+        })?;
+    }
+    let data = DataConfig {
+        node: identity.node(),
+        cluster: identity.cluster,
+        disks: config.data.disks.clone(),
+        small_segment_bytes: config.data.small_segment_bytes,
+        large_segment_bytes: config.data.large_segment_bytes,
+        ..DataConfig::default()
+    };
+    Ok(Some(DataNode::start(host.clone(), data).await?))
+}
+
+async fn start_meta(
+    host: &Host,
+    config: &NodeConfig,
+    enrolled: &Enrolled,
+    dialer: &Dialer,
+    book: &AddressBook,
+) -> Result<Option<Arc<MetaNode>>> {
+    let voters = |list: &Founding| list.nodes.iter().filter(|node| node.roles.contains(&Role::Meta)).map(Founder::id).collect();
+    let Some(list) = enrolled.founding.as_ref().filter(|_| config.has(Role::Meta)) else {
+        if config.has(Role::Meta) {
+            tracing::info!("the founders hold the metadata; this node serves shards and S3");
+        }
+        return Ok(None);
+    };
+    let formation = Formation {
+        cluster: enrolled.identity.cluster,
+        nodes: list.nodes.iter().map(member).collect(),
+        voters: voters(list),
+        region: config.s3.region.clone(),
+    };
+    let meta = MetaConfig {
+        node: enrolled.identity.node(),
+        incarnation: enrolled.identity.incarnation,
+        dir: config.dir.join("meta"),
+        engine: config.meta.engine.parse()?,
+        wal_file_bytes: config.meta.wal_file_bytes,
+        lease_reads: config.meta.lease_reads,
+        ..MetaConfig::default()
+    };
+    let book = book.clone();
+    let addresses = Arc::new(move |node: NodeId| book.load().get(&node).cloned());
+    Ok(Some(MetaNode::start(host.clone(), dialer.clone(), meta, addresses, Some(formation)).await?))
+}
+
+fn member(founder: &Founder) -> Node {
+    Node {
+        id: founder.id(),
+        name: founder.name.clone(),
+        zone: founder.zone.clone(),
+        address: founder.address.clone(),
+        roles: founder.roles.clone(),
+        incarnation: 0,
+    }
+}
+
+fn client_config(enrolled: &Enrolled) -> ClientConfig {
+    ClientConfig {
+        seeds: enrolled.seeds.clone(),
+        node: enrolled.identity.node(),
+        incarnation: enrolled.identity.incarnation,
+        ..ClientConfig::default()
+    }
+}
+
+fn internal_router(
+    meta: Option<&Arc<MetaNode>>,
+    data: Option<&Arc<DataNode>>,
+    membership: MembershipService,
+) -> axum::Router {
+    let mut routes = tonic::service::Routes::new(MembershipServer::new(membership));
+    if let Some(meta) = meta {
+        routes = meta.add_routes(routes);
+    }
+    let mut shards = None;
+    if let Some(data) = data {
+        routes = routes.add_service(data.data_service());
+        shards = Some(data.router());
+    }
+    let router = routes.into_axum_router();
+    match shards {
+        Some(shards) => router.merge(shards),
+        None => router,
+    }
+}
+
+fn facts(config: &NodeConfig, identity: &Identity) -> ashlar_admin::NodeFacts {
+    ashlar_admin::NodeFacts {
+        cluster: identity.cluster,
+        node: identity.node(),
+        name: config.name(),
+        zone: config.zone.clone(),
+        roles: config.roles.clone(),
+        incarnation: identity.incarnation,
+    }
+}
+
+fn gateway_config(config: &NodeConfig, root_key: &RootKey) -> ashlar_gateway::GatewayConfig {
+    ashlar_gateway::GatewayConfig {
+        region: config.s3.region.clone(),
+        domains: config.s3.domains.clone(),
+        access_key: root_key.access_key.clone(),
+        secret_key: ashlar_s3::SecretKey::new(root_key.secret_key.clone()),
+        ..ashlar_gateway::GatewayConfig::default()
+    }
+}
+
+fn gateway_tls(host: &Host, config: &NodeConfig) -> Result<Option<ashlar_gateway::TlsConfig>> {
+    let (Some(cert), Some(key)) = (&config.s3.tls_cert, &config.s3.tls_key) else { return Ok(None) };
+    let read = |path: &std::path::Path| {
+        let bytes = host.disk.read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        String::from_utf8(bytes).with_context(|| format!("{} is not PEM", path.display()))
+    };
+    Ok(Some(ashlar_gateway::TlsConfig { cert_pem: read(cert)?, key_pem: read(key)? }))
+}
