@@ -1,1 +1,67 @@
-//! ashlar-client
+//! Reads and writes a cluster: routing by epoch, quorum, hedging, retries, outcome unknown.
+//!
+//! It is the only door through which a role uses the others. A [`Client`] keeps what may be kept (the cluster map and
+//! the range directory by epoch, leaders and latencies as hints, a session of its own) and nothing that a restart may
+//! lose. Content goes to data nodes before any metadata is asked: [`ObjectWriter`] makes extents, [`Client::execute`]
+//! names them in one command, and the [`Ticket`] between the two makes it happen at most once, or be abandoned.
+//!
+//! It leaves out: what an S3 request means (crate `gateway`), where shards belong (`placement`), how they are coded
+//! (`erasure`).
+
+mod buckets;
+mod call;
+mod config;
+mod directory;
+mod execute;
+mod failure;
+mod health;
+mod inner;
+mod pool;
+mod query;
+mod session;
+
+pub use config::ClientConfig;
+pub use execute::Ticket;
+pub use failure::Failure;
+pub use query::ListUploads;
+
+use ashlar_host::Host;
+use ashlar_types::{ClusterMap, RootAnswer, RootOp, RootOutcome, RootQuery};
+use ashlar_wire::Dialer;
+use inner::Inner;
+use std::sync::Arc;
+
+/// A handle on a cluster. Cheap to clone; the work in the background ends with the last handle, or with the node.
+#[derive(Clone)]
+pub struct Client(Arc<Inner>);
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client").field("node", &self.0.config.node).finish_non_exhaustive()
+    }
+}
+
+impl Client {
+    /// Starts a client. It returns at once: what needs the cluster waits for it when it is used.
+    #[expect(clippy::unused_async, reason = "starting belongs to the runtime in which the tasks will live")]
+    pub async fn start(host: Host, dialer: Dialer, config: ClientConfig) -> Self {
+        let inner = Inner::new(host, dialer, config);
+        inner.start();
+        Self(inner)
+    }
+
+    /// The cluster map as it is known now; empty until a node has answered.
+    pub fn map(&self) -> Arc<ClusterMap> {
+        self.0.map.load_full()
+    }
+
+    /// A command to the root range. A refusal is [`Failure::Root`].
+    pub async fn root(&self, op: RootOp) -> Result<RootOutcome, Failure> {
+        self.0.root(op).await
+    }
+
+    /// A read of the root range.
+    pub async fn root_query(&self, query: RootQuery) -> Result<RootAnswer, Failure> {
+        self.0.root_query(query).await
+    }
+}

@@ -1,0 +1,304 @@
+//! One metadata call, tried until it is answered or patience ends: which node to ask, what its answer means for the
+//! next try, and whether anybody may have received it.
+//!
+//! | answer | next |
+//! |---|---|
+//! | body | done |
+//! | leader | ask that node |
+//! | epoch | read the range directory again |
+//! | busy, no connection | surely not proposed by this try: wait, ask again |
+//! | unknown, broken, late | it may have been proposed: the same bytes again (session and seq make it happen once) |
+//!
+//! Reads go the same way; for them "may have been received" means nothing.
+
+use crate::Failure;
+use crate::inner::Inner;
+use ashlar_host::Monotonic;
+use ashlar_types::{KeyPoint, NodeId, RangeDescriptor, RangeId, RootAnswer, RootQuery, decode, encode};
+use ashlar_wire::Class;
+use ashlar_wire::proto::metadata_client::MetadataClient;
+use ashlar_wire::proto::metadata_reply::Result as Reply;
+use ashlar_wire::proto::{MetadataReply, MetadataRequest};
+use bytes::Bytes;
+use std::collections::BTreeSet;
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A try that takes longer is made elsewhere: a leader that was stopped must not hold a request until its deadline.
+const TRY_PATIENCE: Duration = Duration::from_secs(2);
+/// The first wait after a failed try; it doubles up to [`WAIT_MAX`].
+const WAIT_MIN: Duration = Duration::from_millis(4);
+const WAIT_MAX: Duration = Duration::from_millis(200);
+/// So many redirections in a row are followed at once: two nodes may each believe in the other.
+const REDIRECTS_AT_ONCE: u32 = 3;
+/// Pages, pieces with inline bytes and the cluster map are larger than tonic's default of 4 MiB.
+const MESSAGE_BYTES_MAX: usize = 64 << 20;
+
+/// Whom a call is for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Target<'a> {
+    Root,
+    /// The range that holds this point.
+    At(&'a KeyPoint),
+}
+
+/// Which of the two RPCs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verb {
+    Execute,
+    Query,
+}
+
+/// What is known of a request that goes out again and again.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    /// When patience ends.
+    pub(crate) deadline: Monotonic,
+    /// Whether a node may have received it and proposed it.
+    pub(crate) maybe_received: bool,
+    wait: Duration,
+    redirects: u32,
+    /// Which candidate is asked next when no leader is known.
+    turn: usize,
+}
+
+/// An answered call.
+#[derive(Debug)]
+pub(crate) struct Answered {
+    pub(crate) body: Bytes,
+    /// Who answered; `None`: the root.
+    pub(crate) range: Option<Arc<RangeDescriptor>>,
+}
+
+impl Attempt {
+    pub(crate) fn new(inner: &Inner) -> Self {
+        Self {
+            deadline: inner.host.clock.now() + inner.config.patience,
+            maybe_received: false,
+            wait: WAIT_MIN,
+            redirects: 0,
+            turn: usize::try_from(inner.host.random.next_u64() % 1024).unwrap_or(0),
+        }
+    }
+
+    /// What a command comes to when patience has ended.
+    pub(crate) fn give_up(&self, reason: String) -> Failure {
+        if self.maybe_received { Failure::unknown(reason) } else { Failure::unavailable(reason) }
+    }
+
+    /// Waits a moment, a longer one each time. `false`: patience has ended.
+    pub(crate) async fn pause(&mut self, inner: &Inner, at_least: Duration) -> bool {
+        let jitter = 50 + u32::try_from(inner.host.random.next_u64() % 101).unwrap_or(50);
+        let wait = (self.wait * jitter / 100).max(at_least);
+        self.wait = (self.wait * 2).min(WAIT_MAX);
+        if inner.host.clock.now() + wait >= self.deadline {
+            return false;
+        }
+        inner.host.clock.sleep(wait).await;
+        true
+    }
+}
+
+impl Inner {
+    /// Sends `body` until it is answered. The error says why it was given up.
+    pub(crate) async fn call(
+        &self,
+        target: Target<'_>,
+        verb: Verb,
+        body: Bytes,
+        attempt: &mut Attempt,
+    ) -> Result<Answered, String> {
+        let mut reason = String::from("no node is known that could be asked");
+        loop {
+            let range = match target {
+                Target::Root => None,
+                Target::At(point) => match self.directory.find(point) {
+                    Some(range) => Some(range),
+                    None => {
+                        let now = self.host.clock.now();
+                        Box::pin(self.refresh_directory(now, attempt.deadline)).await?;
+                        self.directory.find(point).ok_or("the range directory does not cover the key")?.into()
+                    }
+                },
+            };
+            let pause = match self.try_once(range.as_deref(), verb, body.clone(), attempt).await {
+                Next::Done(body) => return Ok(Answered { body, range }),
+                Next::Again => Duration::ZERO,
+                Next::Wait(pause, why) => {
+                    reason = why;
+                    if !attempt.pause(self, pause).await {
+                        return Err(reason);
+                    }
+                    Duration::ZERO
+                }
+                Next::Refresh(seen) => {
+                    Box::pin(self.refresh_directory(seen, attempt.deadline)).await?;
+                    "the range has moved on".clone_into(&mut reason);
+                    WAIT_MIN
+                }
+            };
+            if !pause.is_zero() && !attempt.pause(self, pause).await {
+                return Err(reason);
+            }
+        }
+    }
+
+    async fn try_once(
+        &self,
+        range: Option<&RangeDescriptor>,
+        verb: Verb,
+        body: Bytes,
+        attempt: &mut Attempt,
+    ) -> Next {
+        let id = range.map_or(RangeId::ROOT, |range| range.id);
+        let Some(address) = self.whom_to_ask(range, attempt) else {
+            self.want_map();
+            return Next::wait("no node is known that could be asked".to_owned());
+        };
+        let request = MetadataRequest {
+            range: id.0,
+            epoch: range.map_or(0, |range| range.epoch.0),
+            body,
+        };
+        let sent = self.host.clock.now();
+        let patience = TRY_PATIENCE.min(attempt.deadline - sent);
+        let answer = self.host.clock.timeout(patience, self.send(&address, verb, request)).await;
+        let failed = |attempt: &mut Attempt, why: String| {
+            self.directory.set_leader(id, None);
+            attempt.turn += 1;
+            Next::wait(format!("{address}: {why}"))
+        };
+        match answer {
+            Err(late) => {
+                attempt.maybe_received = true;
+                failed(attempt, late.to_string())
+            }
+            Ok(Err(status)) => {
+                attempt.maybe_received |= !never_connected(&status);
+                failed(attempt, status.message().to_owned())
+            }
+            Ok(Ok(reply)) => match reply.result {
+                Some(Reply::Body(body)) => Next::Done(body),
+                Some(Reply::Leader(0)) => failed(attempt, format!("{id} has no leader now")),
+                Some(Reply::Leader(node)) => {
+                    self.directory.set_leader(id, Some(NodeId(node)));
+                    attempt.redirects += 1;
+                    if attempt.redirects <= REDIRECTS_AT_ONCE {
+                        return Next::Again;
+                    }
+                    attempt.redirects = 0;
+                    failed(attempt, format!("{id} is being sent from node to node"))
+                }
+                Some(Reply::Epoch(_)) if range.is_none() => {
+                    failed(attempt, "it does not hold the root range".to_owned())
+                }
+                Some(Reply::Epoch(0)) => {
+                    self.directory.set_leader(id, None);
+                    attempt.turn += 1;
+                    Next::Refresh(sent)
+                }
+                Some(Reply::Epoch(_)) => Next::Refresh(sent),
+                Some(Reply::Busy(busy)) => {
+                    let pause = Duration::from_millis(u64::from(busy.retry_after_ms));
+                    Next::Wait(pause, format!("{address}: busy: {}", busy.reason))
+                }
+                Some(Reply::Unknown(why)) => {
+                    attempt.maybe_received = true;
+                    failed(attempt, why)
+                }
+                None => failed(attempt, "the answer is empty".to_owned()),
+            },
+        }
+    }
+
+    async fn send(
+        &self,
+        address: &str,
+        verb: Verb,
+        request: MetadataRequest,
+    ) -> Result<MetadataReply, tonic::Status> {
+        let channel = self.dialer.channel(address, Class::Metadata);
+        let mut client =
+            MetadataClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let reply = match verb {
+            Verb::Execute => client.execute(request).await,
+            Verb::Query => client.query(request).await,
+        };
+        reply.map(tonic::Response::into_inner)
+    }
+
+    /// The leader if it is known, else each voter in turn; for the root also the seeds.
+    fn whom_to_ask(&self, range: Option<&RangeDescriptor>, attempt: &Attempt) -> Option<String> {
+        let map = self.map.load();
+        let address_of = |id: &NodeId| map.nodes.get(id).map(|node| node.address.clone());
+        let id = range.map_or(RangeId::ROOT, |range| range.id);
+        if let Some(address) = self.directory.leader(id).as_ref().and_then(address_of) {
+            return Some(address);
+        }
+        let candidates: BTreeSet<String> = match range {
+            Some(range) => range.voters.iter().filter_map(address_of).collect(),
+            None => {
+                let metas =
+                    map.nodes.values().filter(|node| node.roles.contains(&ashlar_types::Role::Meta));
+                let seeds = self.config.seeds.iter().cloned();
+                metas.map(|node| node.address.clone()).chain(seeds).collect()
+            }
+        };
+        let count = candidates.len();
+        (count > 0).then(|| candidates.into_iter().nth(attempt.turn % count)).flatten()
+    }
+
+    /// Reads the range directory from the root, unless somebody has done so since `seen`.
+    pub(crate) async fn refresh_directory(
+        &self,
+        seen: Monotonic,
+        deadline: Monotonic,
+    ) -> Result<(), String> {
+        let mut refreshed = self.directory_refreshed.lock().await;
+        if refreshed.is_some_and(|when| when > seen) {
+            return Ok(());
+        }
+        let mut attempt = Attempt { deadline, ..Attempt::new(self) };
+        let body = Bytes::from(encode(&RootQuery::Ranges));
+        let answered = self.call(Target::Root, Verb::Query, body, &mut attempt).await?;
+        match decode::<RootAnswer>(&answered.body) {
+            Ok(RootAnswer::Ranges(ranges)) => {
+                self.directory.install(ranges);
+                *refreshed = Some(self.host.clock.now());
+                Ok(())
+            }
+            Ok(RootAnswer::NotBootstrapped) => Err("there is no cluster yet".to_owned()),
+            Ok(_) => Err("the range directory was answered by something else".to_owned()),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}
+
+/// What follows a try.
+enum Next {
+    Done(Bytes),
+    /// At once: the leader is known now.
+    Again,
+    Wait(Duration, String),
+    /// The directory is older than this moment.
+    Refresh(Monotonic),
+}
+
+impl Next {
+    fn wait(why: String) -> Self {
+        Self::Wait(Duration::ZERO, why)
+    }
+}
+
+/// Whether no connection was made, so that nobody can have received the request.
+fn never_connected(status: &tonic::Status) -> bool {
+    let mut error: Option<&(dyn Error + 'static)> = status.source();
+    while let Some(cause) = error {
+        if cause.is::<tonic::ConnectError>() {
+            return true;
+        }
+        error = cause.source();
+    }
+    false
+}

@@ -1,0 +1,277 @@
+//! Commands to ranges, each of which happens at most once, and tickets: the right to one command that names what was
+//! written.
+//!
+//! Every send of a command has the same session and seq until it is answered or given up. What a command would have
+//! named is abandoned under that very seq when it is given up: whichever the log orders first wins, so that neither an
+//! acknowledged object loses its extents nor a lost race leaves them for ever.
+
+use crate::call::{Answered, Attempt, Target, Verb};
+use crate::inner::Inner;
+use crate::session::OpenSeq;
+use crate::{Client, Failure};
+use ashlar_host::TaskKind;
+use ashlar_types::{
+    Abandon, Applied, BucketId, Caller, Command, CommandReply, Content, Epoch, Interval, KeyPoint,
+    Outcome, RangeOp, Refusal, decode, encode,
+};
+use bytes::Bytes;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often one command follows a change of its bucket's row. More would be a quarrel, not a change.
+const BUCKET_AGREEMENTS_MAX: u32 = 4;
+
+/// The right to one command that names what an [`crate::ObjectWriter`] wrote: it holds the session and the seq. Dropped
+/// unused, what was written is abandoned.
+#[must_use = "what was written is abandoned unless a command is executed with its ticket"]
+pub struct Ticket(Option<Claim>);
+
+/// A seq, and the extents for whose end this client answers.
+struct Claim {
+    inner: Arc<Inner>,
+    seq: OpenSeq,
+    at: KeyPoint,
+    content: Content,
+}
+
+impl Ticket {
+    pub(crate) fn new(inner: Arc<Inner>, seq: OpenSeq, bucket: BucketId, content: Content) -> Self {
+        // an unused ticket was never sent, so it races with nothing: any range of the bucket may collect its extents
+        Self(Some(Claim { inner, seq, at: KeyPoint::new(bucket, []), content }))
+    }
+}
+
+impl std::fmt::Debug for Ticket {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let seq = self.0.as_ref().map(|claim| (claim.seq.session.id, claim.seq.seq));
+        f.debug_tuple("Ticket").field(&seq).finish()
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(claim) = self.0.take() {
+            claim.abandon();
+        }
+    }
+}
+
+impl Claim {
+    /// Sends [`RangeOp::Abandon`] in the background, under the seq that the command had or would have had.
+    fn abandon(self) {
+        if self.content.extents.is_empty() || self.seq.session.is_fenced() {
+            return;
+        }
+        let (inner, seq, at) = (self.inner, self.seq, self.at);
+        let tasks = inner.host.tasks.clone();
+        let abandoning = async move {
+            let content = Content { extents: self.content.extents, tail: Bytes::new() };
+            let op = RangeOp::Abandon(Abandon { at: at.clone(), seq: seq.seq, content });
+            let mut attempt = Attempt::new(&inner);
+            let sent = inner.send_command(&seq, &at, op, None, &mut attempt).await;
+            metrics::counter!("ashlar_client_abandoned_total").increment(1);
+            if let Err(failure) = sent {
+                tracing::warn!(session = %seq.session.id, seq = seq.seq, %failure,
+                    "what was abandoned is left to the audit");
+            }
+        };
+        let _abandoning = tasks.spawn(TaskKind::Background("abandon"), Box::pin(abandoning));
+    }
+}
+
+impl Inner {
+    /// Sends a command once it is numbered, until it is answered.
+    async fn send_command(
+        &self,
+        seq: &OpenSeq,
+        at: &KeyPoint,
+        op: RangeOp,
+        base_index: Option<u64>,
+        attempt: &mut Attempt,
+    ) -> Result<(CommandReply, RangeOp), Failure> {
+        let range = self.directory.find(at);
+        let known_index = || range.map_or(0, |range| self.directory.index(range.id));
+        let caller = Caller {
+            session: seq.session.id,
+            seq: seq.seq,
+            answered_below: seq.session.answered_below(),
+            base_index: base_index.unwrap_or_else(known_index),
+        };
+        let command = Command { caller: Some(caller), op };
+        let body = Bytes::from(encode(&command));
+        let answered = self.call(Target::At(at), Verb::Execute, body, attempt).await;
+        let answered = answered.map_err(|reason| attempt.give_up(reason))?;
+        let (reply, _) = self.read_reply(&answered)?;
+        Ok((reply, command.op))
+    }
+
+    fn read_reply(&self, answered: &Answered) -> Result<(CommandReply, Interval), Failure> {
+        // it was proposed: an answer that cannot be read leaves its outcome open
+        let reply: CommandReply =
+            decode(&answered.body).map_err(|error| Failure::unknown(error.to_string()))?;
+        let Some(range) = &answered.range else {
+            return Err(Failure::other_answer("a command to a range"));
+        };
+        self.directory.saw_index(range.id, reply.index);
+        Ok((reply, range.interval.clone()))
+    }
+
+    /// A command that is idempotent by what it says, so that it needs no session. Gives back also the interval of the
+    /// range that did it.
+    pub(crate) async fn execute_duty(
+        &self,
+        at: &KeyPoint,
+        op: RangeOp,
+    ) -> Result<(Applied, Interval), Failure> {
+        let body = Bytes::from(encode(&Command { caller: None, op }));
+        let mut attempt = Attempt::new(self);
+        loop {
+            let sent = self.host.clock.now();
+            let call = self.call(Target::At(at), Verb::Execute, body.clone(), &mut attempt);
+            let answered = match call.await {
+                Ok(answered) => answered,
+                Err(reason) => return Err(attempt.give_up(reason)),
+            };
+            let (reply, interval) = self.read_reply(&answered)?;
+            match reply.outcome {
+                Outcome::Applied(applied) => return Ok((applied, interval)),
+                Outcome::Refused(Refusal::OutsideRange) => {
+                    self.follow_range(sent, &mut attempt).await?;
+                }
+                Outcome::Refused(refusal) => return Err(Failure::Refused(refusal)),
+            }
+        }
+    }
+
+    /// After a range said that the key is not its: reads the directory again, and waits where that is no newer.
+    pub(crate) async fn follow_range(
+        &self,
+        seen: ashlar_host::Monotonic,
+        attempt: &mut Attempt,
+    ) -> Result<(), Failure> {
+        let refreshed = self.refresh_directory(seen, attempt.deadline).await;
+        refreshed.map_err(|reason| attempt.give_up(reason))?;
+        if attempt.pause(self, Duration::ZERO).await {
+            return Ok(());
+        }
+        Err(attempt.give_up("no range admits to holding the key".to_owned()))
+    }
+}
+
+impl Client {
+    /// Executes a command exactly once, or says that its outcome is not known. `ticket` is the one under which the
+    /// content that `op` names was written; without content none is needed.
+    pub async fn execute(
+        &self,
+        ticket: Option<Ticket>,
+        at: &KeyPoint,
+        op: RangeOp,
+    ) -> Result<Applied, Failure> {
+        let mut claim = match ticket.and_then(|mut ticket| ticket.0.take()) {
+            Some(claim) => claim,
+            None => Claim {
+                inner: self.0.clone(),
+                seq: self.0.session().await?.open_seq(),
+                at: at.clone(),
+                content: Content::default(),
+            },
+        };
+        claim.at.clone_from(at);
+        // whoever is dropped while the command is under way abandons it: it may or may not have been proposed
+        let mut guard = Ticket(Some(claim));
+        let end = self.execute_claimed(&mut guard, at, op).await;
+        if end.as_ref().err().is_none_or(is_judged) {
+            guard.0 = None;
+        }
+        end
+    }
+
+    async fn execute_claimed(
+        &self,
+        guard: &mut Ticket,
+        at: &KeyPoint,
+        mut op: RangeOp,
+    ) -> Result<Applied, Failure> {
+        let inner = &*self.0;
+        let mut attempt = Attempt::new(inner);
+        let mut base_index = None;
+        let mut agreements = 0;
+        loop {
+            let claim = guard.0.as_mut().expect("the guard keeps its claim until the command has ended");
+            let sent = inner.host.clock.now();
+            let (reply, sent_op) =
+                inner.send_command(&claim.seq, at, op, base_index, &mut attempt).await?;
+            op = sent_op;
+            let refusal = match reply.outcome {
+                Outcome::Applied(applied) => return Ok(applied),
+                Outcome::Refused(refusal) => refusal,
+            };
+            match refusal {
+                Refusal::SessionFenced => {
+                    claim.seq.session.fence();
+                    let ended = "the gateway session has ended".to_owned();
+                    if attempt.maybe_received || !claim.content.extents.is_empty() {
+                        return Err(attempt.give_up(ended));
+                    }
+                    claim.seq = inner.session().await?.open_seq();
+                    base_index = None;
+                    if !attempt.pause(inner, Duration::ZERO).await {
+                        return Err(attempt.give_up(ended));
+                    }
+                }
+                Refusal::Forgotten => {
+                    // a first send can only have been too far behind the range's log: it is told where that is
+                    if attempt.maybe_received || base_index == Some(reply.index) {
+                        return Err(attempt.give_up(Refusal::Forgotten.to_string()));
+                    }
+                    base_index = Some(reply.index);
+                }
+                Refusal::BucketEpoch { known } if agreements < BUCKET_AGREEMENTS_MAX => {
+                    agreements += 1;
+                    let agreed = inner.agree_on_bucket(at, known).await;
+                    match agreed.map_err(|failure| attempt.give_up(failure.to_string()))? {
+                        Some(epoch) => set_bucket_epoch(&mut op, epoch),
+                        // this refusal is not remembered by the range: an earlier send may still arrive
+                        None if attempt.maybe_received => {
+                            return Err(attempt.give_up(Refusal::BucketFenced.to_string()));
+                        }
+                        None => return Err(Failure::Refused(Refusal::BucketFenced)),
+                    }
+                }
+                Refusal::OutsideRange => inner.follow_range(sent, &mut attempt).await?,
+                other => return Err(Failure::Refused(other)),
+            }
+        }
+    }
+}
+
+/// Whether apply has judged the command, so that it has dealt with what it named.
+fn is_judged(failure: &Failure) -> bool {
+    match failure {
+        Failure::Refused(refusal) => !matches!(
+            refusal,
+            Refusal::BucketEpoch { .. } | Refusal::OutsideRange | Refusal::SessionFenced
+        ),
+        _ => false,
+    }
+}
+
+fn set_bucket_epoch(op: &mut RangeOp, epoch: Epoch) {
+    match op {
+        RangeOp::Put(put) => put.bucket_epoch = epoch,
+        RangeOp::Delete(delete) => delete.bucket_epoch = epoch,
+        RangeOp::CreateUpload(create) => create.bucket_epoch = epoch,
+        RangeOp::PutPart(part) => part.bucket_epoch = epoch,
+        RangeOp::CompleteUpload(complete) => complete.bucket_epoch = epoch,
+        RangeOp::AbortUpload(abort) => abort.bucket_epoch = epoch,
+        RangeOp::Redescribe(redescribe) => redescribe.bucket_epoch = epoch,
+        RangeOp::Abandon(_)
+        | RangeOp::SetBucket(_)
+        | RangeOp::FenceBucket { .. }
+        | RangeOp::UnfenceBucket { .. }
+        | RangeOp::RaiseSessionFloor { .. }
+        | RangeOp::CollectDone { .. }
+        | RangeOp::RaiseApplyVersion { .. }
+        | RangeOp::ReportHash => {}
+    }
+}

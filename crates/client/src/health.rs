@@ -1,0 +1,229 @@
+//! What this client believes of nodes and disks: who answers, who takes writes, how fast.
+//!
+//! A belief is advice for choosing and for hedging, never a fact of correctness: a node that is believed dead wrongly
+//! costs a slower way, one that is believed alive wrongly costs a wait. Nodes are pinged; a connection that cannot be
+//! made tells it earlier.
+
+use crate::inner::Inner;
+use ashlar_types::{ClusterMap, DiskId, DiskState, Node, NodeId, Role};
+use ashlar_wire::Class;
+use ashlar_wire::proto::data_client::DataClient;
+use ashlar_wire::proto::{PingReply, PingRequest};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+/// So many pings in a row must fail: a single late one may be our own slowness.
+const PINGS_LOST_MAX: u32 = 2;
+/// A ping that takes longer counts as lost.
+const PING_PATIENCE: Duration = Duration::from_secs(1);
+/// Durations that are kept of each disk.
+const SAMPLES: usize = 128;
+/// Fewer samples say nothing about a percentile.
+const SAMPLES_MIN: usize = 16;
+
+/// Beliefs.
+#[derive(Debug, Default)]
+pub(crate) struct Health(Mutex<Beliefs>);
+
+#[derive(Debug, Default)]
+struct Beliefs {
+    nodes: BTreeMap<NodeId, NodeBelief>,
+    disks: BTreeMap<DiskId, DiskBelief>,
+}
+
+#[derive(Debug, Default)]
+struct NodeBelief {
+    pings_lost: u32,
+    /// No connection could be made since the last answered ping.
+    refused: bool,
+}
+
+#[derive(Debug, Default)]
+struct DiskBelief {
+    /// `false` once its node has said so.
+    unwritable: bool,
+    full: bool,
+    reads: Samples,
+    writes: Samples,
+}
+
+/// The last durations of something, in microseconds.
+#[derive(Debug, Default)]
+struct Samples {
+    ring: Vec<u32>,
+    next: usize,
+}
+
+impl Samples {
+    fn add(&mut self, took: Duration) {
+        let micros = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
+        if self.ring.len() < SAMPLES {
+            self.ring.push(micros);
+        } else {
+            self.ring[self.next % SAMPLES] = micros;
+        }
+        self.next += 1;
+    }
+
+    fn percentile(&self, percent: usize) -> Option<Duration> {
+        if self.ring.len() < SAMPLES_MIN {
+            return None;
+        }
+        let mut sorted = self.ring.clone();
+        let at = (sorted.len() * percent / 100).min(sorted.len() - 1);
+        let (_, value, _) = sorted.select_nth_unstable(at);
+        Some(Duration::from_micros(u64::from(*value)))
+    }
+}
+
+impl Health {
+    fn with<T>(&self, look: impl FnOnce(&mut Beliefs) -> T) -> T {
+        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Whether a shard on `disk` may be asked for.
+    pub(crate) fn is_readable(&self, map: &ClusterMap, disk: DiskId) -> bool {
+        let Some(known) = map.disks.get(&disk) else {
+            return false;
+        };
+        known.state != DiskState::Dead && self.with(|beliefs| beliefs.is_up(known.node))
+    }
+
+    /// Whether a new shard may be sent to `disk`.
+    pub(crate) fn is_writable(&self, map: &ClusterMap, disk: DiskId) -> bool {
+        let Some(known) = map.disks.get(&disk) else {
+            return false;
+        };
+        let takes = |beliefs: &mut Beliefs| {
+            let disk = beliefs.disks.get(&disk);
+            beliefs.is_up(known.node) && disk.is_none_or(|disk| !disk.unwritable && !disk.full)
+        };
+        known.state == DiskState::Healthy && self.with(takes)
+    }
+
+    /// Whether it is known that `disk` has no room.
+    pub(crate) fn is_full(&self, disk: DiskId) -> bool {
+        self.with(|beliefs| beliefs.disks.get(&disk).is_some_and(|disk| disk.full))
+    }
+
+    /// No connection to the node could be made: nothing is tried there until a ping is answered.
+    pub(crate) fn refused(&self, node: NodeId) {
+        self.with(|beliefs| beliefs.nodes.entry(node).or_default().refused = true);
+    }
+
+    /// The disk has refused a write for want of room, until a ping says otherwise.
+    pub(crate) fn filled(&self, disk: DiskId) {
+        self.with(|beliefs| beliefs.disks.entry(disk).or_default().full = true);
+    }
+
+    /// The disk takes no writes, until a ping says otherwise.
+    pub(crate) fn unwritable(&self, disk: DiskId) {
+        self.with(|beliefs| beliefs.disks.entry(disk).or_default().unwritable = true);
+    }
+
+    pub(crate) fn read_took(&self, disk: DiskId, took: Duration) {
+        self.with(|beliefs| beliefs.disks.entry(disk).or_default().reads.add(took));
+    }
+
+    pub(crate) fn write_took(&self, disk: DiskId, took: Duration) {
+        self.with(|beliefs| beliefs.disks.entry(disk).or_default().writes.add(took));
+    }
+
+    /// The 95th percentile of reads of a disk, if enough were seen.
+    pub(crate) fn read_p95(&self, disk: DiskId) -> Option<Duration> {
+        self.with(|beliefs| beliefs.disks.get(&disk)?.reads.percentile(95))
+    }
+
+    /// The 99th percentile of the time that a disk takes to acknowledge a shard, if enough were seen.
+    pub(crate) fn write_p99(&self, disk: DiskId) -> Option<Duration> {
+        self.with(|beliefs| beliefs.disks.get(&disk)?.writes.percentile(99))
+    }
+
+    fn pinged(&self, node: NodeId, answer: Option<PingReply>) {
+        self.with(|beliefs| {
+            let belief = beliefs.nodes.entry(node).or_default();
+            let Some(answer) = answer else {
+                belief.pings_lost = belief.pings_lost.saturating_add(1);
+                return;
+            };
+            *belief = NodeBelief::default();
+            for status in answer.disks {
+                let Ok(id) = <[u8; 16]>::try_from(&status.disk[..]) else {
+                    continue;
+                };
+                let disk = beliefs.disks.entry(DiskId(u128::from_be_bytes(id))).or_default();
+                disk.unwritable = !status.writable;
+                disk.full = false;
+            }
+        });
+    }
+}
+
+impl Beliefs {
+    fn is_up(&self, node: NodeId) -> bool {
+        let belief = self.nodes.get(&node);
+        belief.is_none_or(|belief| !belief.refused && belief.pings_lost < PINGS_LOST_MAX)
+    }
+}
+
+/// Pings all data nodes, again and again.
+pub(crate) async fn keep_pinging(client: Weak<Inner>) {
+    while let Some(inner) = client.upgrade() {
+        ping_all(&inner).await;
+        inner.host.clock.sleep(inner.config.ping_every).await;
+    }
+}
+
+async fn ping_all(inner: &Inner) {
+    let map = inner.map.load_full();
+    let data_nodes = map.nodes.values().filter(|node| node.roles.contains(&Role::Data));
+    let mut pings: FuturesUnordered<_> = data_nodes.map(|node| ping(inner, node)).collect();
+    while let Some((node, answer)) = pings.next().await {
+        if answer.as_ref().is_some_and(|answer| answer.map_epoch > map.epoch.0) {
+            inner.want_map();
+        }
+        inner.health.pinged(node, answer);
+    }
+}
+
+async fn ping(inner: &Inner, node: &Node) -> (NodeId, Option<PingReply>) {
+    let mut client = DataClient::new(inner.dialer.channel(&node.address, Class::Bulk));
+    let answer = inner.host.clock.timeout(PING_PATIENCE, client.ping(PingRequest {})).await;
+    let answer = answer.ok().and_then(Result::ok).map(tonic::Response::into_inner);
+    // another node at this address is not this node
+    (node.id, answer.filter(|answer| answer.node == node.id.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_lost_ping_is_no_death_but_a_refused_connection_is() {
+        let (health, node) = (Health::default(), NodeId(1));
+        let is_up = || health.with(|beliefs| beliefs.is_up(node));
+        assert!(is_up(), "nothing is known of it yet");
+        health.pinged(node, None);
+        assert!(is_up());
+        health.pinged(node, None);
+        assert!(!is_up());
+        health.pinged(node, Some(PingReply::default()));
+        assert!(is_up());
+        health.refused(node);
+        assert!(!is_up());
+    }
+
+    #[test]
+    fn percentiles_need_samples_and_forget_old_ones() {
+        let mut samples = Samples::default();
+        samples.add(Duration::from_secs(9));
+        assert_eq!(samples.percentile(99), None);
+        for _ in 0..SAMPLES {
+            samples.add(Duration::from_millis(2));
+        }
+        assert_eq!(samples.percentile(99), Some(Duration::from_millis(2)));
+    }
+}
