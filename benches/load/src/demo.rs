@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 pub struct Demo {
     /// The S3 endpoints of all gateways.
     pub endpoints: Vec<String>,
-    /// The admin endpoints, which serve `/metrics` and `/health`.
+    /// The admin endpoints of all nodes, in their order; they serve `/metrics` and `/health`.
     #[serde(default)]
     pub admin: Vec<String>,
     /// The root access key.
@@ -35,9 +35,9 @@ pub struct Node {
     /// What it does: meta, data, gateway.
     #[serde(default)]
     pub roles: Vec<String>,
-    /// The process that runs it; none while it is down.
+    /// The process that runs it; 0 while it is down.
     #[serde(default)]
-    pub pid: Option<u32>,
+    pub pid: u32,
     /// Its directories.
     #[serde(default)]
     pub dirs: Vec<PathBuf>,
@@ -68,7 +68,8 @@ impl Demo {
 
     /// Every process of the cluster once: without `--processes` all nodes share one.
     pub fn pids(&self) -> Vec<u32> {
-        let mut pids: Vec<u32> = self.nodes.iter().filter_map(|node| node.pid).collect();
+        let mut pids: Vec<u32> =
+            self.nodes.iter().map(|node| node.pid).filter(|pid| *pid != 0).collect();
         pids.sort_unstable();
         pids.dedup();
         pids

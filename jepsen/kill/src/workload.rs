@@ -1,0 +1,132 @@
+//! What clients do while a scenario is cruel: a mix on shared keys, and probes that measure gaps.
+
+use crate::recorder::Recorder;
+use anyhow::Result;
+use ashlar_load::Outcome;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
+
+/// Clients of the mix.
+const MIXERS: u64 = 4;
+/// Keys they share: few, so that operations on one overlap; their first letters spread over the pre-split ranges.
+const KEYS: u64 = 24;
+/// Probes, each with a key of its own, spread over the ranges likewise.
+const PROBES: u64 = 12;
+/// Between two writes of a probe: it measures gaps, not throughput.
+const PROBE_EVERY: Duration = Duration::from_millis(30);
+
+/// Clients at work, until they are told to stop.
+pub(crate) struct Workload {
+    stop: Arc<AtomicBool>,
+    mixers: Vec<JoinHandle<()>>,
+    probes: Vec<JoinHandle<Duration>>,
+    succeeded: Arc<AtomicU64>,
+}
+
+impl Workload {
+    /// Sends the clients to work.
+    pub(crate) fn start(recorder: &Recorder) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let succeeded = Arc::new(AtomicU64::new(0));
+        let mixers = (0..MIXERS)
+            .map(|number| {
+                tokio::spawn(mix(recorder.clone(), number, stop.clone(), succeeded.clone()))
+            })
+            .collect();
+        let probes = (0..PROBES)
+            .map(|number| tokio::spawn(probe(recorder.clone(), number, stop.clone())))
+            .collect();
+        Self { stop, mixers, probes, succeeded }
+    }
+
+    /// Operations of the mix that have succeeded so far.
+    pub(crate) fn succeeded(&self) -> u64 {
+        self.succeeded.load(Ordering::Relaxed)
+    }
+
+    /// Calls the clients back; says the longest time that any probe was without an acknowledged write.
+    pub(crate) async fn stop(self) -> Result<Duration> {
+        self.stop.store(true, Ordering::Relaxed);
+        for mixer in self.mixers {
+            mixer.await?;
+        }
+        let mut longest = Duration::ZERO;
+        for probe in self.probes {
+            longest = longest.max(probe.await?);
+        }
+        Ok(longest)
+    }
+
+    /// Every key that a workload may write.
+    pub(crate) fn keys() -> impl Iterator<Item = String> {
+        (0..KEYS).map(mix_key).chain((0..PROBES).map(probe_key))
+    }
+
+    /// Reads every key that the workload may have written, and lists them: the last word of a history.
+    pub(crate) async fn read_all(recorder: &Recorder) -> Result<()> {
+        for key in Self::keys() {
+            recorder.get(&key).await?;
+        }
+        recorder.list("").await?;
+        Ok(())
+    }
+}
+
+fn mix_key(number: u64) -> String {
+    format!("{}mix-{number:03}", first_letter(number))
+}
+
+fn probe_key(number: u64) -> String {
+    format!("{}probe-{number:03}", first_letter(number))
+}
+
+/// Spreads keys over the key space.
+fn first_letter(number: u64) -> char {
+    char::from(b'a' + u8::try_from(number * 7 % 26).expect("a letter's number"))
+}
+
+async fn mix(recorder: Recorder, number: u64, stop: Arc<AtomicBool>, succeeded: Arc<AtomicU64>) {
+    let mut dice = Dice(number + 1);
+    while !stop.load(Ordering::Relaxed) {
+        let key = mix_key(dice.roll(KEYS));
+        let done = match dice.roll(20) {
+            0..=8 => recorder.put(&key).await == Outcome::Applied,
+            9 => recorder.delete(&key).await == Outcome::Applied,
+            10 => recorder.list("").await.is_ok(),
+            _ => recorder.get(&key).await.is_ok(),
+        };
+        if done {
+            succeeded.fetch_add(1, Ordering::Relaxed);
+        } else {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+async fn probe(recorder: Recorder, number: u64, stop: Arc<AtomicBool>) -> Duration {
+    let key = probe_key(number);
+    let (mut last, mut longest) = (Instant::now(), Duration::ZERO);
+    while !stop.load(Ordering::Relaxed) {
+        if recorder.put_small(&key).await == Outcome::Applied {
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+        }
+        tokio::time::sleep(PROBE_EVERY).await;
+    }
+    longest.max(last.elapsed())
+}
+
+/// A small generator: the same rolls in each run.
+struct Dice(u64);
+
+impl Dice {
+    /// A number below `sides`.
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 % sides
+    }
+}
