@@ -156,6 +156,11 @@ impl Client {
         }
     }
 
+    /// The bucket of a name as the root knows it now: for who was told that the remembered one is gone.
+    pub async fn bucket_now(&self, name: &BucketName) -> Result<Option<Bucket>, Failure> {
+        self.0.fetch_bucket(name).await
+    }
+
     /// All buckets, by name.
     pub async fn buckets(&self) -> Result<Vec<Bucket>, Failure> {
         let mut all: Vec<Bucket> = Vec::new();
