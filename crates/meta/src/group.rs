@@ -1,0 +1,320 @@
+//! One group on this node: what proposes to its log, what confirms reads, and who may vote.
+//!
+//! The proposal batcher collects while the proposal before is in flight; no timer. Confirmations of reads are batched
+//! the same way: a round that begins after a read arrived serves it. A proposal ends in one of four ways, and they are
+//! never folded into each other (C7): done, surely not made (busy, leader, epoch), unknown.
+
+use crate::codec::batch_operation;
+use crate::ledger::{CommandResult, Proposal, batch_bytes, split};
+use crate::machine::State;
+use crate::raft::{
+    ClientWriteError, ForwardReason, LinearizableReadError, Raft, RaftError, ReadPolicy, Types,
+    WatchReceiver,
+};
+use ashlar_host::{Host, Monotonic, TaskKind};
+use ashlar_types::{Epoch, NodeId, RangeDescriptor};
+use ashlar_wal::GroupHealth;
+use metrics::{Counter, Histogram};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// The most commands of one entry.
+const BATCH_COMMANDS_MAX: usize = 256;
+/// A batch takes no more commands once it has so many bytes.
+const BATCH_BYTES_MAX: usize = 512 * 1024;
+/// Commands that may wait for the batcher: sixteen batches, some tens of milliseconds of work.
+const QUEUE_COMMANDS_MAX: usize = 4096;
+/// Reads that may wait for a confirmation.
+const QUEUE_READS_MAX: usize = 8192;
+/// How long a command may take before its end is called unknown: longer than an election.
+const COMMAND_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a read may wait: nothing is lost when it is asked again.
+const READ_PATIENCE: Duration = Duration::from_secs(5);
+/// A fresh leader is not sure of itself for some milliseconds.
+const RETRY_SOON_MS: u32 = 5;
+const RETRY_LATER_MS: u32 = 50;
+
+/// Why there is no result.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotDone {
+    /// Surely not done: ask the leader.
+    #[error("not done: the leader is {0:?}")]
+    Leader(Option<NodeId>),
+    /// Surely not done: the range is at this epoch (`None`: it is not here).
+    #[error("not done: the range is at {0:?} here")]
+    Epoch(Option<Epoch>),
+    /// Surely not done: try again after so many milliseconds.
+    #[error("not done: {reason}; try again in {retry_after_ms} ms")]
+    Busy {
+        /// When.
+        retry_after_ms: u32,
+        /// Why.
+        reason: String,
+    },
+    /// Proposed, and its end is not known. Never to be taken for success or failure.
+    #[error("the outcome is not known: {0}")]
+    Unknown(String),
+}
+
+fn busy(retry_after_ms: u32, reason: impl Into<String>) -> NotDone {
+    NotDone::Busy { retry_after_ms, reason: reason.into() }
+}
+
+/// A command's way: whoever gives up first decides whether it was proposed.
+const QUEUED: u8 = 0;
+const PROPOSED: u8 = 1;
+const WITHDRAWN: u8 = 2;
+
+struct Queued {
+    proposal: Proposal,
+    bytes: usize,
+    way: Arc<AtomicU8>,
+    done: oneshot::Sender<Result<Done, NotDone>>,
+}
+
+/// The index at which a command was applied, and its own result.
+pub(crate) type Done = (u64, CommandResult);
+
+type ReadDone = oneshot::Sender<Result<(), NotDone>>;
+
+/// A group.
+pub(crate) struct Group {
+    pub(crate) descriptor: RangeDescriptor,
+    pub(crate) raft: Raft,
+    pub(crate) state: Arc<State>,
+    pub(crate) health: GroupHealth,
+    /// False after a tail was cut, until a leader has caught this node up: the tail may have held a vote.
+    may_vote: AtomicBool,
+    opened: Monotonic,
+    commands: mpsc::Sender<Queued>,
+    reads: mpsc::Sender<ReadDone>,
+    host: Host,
+    /// One snapshot is received at a time.
+    pub(crate) receiving: tokio::sync::Mutex<()>,
+}
+
+impl Group {
+    /// A group, with the tasks that batch its proposals and its reads.
+    pub(crate) fn start(
+        host: &Host,
+        descriptor: RangeDescriptor,
+        raft: Raft,
+        state: Arc<State>,
+        health: GroupHealth,
+        lease_reads: bool,
+    ) -> Arc<Self> {
+        let (commands, queued) = mpsc::channel(QUEUE_COMMANDS_MAX);
+        let (reads, waiting) = mpsc::channel(QUEUE_READS_MAX);
+        let single = descriptor.voters.len() == 1;
+        let may_vote = single || health != GroupHealth::TornTail;
+        let group = Arc::new(Self {
+            descriptor,
+            raft: raft.clone(),
+            state,
+            health,
+            may_vote: AtomicBool::new(may_vote),
+            opened: host.clock.now(),
+            commands,
+            reads,
+            host: host.clone(),
+            receiving: tokio::sync::Mutex::new(()),
+        });
+        if !may_vote {
+            tracing::warn!(range = %group.descriptor.id, "the log's tail was torn: no vote until a leader has caught this node up");
+            raft.runtime_config().elect(false);
+        }
+        let batcher = Batcher::new(host, &group, queued);
+        let policy = if lease_reads { ReadPolicy::LeaseRead } else { ReadPolicy::ReadIndex };
+        // both end when the group is dropped, which closes their queues
+        let _batcher = host.tasks.spawn(TaskKind::Background("propose"), Box::pin(batcher.run()));
+        let _confirmer =
+            host.tasks.spawn(TaskKind::Background("confirm reads"), Box::pin(confirm_reads(raft, waiting, policy)));
+        group
+    }
+
+    /// Proposes a command, and waits for its result.
+    pub(crate) async fn propose(&self, proposal: Proposal, bytes: usize) -> Result<Done, NotDone> {
+        let (done, end) = oneshot::channel();
+        let way = Arc::new(AtomicU8::new(QUEUED));
+        let queued = Queued { proposal, bytes, way: way.clone(), done };
+        self.commands.try_send(queued).map_err(|_| busy(RETRY_LATER_MS, "too many commands wait for this range"))?;
+        match self.host.clock.timeout(COMMAND_PATIENCE, end).await {
+            Ok(Ok(result)) => result,
+            _ if withdraw(&way) => Err(busy(RETRY_LATER_MS, "the command was not proposed in time")),
+            Ok(Err(_)) => Err(NotDone::Unknown("this node is stopping".to_owned())),
+            Err(_) => Err(NotDone::Unknown("no quorum answered in time".to_owned())),
+        }
+    }
+
+    /// Waits until a read of the map sees everything that was acknowledged before the call (R11).
+    pub(crate) async fn confirm_read(&self) -> Result<(), NotDone> {
+        let (done, confirmed) = oneshot::channel();
+        self.reads.try_send(done).map_err(|_| busy(RETRY_LATER_MS, "too many reads wait for this range"))?;
+        match self.host.clock.timeout(READ_PATIENCE, confirmed).await {
+            Ok(Ok(result)) => result,
+            _ => Err(busy(RETRY_LATER_MS, "the read was not confirmed in time")),
+        }
+    }
+
+    /// Whether this node may vote in this group now.
+    pub(crate) fn may_vote(&self) -> bool {
+        self.may_vote.load(Ordering::Relaxed)
+    }
+
+    /// A leader's entries were taken up to what it had committed, or nobody leads for so long that all tails must have
+    /// been torn together: then nobody has a tail that was synced, and waiting would wait for ever.
+    pub(crate) fn allow_votes(&self) {
+        if !self.may_vote.swap(true, Ordering::Relaxed) {
+            self.raft.runtime_config().elect(true);
+            tracing::info!(range = %self.descriptor.id, "may vote again");
+        }
+    }
+
+    /// How long the group is open.
+    pub(crate) fn age(&self) -> Duration {
+        self.host.clock.now() - self.opened
+    }
+
+    /// Who leads, as far as this node knows: a hint.
+    pub(crate) fn leader(&self) -> Option<NodeId> {
+        self.raft.server_metrics().borrow_watched().current_leader.map(NodeId)
+    }
+}
+
+fn withdraw(way: &AtomicU8) -> bool {
+    way.compare_exchange(QUEUED, WITHDRAWN, Ordering::AcqRel, Ordering::Acquire).is_ok()
+}
+
+struct Batcher {
+    host: Host,
+    raft: Raft,
+    node: NodeId,
+    epoch: Epoch,
+    queue: mpsc::Receiver<Queued>,
+    /// Taken from the queue, and too large for the batch before.
+    next: Option<Queued>,
+    proposals: Counter,
+    batch_commands: Histogram,
+}
+
+impl Batcher {
+    fn new(host: &Host, group: &Group, queue: mpsc::Receiver<Queued>) -> Self {
+        Self {
+            host: host.clone(),
+            raft: group.raft.clone(),
+            node: NodeId(*group.raft.node_id()),
+            epoch: group.descriptor.epoch,
+            queue,
+            next: None,
+            proposals: metrics::counter!("ashlar_raft_proposals_total"),
+            batch_commands: metrics::histogram!("ashlar_raft_batch_commands"),
+        }
+    }
+
+    async fn run(mut self) {
+        while let Some(batch) = self.collect().await {
+            self.propose(batch).await;
+        }
+    }
+
+    /// Everything that waits, up to the limits; `None`: the group has ended.
+    async fn collect(&mut self) -> Option<Vec<Queued>> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        let first = match self.next.take() {
+            Some(first) => first,
+            None => self.queue.recv().await?,
+        };
+        let mut candidate = Some(first);
+        while let Some(queued) = candidate {
+            if bytes > 0 && bytes + queued.bytes > BATCH_BYTES_MAX {
+                self.next = Some(queued);
+                break;
+            }
+            bytes += queued.bytes;
+            // from here on its caller can no longer withdraw it
+            let claimed = queued.way.compare_exchange(QUEUED, PROPOSED, Ordering::AcqRel, Ordering::Acquire);
+            if claimed.is_ok() {
+                batch.push(queued);
+            }
+            candidate = if batch.len() < BATCH_COMMANDS_MAX { self.queue.try_recv().ok() } else { None };
+        }
+        Some(batch)
+    }
+
+    async fn propose(&self, batch: Vec<Queued>) {
+        if batch.is_empty() {
+            return;
+        }
+        self.proposals.increment(1);
+        self.batch_commands.record(u32::try_from(batch.len()).unwrap_or(u32::MAX));
+        let (proposals, waiting): (Vec<Proposal>, Vec<_>) =
+            batch.into_iter().map(|queued| (queued.proposal, queued.done)).unzip();
+        let bytes = batch_bytes(self.epoch, self.host.clock.wall_ms(), proposals);
+        let written = self.raft.client_write(batch_operation(&bytes)).await;
+        // a receiver that is gone has given up, and called the outcome unknown
+        match written {
+            Ok(response) => {
+                let index = response.log_id.index;
+                let mut results = split(response.data).into_iter();
+                for done in waiting {
+                    let lost = || NotDone::Unknown("the entry could not be applied as a batch".to_owned());
+                    drop(done.send(results.next().map(|result| (index, result)).ok_or_else(lost)));
+                }
+            }
+            Err(error) => {
+                let why = self.not_done(error);
+                waiting.into_iter().for_each(|done| drop(done.send(Err(why.clone()))));
+            }
+        }
+    }
+
+    fn not_done(&self, error: RaftError<Types, ClientWriteError<Types>>) -> NotDone {
+        match error {
+            RaftError::APIError(ClientWriteError::ForwardToLeader(to)) => {
+                forward(self.node, to.leader_id, to.reason)
+            }
+            RaftError::APIError(other) => NotDone::Unknown(other.to_string()),
+            RaftError::Fatal(fatal) => NotDone::Unknown(fatal.to_string()),
+        }
+    }
+}
+
+/// The library refused before it did anything.
+fn forward(node: NodeId, leader: Option<u64>, reason: ForwardReason) -> NotDone {
+    match (leader.map(NodeId), reason) {
+        (_, ForwardReason::LeaseExpired) => busy(RETRY_SOON_MS, "the leader is not sure of a quorum yet"),
+        (Some(leader), _) if leader == node => busy(RETRY_SOON_MS, "leadership is changing"),
+        (Some(leader), _) => NotDone::Leader(Some(leader)),
+        (None, _) => busy(RETRY_LATER_MS, "the range has no leader at the moment"),
+    }
+}
+
+/// Confirms leadership once for all reads that wait.
+async fn confirm_reads(raft: Raft, mut queue: mpsc::Receiver<ReadDone>, policy: ReadPolicy) {
+    let node = NodeId(*raft.node_id());
+    let mut waiting = Vec::new();
+    while queue.recv_many(&mut waiting, QUEUE_READS_MAX).await > 0 {
+        let result = confirm(&raft, node, policy.clone()).await;
+        for done in waiting.drain(..) {
+            // a reader that is gone wants no answer
+            drop(done.send(result.clone()));
+        }
+    }
+}
+
+async fn confirm(raft: &Raft, node: NodeId, policy: ReadPolicy) -> Result<(), NotDone> {
+    match raft.ensure_linearizable(policy).await {
+        Ok(_) => Ok(()),
+        Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => {
+            Err(forward(node, to.leader_id, to.reason))
+        }
+        Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
+            Err(busy(RETRY_LATER_MS, "no quorum answers"))
+        }
+        // a read does nothing: its end is never unknown
+        Err(RaftError::Fatal(_)) => Err(busy(RETRY_LATER_MS, "the range is stopped on this node")),
+    }
+}

@@ -1,0 +1,46 @@
+//! Background duties of a node's groups: snapshots when the log has grown, votes after a torn tail, metrics.
+
+use crate::group::Group;
+use crate::node::Inner;
+use ashlar_wal::GroupHealth;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+/// How often the duties are looked at.
+const PERIOD: Duration = Duration::from_millis(250);
+/// How long a node whose tail was torn waits for a leader. All nodes lose power together: then every tail may be torn,
+/// none of them was acknowledged, and somebody has to vote.
+const TORN_TAIL_PATIENCE: Duration = Duration::from_secs(4);
+
+/// Runs until the node is gone or stops.
+pub(crate) async fn run(node: Weak<Inner>) {
+    loop {
+        let Some(inner) = node.upgrade() else { return };
+        if inner.host.shutdown.is_requested() || inner.is_stopping() {
+            return;
+        }
+        for group in inner.groups() {
+            look_after(&inner, &group).await;
+        }
+        let clock = inner.host.clock.clone();
+        drop(inner);
+        clock.sleep(PERIOD).await;
+    }
+}
+
+async fn look_after(inner: &Inner, group: &Arc<Group>) {
+    let range = group.descriptor.id.0.to_string();
+    let leads = group.leader() == Some(inner.node);
+    metrics::gauge!("ashlar_raft_leader", "range" => range).set(f64::from(u8::from(leads)));
+    if group.health == GroupHealth::TornTail && group.leader().is_none() && group.age() > TORN_TAIL_PATIENCE {
+        group.allow_votes();
+    }
+    let size = group.state.newest().map_or(0, |file| file.length);
+    let grown = group.state.log_bytes.load(Ordering::Relaxed);
+    if grown > size.max(inner.snapshot_log_bytes)
+        && let Err(error) = group.raft.trigger().snapshot().await
+    {
+        tracing::warn!(range = %group.descriptor.id, %error, "no snapshot: the range is stopped on this node");
+    }
+}

@@ -1,0 +1,214 @@
+//! The log of a group: openraft's log storage over the WAL that all groups of the node share.
+//!
+//! An append is readable when it returns and acknowledged after the WAL's fdatasync. The committed id is no write of
+//! its own, which would double the syncs of a PUT: it rides in front of the next append. That is enough, because a
+//! leader serves nothing before an entry of its own term is committed and applied (R7).
+
+use crate::codec::{log_id_bytes, payload_bytes, read_entry, read_log_id, read_vote, vote_bytes};
+use crate::raft::{
+    APPEND_ENTRIES_MAX, Entry, IOFlushed, LogId, LogState, OptionalSend, RaftLogReader,
+    RaftLogStorage, Types, Vote, log_id,
+};
+use ashlar_host::{Clock, Monotonic};
+use ashlar_wal::{GroupState, Record, Wal, WalError};
+use futures::{Stream, TryStreamExt};
+use metrics::Histogram;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+
+/// The most bytes of entries in one append, so that a frame stays far below its limit.
+const APPEND_BYTES_MAX: usize = 1 << 20;
+/// Entries that are read at once: eight of the largest batches are 4 MiB.
+const READ_STEP: u64 = 8;
+
+fn failed(error: WalError) -> io::Error {
+    io::Error::other(error)
+}
+
+/// The log of one group.
+pub(crate) struct LogStore {
+    reader: LogReader,
+    clock: Arc<dyn Clock>,
+    append_seconds: Histogram,
+    /// The newest committed id that was told, and whether the WAL has it.
+    committed: Option<LogId>,
+    committed_noted: bool,
+}
+
+/// Reads the log of one group.
+#[derive(Clone)]
+pub(crate) struct LogReader {
+    wal: Arc<Wal>,
+    group: u64,
+}
+
+impl LogStore {
+    pub(crate) fn new(wal: Arc<Wal>, group: u64, clock: Arc<dyn Clock>) -> Self {
+        let append_seconds = metrics::histogram!("ashlar_raft_append_seconds");
+        let reader = LogReader { wal, group };
+        Self { reader, clock, append_seconds, committed: None, committed_noted: true }
+    }
+
+    fn note_committed(&mut self) {
+        let Some(id) = self.committed.filter(|_| !self.committed_noted) else { return };
+        self.committed_noted = true;
+        // an old id that is lost is only an older id; a failed sync ends the process in the WAL
+        let record = Record::Committed(log_id_bytes(id));
+        self.reader.wal.submit(self.reader.group, record, Box::new(drop));
+    }
+}
+
+impl LogReader {
+    fn state(&self) -> GroupState {
+        self.wal.state(self.group)
+    }
+
+    /// The entries of `from .. to`, all of which the log has.
+    fn entries(&self, from: u64, to: u64) -> io::Result<Vec<Entry>> {
+        let found = self.wal.read(self.group, from, to).map_err(failed)?;
+        if found.len() as u64 != to - from {
+            let got = found.len();
+            return Err(io::Error::other(format!("the log has {got} of the entries {from}..{to}")));
+        }
+        found.into_iter().map(|e| Ok(read_entry(e.term, e.index, e.payload)?)).collect()
+    }
+
+    /// What of `range` the log has.
+    fn clamp(&self, range: &impl RangeBounds<u64>) -> (u64, u64) {
+        let state = self.state();
+        let from = match range.start_bound() {
+            Bound::Included(&from) => from,
+            Bound::Excluded(&from) => from.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let to = match range.end_bound() {
+            Bound::Included(&to) => to.saturating_add(1),
+            Bound::Excluded(&to) => to,
+            Bound::Unbounded => u64::MAX,
+        };
+        let (Some(first), Some((last, _))) = (state.first_index, state.last) else { return (0, 0) };
+        (from.max(first), to.min(last.saturating_add(1)))
+    }
+
+    /// The first entries of `from .. to`: at least one, and not many more bytes than a frame should have.
+    fn some_entries(&self, from: u64, to: u64) -> io::Result<Vec<Entry>> {
+        let to = to.min(from.saturating_add(APPEND_ENTRIES_MAX));
+        let (mut entries, mut bytes, mut at) = (Vec::new(), 0, from);
+        while at < to && bytes < APPEND_BYTES_MAX {
+            let step = self.entries(at, to.min(at + READ_STEP))?;
+            at += step.len() as u64;
+            bytes += step.iter().map(|entry| payload_bytes(entry).len()).sum::<usize>();
+            entries.extend(step);
+        }
+        Ok(entries)
+    }
+}
+
+impl RaftLogReader<Types> for LogReader {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let (from, to) = self.clamp(&range);
+        if from < to { self.entries(from, to) } else { Ok(Vec::new()) }
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        self.some_entries(start, end)
+    }
+
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let (from, to) = self.clamp(&range);
+        let steps = futures::stream::try_unfold((self.clone(), from), move |(reader, at)| async move {
+            if at >= to {
+                return Ok::<_, io::Error>(None);
+            }
+            let entries = reader.some_entries(at, to)?;
+            let next = at + entries.len() as u64;
+            let items = futures::stream::iter(entries.into_iter().map(Ok::<Entry, io::Error>));
+            Ok(Some((items, (reader, next))))
+        });
+        Box::pin(steps.try_flatten())
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(self.state().vote.map(read_vote).transpose()?)
+    }
+}
+
+impl RaftLogStorage<Types> for LogStore {
+    type LogReader = LogReader;
+
+    async fn get_log_state(&mut self) -> Result<LogState<Types>, io::Error> {
+        let state = self.reader.state();
+        let last_purged_log_id = state.purged.map(|(_, id)| read_log_id(id)).transpose()?;
+        let last = state.last.map(|(index, term)| log_id(term, index));
+        Ok(LogState { last_purged_log_id, last_log_id: last.or(last_purged_log_id) })
+    }
+
+    async fn get_log_reader(&mut self) -> LogReader {
+        self.reader.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        let record = Record::Vote(vote_bytes(vote));
+        self.reader.wal.submit_durable(self.reader.group, record).await.map_err(failed)
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        self.committed_noted = self.committed == committed && self.committed_noted;
+        self.committed = committed;
+        Ok(())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        let noted = self.reader.state().committed.map(read_log_id).transpose()?;
+        Ok(self.committed.max(noted))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        self.note_committed();
+        let entries = entries
+            .into_iter()
+            .map(|entry| ashlar_wal::Entry {
+                index: entry.log_id.index,
+                term: entry.log_id.leader_id.term,
+                payload: payload_bytes(&entry),
+            })
+            .collect();
+        let (clock, seconds, began) = (self.clock.clone(), self.append_seconds.clone(), self.clock.now());
+        let done = move |result: Result<(), WalError>| {
+            seconds.record(elapsed(&*clock, began));
+            callback.io_completed(result.map_err(failed));
+        };
+        self.reader.wal.submit(self.reader.group, Record::Append(entries), Box::new(done));
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
+        let record = Record::Truncate { after: last.map(|id| id.index) };
+        self.reader.wal.submit_durable(self.reader.group, record).await.map_err(failed)
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), io::Error> {
+        let record = Record::Purge { upto: upto.index, id: log_id_bytes(upto) };
+        self.reader.wal.submit_durable(self.reader.group, record).await.map_err(failed)
+    }
+}
+
+/// Seconds since `began`.
+pub(crate) fn elapsed(clock: &dyn Clock, began: Monotonic) -> f64 {
+    (clock.now() - began).as_secs_f64()
+}

@@ -1,0 +1,304 @@
+//! The state of a group: entries applied to the map, snapshots taken of it and installed into it.
+//!
+//! The map is a view that all groups of the node share, each in its own rows; it is written without a sync. An entry's
+//! writes, its log id and the membership go in one batch. Applying runs where it may block, one task a group, because
+//! a map may stall for a tenth of a second.
+
+use crate::codec::{
+    batch_of, log_id_bytes, read_log_id, read_stored_membership, stored_membership_bytes,
+};
+use crate::ledger::Ledger;
+use crate::log::elapsed;
+use crate::raft::{
+    Entry, EntryPayload, EntryResponder, LogId, OptionalSend, RaftSnapshotBuilder,
+    RaftStateMachine, Results, Snapshot, SnapshotMeta, StoredMembership, Types,
+};
+use crate::snapshot::{Contents, SnapshotError, SnapshotFile, Snapshots};
+use ashlar_catalog::{OrderedMap, View, Writes};
+use ashlar_host::Host;
+use ashlar_types::RangeId;
+use ashlar_wal::{Record, Wal};
+use bytes::Bytes;
+use futures::{Stream, StreamExt};
+use metrics::Histogram;
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// The field of the system row that says how far a group has been applied.
+const APPLIED_FIELD: u8 = b'a';
+/// Entries that are applied in one visit to a blocking thread.
+const APPLY_STEP: usize = 64;
+/// Rows that are removed in one batch when a range is replaced.
+const REMOVE_STEP: usize = 1000;
+
+fn failed(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::other(error)
+}
+
+/// What the machine shares with those who read: a group's rows in the map.
+pub(crate) struct State {
+    pub(crate) host: Host,
+    pub(crate) map: Arc<dyn OrderedMap>,
+    pub(crate) ledger: Ledger,
+    pub(crate) snapshots: Snapshots,
+    pub(crate) wal: Arc<Wal>,
+    pub(crate) range: RangeId,
+    newest: Mutex<Option<Arc<SnapshotFile>>>,
+    /// Bytes of entries applied since the newest snapshot.
+    pub(crate) log_bytes: AtomicU64,
+    apply_seconds: Histogram,
+}
+
+/// How far a group has been applied, as a row of the map says.
+pub(crate) type Applied = (Option<LogId>, StoredMembership);
+
+fn applied_key(range: RangeId) -> Vec<u8> {
+    ashlar_catalog::system_key(range, APPLIED_FIELD)
+}
+
+fn applied_value(last: LogId, membership: &StoredMembership) -> Vec<u8> {
+    let mut value = log_id_bytes(last).to_vec();
+    value.extend(stored_membership_bytes(membership));
+    value
+}
+
+/// How far `range` has been applied in a view.
+pub(crate) fn read_applied(view: &dyn View, range: RangeId) -> io::Result<Applied> {
+    let Some(value) = view.get(&applied_key(range)).map_err(failed)? else {
+        return Ok((None, StoredMembership::default()));
+    };
+    let mut value = Bytes::from(value);
+    if value.len() < 17 {
+        return Err(io::Error::other("the applied row is cut"));
+    }
+    let last = read_log_id(value.split_to(17))?;
+    Ok((Some(last), read_stored_membership(value)?))
+}
+
+impl State {
+    /// The state of a group, with its newest snapshot. `log_bytes`: what the log holds now.
+    pub(crate) fn open(
+        host: &Host,
+        map: Arc<dyn OrderedMap>,
+        ledger: Ledger,
+        snapshots: Snapshots,
+        wal: Arc<Wal>,
+        range: RangeId,
+        log_bytes: u64,
+    ) -> Result<Self, SnapshotError> {
+        let newest = Mutex::new(snapshots.newest()?.map(Arc::new));
+        Ok(Self {
+            host: host.clone(),
+            map,
+            ledger,
+            snapshots,
+            wal,
+            range,
+            newest,
+            log_bytes: AtomicU64::new(log_bytes),
+            apply_seconds: metrics::histogram!("ashlar_raft_apply_seconds"),
+        })
+    }
+
+    /// The newest verified snapshot.
+    pub(crate) fn newest(&self) -> Option<Arc<SnapshotFile>> {
+        self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_newest(&self, file: SnapshotFile) -> Arc<SnapshotFile> {
+        let file = Arc::new(file);
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(file.clone());
+        file
+    }
+
+    /// Applies entries in order, each in one batch, and answers whoever waits for it.
+    fn apply_all(
+        &self,
+        items: Vec<EntryResponder<Types>>,
+        membership: &mut StoredMembership,
+    ) -> io::Result<()> {
+        for (entry, waiting) in items {
+            let began = self.host.clock.now();
+            let results = self.apply(&entry, membership)?;
+            self.apply_seconds.record(elapsed(&*self.host.clock, began));
+            if let Some(waiting) = waiting {
+                waiting.send(results);
+            }
+        }
+        Ok(())
+    }
+
+    fn apply(&self, entry: &Entry, membership: &mut StoredMembership) -> io::Result<Results> {
+        let (results, mut writes) = match &entry.payload {
+            EntryPayload::Blank => (Results::None, Writes::default()),
+            EntryPayload::Membership(fresh) => {
+                *membership = StoredMembership::new(Some(entry.log_id), fresh.clone());
+                (Results::None, Writes::default())
+            }
+            EntryPayload::Normal(operation) => {
+                let view = self.map.view();
+                let batch = batch_of(operation);
+                self.log_bytes.fetch_add(batch.len() as u64, Ordering::Relaxed);
+                self.ledger.apply(&*view, entry.log_id.index, &batch).map_err(failed)?
+            }
+        };
+        writes.put(applied_key(self.range), applied_value(entry.log_id, membership));
+        self.map.write(writes).map_err(failed)?;
+        Ok(results)
+    }
+
+    /// Writes a snapshot file of what `view` shows.
+    fn build(&self, view: &dyn View) -> io::Result<Arc<SnapshotFile>> {
+        let log_bytes = self.log_bytes.load(Ordering::Relaxed);
+        let (last, membership) = read_applied(view, self.range)?;
+        let contents = Contents { range: self.range.0, last, membership };
+        let mut writer = self.snapshots.begin(&contents)?;
+        for (from, to) in self.ledger.spans() {
+            let mut written = Ok(());
+            let scanned = view.scan(&from, to.as_deref(), &mut |key, value| {
+                written = writer.row(key, value);
+                if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            });
+            scanned.map_err(failed)?;
+            written?;
+        }
+        writer.finish()?;
+        let file = self.set_newest(self.snapshots.publish_built()?);
+        self.log_bytes.fetch_sub(log_bytes, Ordering::Relaxed);
+        tracing::info!(range = %self.range, rows = file.sums.rows, bytes = file.length, "snapshot written");
+        Ok(file)
+    }
+
+    /// Replaces the range's rows by those of a verified snapshot. Until the last batch the map says that nothing was
+    /// applied, so that a crash in between repeats it from the file.
+    fn install(&self, file: &SnapshotFile) -> io::Result<()> {
+        let published = self.set_newest(self.snapshots.publish(file)?);
+        let mut nothing = Writes::default();
+        nothing.remove(applied_key(self.range));
+        self.map.write(nothing).map_err(failed)?;
+        for (from, to) in self.ledger.spans() {
+            self.remove_rows(from, to.as_deref())?;
+        }
+        published.rows(&mut |rows| {
+            let mut writes = Writes::default();
+            rows.into_iter().for_each(|(key, value)| writes.put(key.to_vec(), value.to_vec()));
+            self.map.write(writes).map_err(failed)
+        })?;
+        self.log_bytes.store(0, Ordering::Relaxed);
+        let Some(last) = published.contents.last else { return Ok(()) };
+        let mut done = Writes::default();
+        done.put(applied_key(self.range), applied_value(last, &published.contents.membership));
+        self.map.write(done).map_err(failed)
+    }
+
+    fn remove_rows(&self, mut from: Vec<u8>, to: Option<&[u8]>) -> io::Result<()> {
+        loop {
+            let mut writes = Writes::default();
+            let view = self.map.view();
+            let scanned = view.scan(&from, to, &mut |key, _| {
+                writes.remove(key.to_vec());
+                if writes.0.len() < REMOVE_STEP { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            });
+            scanned.map_err(failed)?;
+            let Some(last) = writes.0.keys().next_back().cloned() else { return Ok(()) };
+            self.map.write(writes).map_err(failed)?;
+            from = last;
+        }
+    }
+
+    /// Forgets how far the range was applied: an installation was cut short.
+    pub(crate) fn forget_applied(&self) -> io::Result<()> {
+        let mut writes = Writes::default();
+        writes.remove(applied_key(self.range));
+        self.map.write(writes).map_err(failed)
+    }
+}
+
+/// The consensus library's state machine of one group.
+pub(crate) struct Machine {
+    state: Arc<State>,
+    membership: StoredMembership,
+}
+
+impl Machine {
+    /// The machine of a state: the only one that writes its rows.
+    pub(crate) fn new(state: Arc<State>) -> io::Result<Self> {
+        let (_, membership) = read_applied(&*state.map.view(), state.range)?;
+        Ok(Self { state, membership })
+    }
+
+    async fn record(&self, record: Record) -> io::Result<()> {
+        self.state.wal.submit_durable(self.state.range.0, record).await.map_err(io::Error::other)
+    }
+}
+
+/// Builds a snapshot of one moment, while applying goes on.
+pub(crate) struct Builder {
+    state: Arc<State>,
+    view: Mutex<Option<Box<dyn View>>>,
+}
+
+impl RaftSnapshotBuilder<Types> for Builder {
+    type SnapshotData = Arc<SnapshotFile>;
+
+    async fn build_snapshot(&mut self) -> Result<Snapshot<Arc<SnapshotFile>>, io::Error> {
+        let view = self.view.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let view = view.ok_or_else(|| io::Error::other("a builder builds one snapshot"))?;
+        let state = self.state.clone();
+        let tasks = self.state.host.tasks.clone();
+        let built = tasks.run_blocking(move || state.build(&*view)).await?;
+        Ok(built.to_library())
+    }
+}
+
+impl RaftStateMachine<Types> for Machine {
+    type SnapshotData = Arc<SnapshotFile>;
+    type SnapshotBuilder = Builder;
+
+    async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
+        read_applied(&*self.state.map.view(), self.state.range)
+    }
+
+    async fn apply<Strm>(&mut self, entries: Strm) -> Result<(), io::Error>
+    where
+        Strm: Stream<Item = Result<EntryResponder<Types>, io::Error>> + Unpin + OptionalSend,
+    {
+        let mut steps = entries.ready_chunks(APPLY_STEP);
+        while let Some(step) = steps.next().await {
+            let items = step.into_iter().collect::<io::Result<Vec<_>>>()?;
+            let (state, mut membership) = (self.state.clone(), self.membership.clone());
+            let applied = self.state.host.tasks.run_blocking(move || {
+                state.apply_all(items, &mut membership).map(|()| membership)
+            });
+            self.membership = applied.await?;
+        }
+        Ok(())
+    }
+
+    async fn get_snapshot_builder(&mut self) -> Builder {
+        Builder { state: self.state.clone(), view: Mutex::new(Some(self.state.map.view())) }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: Arc<SnapshotFile>,
+    ) -> Result<(), io::Error> {
+        let mark = meta.last_log_id.map(log_id_bytes).unwrap_or_default();
+        self.record(Record::Installing(mark)).await?;
+        let state = self.state.clone();
+        self.state.host.tasks.run_blocking(move || state.install(&snapshot)).await?;
+        self.membership = meta.last_membership.clone();
+        self.record(Record::Installed).await?;
+        tracing::info!(range = %self.state.range, "snapshot installed");
+        Ok(())
+    }
+
+    async fn get_current_snapshot(
+        &mut self,
+    ) -> Result<Option<Snapshot<Arc<SnapshotFile>>>, io::Error> {
+        Ok(self.state.newest().map(|file| file.to_library()))
+    }
+}

@@ -1,0 +1,687 @@
+//! The groups of a node: opened from what is stored, or founded; served; stopped.
+
+use crate::codec::read_log_id;
+use crate::group::{Group, NotDone};
+use crate::keeper;
+use crate::ledger::{CommandResult, Ledger, Proposal};
+use crate::log::LogStore;
+use crate::machine::{Machine, State, read_applied};
+use crate::network::{Addresses, Peers, Sender};
+use crate::raft::{Raft, Timing, WatchReceiver, library_config, peer_node};
+use crate::service::{self, Incarnations};
+use crate::snapshot::{SnapshotError, Snapshots};
+use ashlar_catalog::OrderedMap;
+use ashlar_host::{Host, TaskKind};
+use ashlar_map::Engine;
+use ashlar_types::{
+    BucketId, ClusterId, Command, CommandReply, Epoch, Interval, KeyPoint, Node, NodeId,
+    RangeAnswer, RangeDescriptor, RangeId, RangeQuery, RootAnswer, RootCommand, RootOp,
+    RootOutcome, RootQuery, RootRefusal, decode, encode,
+};
+use ashlar_wal::{GroupHealth, Record, Wal, WalConfig};
+use ashlar_wire::Dialer;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+/// Ranges of data from the first minute: one group alone would be a ceiling.
+const FIRST_RANGES: u64 = 8;
+/// How long a leader waits for another one when it stops.
+const TRANSFER_PATIENCE: Duration = Duration::from_millis(1500);
+/// How often a founder asks for an election until its group has its first leader.
+const FOUNDING_PERIOD: Duration = Duration::from_millis(50);
+/// Says that the map was synced and closed: it may be trusted under every engine.
+const CLEAN_MARK: &str = "map.clean";
+
+/// What a node's metadata role is started with.
+#[derive(Debug, Clone)]
+pub struct MetaConfig {
+    /// This node.
+    pub node: NodeId,
+    /// Raised by every boot.
+    pub incarnation: u64,
+    /// Where WAL, map and snapshots lie.
+    pub dir: PathBuf,
+    /// The engine of the map.
+    pub engine: Engine,
+    /// The size of a WAL file.
+    pub wal_file_bytes: u64,
+    /// Whether a leader answers reads by its lease, without asking a quorum: only where clocks count suspend.
+    pub lease_reads: bool,
+    /// Heartbeats and elections.
+    pub timing: Timing,
+    /// A snapshot is taken when the log since the last one has grown beyond the range's size, and beyond this.
+    pub snapshot_log_bytes: u64,
+}
+
+impl Default for MetaConfig {
+    fn default() -> Self {
+        Self {
+            node: NodeId(1),
+            incarnation: 1,
+            dir: PathBuf::from("meta"),
+            engine: Engine::default(),
+            wal_file_bytes: 128 << 20,
+            lease_reads: false,
+            timing: Timing::default(),
+            // half a minute of small PUTs on two cores, and a small part of the WAL's 10 GiB for each of nine ranges
+            snapshot_log_bytes: 64 << 20,
+        }
+    }
+}
+
+/// The first members of a cluster.
+#[derive(Debug, Clone)]
+pub struct Formation {
+    /// A random id.
+    pub cluster: ClusterId,
+    /// All first nodes.
+    pub nodes: Vec<Node>,
+    /// Those that hold the metadata: one, three or five.
+    pub voters: Vec<NodeId>,
+    /// The bucket region's name.
+    pub region: String,
+}
+
+/// Why the metadata role does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum MetaError {
+    /// The file system refused.
+    #[error("cannot use the metadata directory {0}: {1}")]
+    Directory(PathBuf, std::io::Error),
+    /// The WAL refused.
+    #[error("the metadata log cannot be opened: {0}")]
+    Wal(#[from] ashlar_wal::WalError),
+    /// The map refused, even when it was empty.
+    #[error("the metadata map cannot be opened: {0}")]
+    Map(String),
+    /// A snapshot is needed and not whole.
+    #[error("{0}, and the log below it is gone: restore the file, or let the node join as a new one")]
+    Snapshot(String),
+    /// Stored bytes are not understood.
+    #[error("the metadata of {0} is not understood: {1}")]
+    Stored(RangeId, String),
+    /// Another cluster's directory.
+    #[error("the metadata directory belongs to cluster {found}, not to {wanted}: use another directory")]
+    OtherCluster {
+        /// What is stored.
+        found: ClusterId,
+        /// What was asked for.
+        wanted: ClusterId,
+    },
+    /// There is nothing stored, and nothing was said to be founded.
+    #[error("the metadata directory is empty, and no founding members were given: start the node as a founder, or without the role meta")]
+    Nothing,
+    /// The settings contradict each other.
+    #[error("the settings of the metadata role do not fit together: {0}")]
+    Settings(String),
+    /// A group's stored state is not one that it can have.
+    #[error("{0} cannot be opened: {1}")]
+    Group(RangeId, String),
+}
+
+/// How a group stands on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupStatus {
+    /// The range.
+    pub range: RangeId,
+    /// Who leads, as far as this node knows.
+    pub leader: Option<NodeId>,
+    /// The term.
+    pub term: u64,
+    /// The last index of the log.
+    pub last: Option<u64>,
+    /// The last index that was applied.
+    pub applied: Option<u64>,
+    /// The last index that is known as committed.
+    pub committed: Option<u64>,
+    /// What the newest snapshot holds.
+    pub snapshot: Option<u64>,
+    /// What the log no longer holds.
+    pub purged: Option<u64>,
+    /// Who votes.
+    pub voters: Vec<NodeId>,
+    /// Whether this node may vote: not while a torn tail is being mended.
+    pub may_vote: bool,
+}
+
+/// The metadata role of a node.
+pub struct MetaNode(Arc<Inner>);
+
+impl std::fmt::Debug for MetaNode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "MetaNode({})", self.0.node)
+    }
+}
+
+/// What the services and the keeper share.
+pub(crate) struct Inner {
+    pub(crate) host: Host,
+    pub(crate) node: NodeId,
+    pub(crate) cluster: ClusterId,
+    pub(crate) peers: Incarnations,
+    pub(crate) snapshot_log_bytes: u64,
+    map: Arc<dyn OrderedMap>,
+    wal: Arc<Wal>,
+    dir: PathBuf,
+    groups: RwLock<BTreeMap<RangeId, Arc<Group>>>,
+    stopping: AtomicBool,
+}
+
+/// What founded a group here: the payload of its `Created` record.
+struct Created {
+    cluster: ClusterId,
+    descriptor: RangeDescriptor,
+}
+
+impl Created {
+    fn to_bytes(&self) -> Bytes {
+        let mut bytes = self.cluster.0.to_le_bytes().to_vec();
+        bytes.extend(encode(&self.descriptor));
+        Bytes::from(bytes)
+    }
+
+    fn read(bytes: &[u8]) -> Result<Self, String> {
+        let (cluster, descriptor) = bytes.split_at_checked(16).ok_or("the record is cut")?;
+        let cluster = u128::from_le_bytes(cluster.try_into().expect("sixteen bytes"));
+        let descriptor = decode(descriptor).map_err(|error| error.to_string())?;
+        Ok(Self { cluster: ClusterId(cluster), descriptor })
+    }
+}
+
+/// The root and the first data ranges, pre-split by bucket id.
+fn first_ranges(voters: &[NodeId]) -> Vec<RangeDescriptor> {
+    let width = u64::MAX / FIRST_RANGES + 1;
+    let start = |number: u64| KeyPoint::new(BucketId(width * number), []);
+    let descriptor = |id, start, end| RangeDescriptor {
+        id: RangeId(id),
+        epoch: Epoch(1),
+        interval: Interval { start, end },
+        voters: voters.to_vec(),
+    };
+    (0..FIRST_RANGES)
+        .map(|number| descriptor(number + 1, start(number), (number + 1 < FIRST_RANGES).then(|| start(number + 1))))
+        .collect()
+}
+
+/// The root's own group: its interval says nothing, no key of an object lies in it.
+fn root_range(voters: &[NodeId]) -> RangeDescriptor {
+    let interval = Interval { start: KeyPoint::least(), end: Some(KeyPoint::least()) };
+    RangeDescriptor { id: RangeId::ROOT, epoch: Epoch(0), interval, voters: voters.to_vec() }
+}
+
+impl MetaNode {
+    /// Opens what is stored, or founds what `formation` says where nothing is stored. Groups elect in the background.
+    pub async fn start(
+        host: Host,
+        dialer: Dialer,
+        config: MetaConfig,
+        addresses: Addresses,
+        formation: Option<Formation>,
+    ) -> Result<Arc<Self>, MetaError> {
+        let opening = Opening::open(host, config)?;
+        let founded = opening.found(formation.as_ref()).await?;
+        let cluster = opening.cluster(&founded, formation.as_ref())?;
+        let inner = opening.start_groups(dialer, addresses, cluster, founded).await?;
+        let keeper = Box::pin(keeper::run(Arc::downgrade(&inner)));
+        let _keeper = inner.host.tasks.spawn(TaskKind::Background("keep ranges"), keeper);
+        inner.elect_first_leaders();
+        if let Some(formation) = formation {
+            let bootstrap = Box::pin(inner.clone().bootstrap(formation));
+            let _bootstrap = inner.host.tasks.spawn(TaskKind::Background("bootstrap"), bootstrap);
+        }
+        Ok(Arc::new(Self(inner)))
+    }
+
+    /// Adds this role's services to those of the internal port.
+    pub fn add_routes(&self, routes: tonic::service::Routes) -> tonic::service::Routes {
+        service::add_routes(&self.0, routes)
+    }
+
+    /// This role's services alone.
+    pub fn routes(&self) -> tonic::service::Routes {
+        self.add_routes(tonic::service::Routes::default())
+    }
+
+    /// Sends a command to a range.
+    pub async fn execute(&self, range: RangeId, epoch: Epoch, command: Command) -> Result<CommandReply, NotDone> {
+        let bytes = encode(&command).len();
+        self.0.execute(range, epoch, command, bytes).await
+    }
+
+    /// Reads from a range.
+    pub async fn query(&self, range: RangeId, epoch: Epoch, query: RangeQuery) -> Result<RangeAnswer, NotDone> {
+        self.0.query(range, epoch, query).await
+    }
+
+    /// Sends a command to the root.
+    pub async fn root_execute(&self, command: RootCommand) -> Result<RootOutcome, NotDone> {
+        let bytes = encode(&command).len();
+        self.0.root_execute(command, bytes).await
+    }
+
+    /// Reads from the root.
+    pub async fn root_query(&self, query: RootQuery) -> Result<RootAnswer, NotDone> {
+        self.0.root_query(query).await
+    }
+
+    /// How the groups of this node stand.
+    pub fn status(&self) -> Vec<GroupStatus> {
+        self.0.groups().iter().map(|group| status(group)).collect()
+    }
+
+    /// Hands leadership over, flushes and closes everything.
+    pub async fn stop(&self) {
+        self.0.stop().await;
+    }
+
+    /// Ends without handing anything over or flushing: what a crash leaves of a process that goes on, for tests.
+    #[doc(hidden)]
+    pub async fn abandon(&self) {
+        self.0.stopping.store(true, Ordering::Relaxed);
+        for group in self.0.take_groups() {
+            shut(&group).await;
+        }
+    }
+}
+
+fn status(group: &Group) -> GroupStatus {
+    let metrics = group.raft.metrics().borrow_watched().clone();
+    GroupStatus {
+        range: group.descriptor.id,
+        leader: metrics.current_leader.map(NodeId),
+        term: metrics.current_term,
+        last: metrics.last_log_index,
+        applied: metrics.last_applied.map(|id| id.index),
+        committed: metrics.local_committed.map(|id| id.index),
+        snapshot: metrics.snapshot.map(|id| id.index),
+        purged: metrics.purged.map(|id| id.index),
+        voters: metrics.membership_config.voter_ids().map(NodeId).collect(),
+        may_vote: group.may_vote(),
+    }
+}
+
+async fn shut(group: &Group) {
+    if let Err(error) = group.raft.shutdown().await {
+        tracing::warn!(range = %group.descriptor.id, %error, "the range did not end cleanly");
+    }
+}
+
+/// A node's stores, before its groups run.
+struct Opening {
+    host: Host,
+    config: MetaConfig,
+    wal: Arc<Wal>,
+}
+
+impl Opening {
+    fn open(host: Host, config: MetaConfig) -> Result<Self, MetaError> {
+        let snapshots = config.dir.join("snapshots");
+        host.disk.create_dir_all(&snapshots).map_err(|error| MetaError::Directory(snapshots, error))?;
+        let wal = WalConfig { dir: config.dir.join("wal"), file_bytes: config.wal_file_bytes, ..WalConfig::default() };
+        let wal = Arc::new(Wal::open(&host, wal)?);
+        Ok(Self { host, config, wal })
+    }
+
+    /// The groups that are stored; where none is, those of the formation, made durable.
+    async fn found(&self, formation: Option<&Formation>) -> Result<Vec<Created>, MetaError> {
+        let mut stored = self.stored()?;
+        let Some(formation) = formation.filter(|formation| formation.voters.contains(&self.config.node)) else {
+            return if stored.is_empty() { Err(MetaError::Nothing) } else { Ok(stored) };
+        };
+        // a crash may have left some of them; the root comes last, so that with it all are there
+        if stored.iter().any(|created| created.descriptor.id == RangeId::ROOT) {
+            return Ok(stored);
+        }
+        let mut voters = formation.voters.clone();
+        voters.sort_unstable();
+        for descriptor in first_ranges(&voters).into_iter().chain([root_range(&voters)]) {
+            if stored.iter().any(|created| created.descriptor.id == descriptor.id) {
+                continue;
+            }
+            let created = Created { cluster: formation.cluster, descriptor };
+            let record = Record::Created { first: created.to_bytes() };
+            self.wal.submit_durable(created.descriptor.id.0, record).await?;
+            stored.push(created);
+        }
+        Ok(stored)
+    }
+
+    fn stored(&self) -> Result<Vec<Created>, MetaError> {
+        let mut stored = Vec::new();
+        for group in self.wal.groups() {
+            let Some(bytes) = self.wal.state(group).created else { continue };
+            let created = Created::read(&bytes).map_err(|why| MetaError::Stored(RangeId(group), why))?;
+            stored.push(created);
+        }
+        Ok(stored)
+    }
+
+    fn cluster(&self, groups: &[Created], formation: Option<&Formation>) -> Result<ClusterId, MetaError> {
+        let found = groups.first().ok_or(MetaError::Nothing)?.cluster;
+        match formation {
+            Some(formation) if formation.cluster != found => {
+                Err(MetaError::OtherCluster { found, wanted: formation.cluster })
+            }
+            _ => Ok(found),
+        }
+    }
+
+    async fn start_groups(
+        self,
+        dialer: Dialer,
+        addresses: Addresses,
+        cluster: ClusterId,
+        stored: Vec<Created>,
+    ) -> Result<Arc<Inner>, MetaError> {
+        let map = self.open_map(&stored)?;
+        let config = &self.config;
+        let sender = Sender {
+            host: self.host.clone(),
+            dialer,
+            addresses,
+            cluster,
+            node: config.node,
+            incarnation: config.incarnation,
+            patience: config.timing.election_min,
+        };
+        let mut groups = BTreeMap::new();
+        for Created { descriptor, .. } in stored {
+            let state = self.wal.state(descriptor.id.0);
+            if state.health == GroupHealth::Corrupt {
+                tracing::error!(range = %descriptor.id, "the log is corrupt below what was synced: the range is not served here");
+                continue;
+            }
+            let group = self.start_group(&map, &sender, descriptor).await?;
+            groups.insert(group.descriptor.id, group);
+        }
+        Ok(Arc::new(Inner {
+            host: self.host,
+            node: config.node,
+            cluster,
+            peers: Incarnations::default(),
+            snapshot_log_bytes: config.snapshot_log_bytes,
+            map,
+            wal: self.wal,
+            dir: self.config.dir,
+            groups: RwLock::new(groups),
+            stopping: AtomicBool::new(false),
+        }))
+    }
+
+    async fn start_group(
+        &self,
+        map: &Arc<dyn OrderedMap>,
+        sender: &Sender,
+        descriptor: RangeDescriptor,
+    ) -> Result<Arc<Group>, MetaError> {
+        let range = descriptor.id;
+        let refused = |why: String| MetaError::Group(range, why);
+        let state = Arc::new(self.open_state(map, &descriptor)?);
+        let stored = self.wal.state(range.0);
+        if stored.installing.is_some() {
+            state.forget_applied().map_err(|error| refused(error.to_string()))?;
+        }
+        let library = library_config(range.to_string(), self.config.timing).map_err(MetaError::Settings)?;
+        let log = LogStore::new(self.wal.clone(), range.0, self.host.clock.clone());
+        let machine = Machine::new(state.clone()).map_err(|error| refused(error.to_string()))?;
+        let peers = Peers { sender: sender.clone(), range };
+        let raft = Raft::build(self.config.node.0, library, peers, log, machine).await;
+        let raft = raft.map_err(|error| refused(error.to_string()))?;
+        let lease_reads = self.config.lease_reads;
+        let group = Group::start(&self.host, descriptor, raft, state, stored.health, lease_reads);
+        group.raft.run();
+        Ok(group)
+    }
+
+    fn open_state(&self, map: &Arc<dyn OrderedMap>, descriptor: &RangeDescriptor) -> Result<State, MetaError> {
+        let range = descriptor.id;
+        let directory = self.config.dir.join("snapshots");
+        let snapshots = Snapshots::new(self.host.disk.clone(), directory, range.0);
+        let log_bytes = self.wal.live_bytes(range.0);
+        let opened = State::open(
+            &self.host,
+            map.clone(),
+            Ledger::of(descriptor),
+            snapshots,
+            self.wal.clone(),
+            range,
+            log_bytes,
+        );
+        opened.map_err(|error: SnapshotError| MetaError::Snapshot(error.to_string()))
+    }
+
+    /// The map, if it may be trusted; otherwise an empty one, which snapshots and logs fill again.
+    fn open_map(&self, stored: &[Created]) -> Result<Arc<dyn OrderedMap>, MetaError> {
+        let dir = self.config.dir.join("map");
+        let mark = self.config.dir.join(CLEAN_MARK);
+        let disk = &self.host.disk;
+        let at = |error| MetaError::Directory(dir.clone(), error);
+        let clean = disk.exists(&mark);
+        if clean {
+            disk.remove_file(&mark).map_err(at)?;
+            disk.sync_dir(&self.config.dir).map_err(at)?;
+        }
+        if !clean && self.config.engine.must_be_clean() && disk.exists(&dir) {
+            tracing::info!("the map was not closed: it is rebuilt from snapshots and logs");
+            disk.remove_dir_all(&dir).map_err(at)?;
+        }
+        disk.create_dir_all(&dir).map_err(at)?;
+        match ashlar_map::open(self.config.engine, &dir) {
+            Ok(map) if self.fits(&*map, stored) => return Ok(map),
+            Ok(map) => drop(map),
+            Err(error) => tracing::warn!(%error, "the map does not open"),
+        }
+        tracing::warn!("the map is rebuilt from snapshots and logs");
+        disk.remove_dir_all(&dir).map_err(at)?;
+        disk.create_dir_all(&dir).map_err(at)?;
+        ashlar_map::open(self.config.engine, &dir).map_err(|error| MetaError::Map(error.to_string()))
+    }
+
+    /// Whether the map lies nowhere ahead of its log: what is not in the log is not known to be committed.
+    fn fits(&self, map: &dyn OrderedMap, stored: &[Created]) -> bool {
+        let view = map.view();
+        stored.iter().all(|Created { descriptor, .. }| {
+            let state = self.wal.state(descriptor.id.0);
+            let purged = state.purged.and_then(|(_, id)| read_log_id(id).ok()).map(|id| id.index);
+            let last = state.last.map(|(index, _)| index).max(purged);
+            match read_applied(&*view, descriptor.id) {
+                Ok((applied, _)) => applied.map(|id| id.index) <= last,
+                Err(_) => false,
+            }
+        })
+    }
+}
+
+impl Inner {
+    pub(crate) fn group(&self, range: RangeId) -> Option<Arc<Group>> {
+        self.groups.read().unwrap_or_else(PoisonError::into_inner).get(&range).cloned()
+    }
+
+    pub(crate) fn groups(&self) -> Vec<Arc<Group>> {
+        self.groups.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    fn take_groups(&self) -> Vec<Arc<Group>> {
+        let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+        std::mem::take(&mut *groups).into_values().collect()
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+
+    fn group_at(&self, range: RangeId, epoch: Epoch) -> Result<Arc<Group>, NotDone> {
+        let group = self.group(range).ok_or(NotDone::Epoch(None))?;
+        let known = group.descriptor.epoch;
+        if range != RangeId::ROOT && known != epoch { Err(NotDone::Epoch(Some(known))) } else { Ok(group) }
+    }
+
+    pub(crate) async fn execute(
+        &self,
+        range: RangeId,
+        epoch: Epoch,
+        command: Command,
+        bytes: usize,
+    ) -> Result<CommandReply, NotDone> {
+        let group = self.group_at(range, epoch)?;
+        match group.propose(Proposal::Range(Box::new(command)), bytes).await? {
+            (index, CommandResult::Range(outcome)) => Ok(CommandReply { index, outcome }),
+            (_, CommandResult::Root(_)) => Err(NotDone::Unknown("a range answered as the root".to_owned())),
+        }
+    }
+
+    pub(crate) async fn root_execute(&self, command: RootCommand, bytes: usize) -> Result<RootOutcome, NotDone> {
+        let group = self.group_at(RangeId::ROOT, Epoch(0))?;
+        match group.propose(Proposal::Root(Box::new(command)), bytes).await? {
+            (_, CommandResult::Root(outcome)) => Ok(*outcome),
+            (_, CommandResult::Range(_)) => Err(NotDone::Unknown("the root answered as a range".to_owned())),
+        }
+    }
+
+    pub(crate) async fn query(&self, range: RangeId, epoch: Epoch, query: RangeQuery) -> Result<RangeAnswer, NotDone> {
+        let group = self.group_at(range, epoch)?;
+        group.confirm_read().await?;
+        let state = group.state.clone();
+        let read = move || state.ledger.query(&*state.map.view(), &query);
+        self.host.tasks.run_blocking(read).await.map_err(|error| view_failed(&error))
+    }
+
+    pub(crate) async fn root_query(&self, query: RootQuery) -> Result<RootAnswer, NotDone> {
+        let group = self.group_at(RangeId::ROOT, Epoch(0))?;
+        group.confirm_read().await?;
+        let state = group.state.clone();
+        let read = move || state.ledger.root_query(&*state.map.view(), &query);
+        self.host.tasks.run_blocking(read).await.map_err(|error| view_failed(&error))
+    }
+
+    /// Each range's founder among its voters asks for an election until there is a first leader. The ranges have
+    /// different founders, so that their leaders are spread.
+    fn elect_first_leaders(self: &Arc<Self>) {
+        for group in self.groups() {
+            let voters = &group.descriptor.voters;
+            let turn = usize::try_from(group.descriptor.id.0).unwrap_or(0) % voters.len().max(1);
+            let task = Box::pin(elect_first_leader(self.clone(), group.clone(), voters.get(turn).copied()));
+            let _electing = self.host.tasks.spawn(TaskKind::Background("first election"), task);
+        }
+    }
+
+    /// Proposes the first entry of the root, once, on whichever founder leads it.
+    async fn bootstrap(self: Arc<Self>, formation: Formation) {
+        let mut voters = formation.voters.clone();
+        voters.sort_unstable();
+        let command = RootCommand {
+            nonce: self.host.random.next_u128(),
+            op: RootOp::Bootstrap {
+                cluster: formation.cluster,
+                nodes: formation.nodes,
+                ranges: first_ranges(&voters),
+                region: formation.region,
+            },
+        };
+        while !self.is_stopping() && !self.host.shutdown.is_requested() {
+            if self.is_bootstrapped(&command).await {
+                return;
+            }
+            self.host.clock.sleep(FOUNDING_PERIOD).await;
+        }
+    }
+
+    /// Whether the cluster exists. On the root's leader, makes it.
+    async fn is_bootstrapped(&self, command: &RootCommand) -> bool {
+        let Some(root) = self.group(RangeId::ROOT) else { return true };
+        if root.leader() != Some(self.node) {
+            // the leader does it; this node only watches that somebody leads it, and applied an entry of ours
+            return crate::ledger::has_cluster(&*root.state.map.view());
+        }
+        match self.root_query(RootQuery::Map { newer_than: None }).await {
+            Ok(RootAnswer::NotBootstrapped) => {}
+            Ok(_) => return true,
+            Err(_) => return false,
+        }
+        match self.root_execute(command.clone(), 0).await {
+            Ok(RootOutcome::Refused(RootRefusal::Bootstrapped)) => true,
+            Ok(RootOutcome::Refused(why)) => {
+                tracing::error!(%why, "the cluster cannot be founded");
+                true
+            }
+            Ok(_) => {
+                tracing::info!("the cluster is founded");
+                true
+            }
+            Err(_) => false,
+        }
+    }
+
+    async fn stop(&self) {
+        if self.stopping.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let groups = self.take_groups();
+        futures::future::join_all(groups.iter().map(|group| self.hand_over(group))).await;
+        for group in &groups {
+            shut(group).await;
+        }
+        match self.map.sync() {
+            Ok(()) => self.mark_clean(),
+            Err(error) => tracing::warn!(%error, "the map was not synced: it will be checked or rebuilt"),
+        }
+        self.wal.close().await;
+    }
+
+    fn mark_clean(&self) {
+        if let Err(error) = self.host.disk.replace(&self.dir.join(CLEAN_MARK), b"") {
+            tracing::warn!(%error, "the map is not marked as clean: it will be checked or rebuilt");
+        }
+    }
+
+    /// Leadership goes to the voter that has most of the log.
+    async fn hand_over(&self, group: &Group) {
+        let mut metrics = group.raft.metrics();
+        let heir = {
+            let now = metrics.borrow_watched();
+            let replicated = now.replication.as_ref().filter(|_| now.current_leader == Some(self.node.0));
+            let voters: Vec<u64> = now.membership_config.voter_ids().filter(|&id| id != self.node.0).collect();
+            replicated.and_then(|progress| voters.into_iter().max_by_key(|id| progress.get(id).copied().flatten()))
+        };
+        let Some(heir) = heir else { return };
+        if group.raft.trigger().transfer_leader(heir).await.is_err() {
+            return;
+        }
+        let handed = async {
+            while metrics.borrow_watched().current_leader == Some(self.node.0) && metrics.changed().await.is_ok() {}
+        };
+        if self.host.clock.timeout(TRANSFER_PATIENCE, handed).await.is_err() {
+            tracing::warn!(range = %group.descriptor.id, "nobody took over leadership in time");
+        }
+    }
+}
+
+fn view_failed(error: &ashlar_catalog::CatalogError) -> NotDone {
+    NotDone::Busy { retry_after_ms: 1000, reason: error.to_string() }
+}
+
+async fn elect_first_leader(node: Arc<Inner>, group: Arc<Group>, founder: Option<NodeId>) {
+    let raft = &group.raft;
+    let fresh = !matches!(raft.is_initialized().await, Ok(true));
+    if fresh && founder == Some(node.node) {
+        let members: BTreeMap<u64, _> = group.descriptor.voters.iter().map(|id| (id.0, peer_node())).collect();
+        if let Err(error) = raft.initialize(members).await {
+            tracing::warn!(range = %group.descriptor.id, %error, "the range was not founded here");
+        }
+    }
+    // a single voter need not wait for anybody, at no start
+    let alone = group.descriptor.voters.len() == 1;
+    if !alone && !(fresh && founder == Some(node.node)) {
+        return;
+    }
+    while group.leader().is_none() && !node.is_stopping() && !node.host.shutdown.is_requested() {
+        if raft.trigger().elect(!alone).await.is_err() {
+            return;
+        }
+        node.host.clock.sleep(FOUNDING_PERIOD).await;
+    }
+}

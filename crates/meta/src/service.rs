@@ -1,0 +1,291 @@
+//! What other nodes and gateways ask of this one: Raft of all groups, commands and reads.
+
+use crate::codec::{
+    BadBytes, Envelope, Message, append_result_bytes, read_message, vote_bytes, vote_response_bytes,
+};
+use crate::group::{Group, NotDone};
+use crate::network::FRAME_BYTES_MAX;
+use crate::node::Inner;
+use crate::raft::{
+    AppendEntriesRequest, BoxStream, Snapshot, SnapshotMeta, StreamAppendResult, Types,
+};
+use crate::snapshot::SnapshotError;
+use ashlar_host::File;
+use ashlar_types::{Epoch, RangeId, Versioned, decode, encode};
+use ashlar_wire::proto::metadata_reply::Result as ReplyResult;
+use ashlar_wire::proto::{Busy, Frame, MetadataReply, MetadataRequest};
+use ashlar_wire::proto::{metadata_server, raft_server};
+use bytes::{Buf, Bytes};
+use futures::StreamExt;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tonic::{Request, Response, Status, Streaming};
+
+/// A snapshot larger than this is a damaged length: a range is split at 128 MiB.
+const SNAPSHOT_BYTES_MAX: u64 = 1 << 40;
+
+fn malformed(error: &BadBytes) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+/// Raft of all groups of a node.
+pub(crate) struct RaftService(pub(crate) Arc<Inner>);
+
+impl RaftService {
+    /// The message of a frame, if it is meant for this node, and its group.
+    fn open(&self, frame: Frame) -> Result<(Arc<Group>, Message), Status> {
+        let (envelope, message) = read_message(frame.body).map_err(|error| malformed(&error))?;
+        self.check(&envelope)?;
+        let group = self.0.group(RangeId(frame.range));
+        let group = group.ok_or_else(|| Status::not_found(format!("range-{} is not on this node", frame.range)))?;
+        Ok((group, message))
+    }
+
+    fn check(&self, envelope: &Envelope) -> Result<(), Status> {
+        let here = &self.0;
+        if envelope.cluster != here.cluster {
+            return Err(Status::failed_precondition(format!("this node belongs to cluster {}", here.cluster)));
+        }
+        if envelope.to != here.node.0 {
+            return Err(Status::failed_precondition(format!("this is {}, not node-{}", here.node, envelope.to)));
+        }
+        if here.peers.is_stale(envelope.from, envelope.incarnation) {
+            return Err(Status::failed_precondition(format!(
+                "node-{} has booted since incarnation {}: this is an old image of it, or a copy",
+                envelope.from, envelope.incarnation
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// The greatest incarnation that was heard of each peer.
+#[derive(Default)]
+pub(crate) struct Incarnations(Mutex<std::collections::BTreeMap<u64, Arc<AtomicU64>>>);
+
+impl Incarnations {
+    fn is_stale(&self, peer: u64, incarnation: u64) -> bool {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(peer).or_default().clone();
+        known.fetch_max(incarnation, Ordering::Relaxed) > incarnation
+    }
+}
+
+#[tonic::async_trait]
+impl raft_server::Raft for RaftService {
+    type AppendStream = BoxStream<'static, Result<Frame, Status>>;
+
+    async fn append(&self, request: Request<Streaming<Frame>>) -> Result<Response<Self::AppendStream>, Status> {
+        let mut frames = request.into_inner();
+        let Some(first) = frames.message().await? else {
+            return Ok(Response::new(Box::pin(futures::stream::empty())));
+        };
+        let range = first.range;
+        let (group, message) = self.open(first)?;
+        let commits = Arc::new(Mutex::new(VecDeque::new()));
+        let inbound =
+            Inbound { service: Self(self.0.clone()), range, first: Some(message), frames, commits: commits.clone() };
+        let appends = futures::stream::unfold(inbound, |mut inbound| async move {
+            inbound.next().await.map(|append| (append, inbound))
+        });
+        let watched = group.clone();
+        let answers = group.raft.stream_append(appends).map(move |answer| {
+            let result = answer.map_err(|fatal| Status::unavailable(fatal.to_string()))?;
+            let commit = commits.lock().unwrap_or_else(PoisonError::into_inner).pop_front().flatten();
+            watch_recovery(&watched, &result, commit);
+            Ok(Frame { range, body: append_result_bytes(&result), last: false })
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn vote(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
+        let frame = request.into_inner();
+        let range = frame.range;
+        let (group, message) = self.open(frame)?;
+        let Message::Vote { pre, request } = message else {
+            return Err(Status::invalid_argument("a vote was expected"));
+        };
+        if !group.may_vote() {
+            return Err(Status::unavailable("the log's tail was torn: no vote until a leader has caught this node up"));
+        }
+        let voted = if pre { group.raft.pre_vote(request).await } else { group.raft.vote(request).await };
+        let response = voted.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(Response::new(Frame { range, body: vote_response_bytes(&response), last: false }))
+    }
+
+    async fn install_snapshot(&self, request: Request<Streaming<Frame>>) -> Result<Response<Frame>, Status> {
+        let mut frames = request.into_inner();
+        let first = frames.message().await?.ok_or_else(|| Status::invalid_argument("no frame came"))?;
+        let range = first.range;
+        let (group, message) = self.open(first)?;
+        let Message::Snapshot { vote, last, membership, length } = message else {
+            return Err(Status::invalid_argument("a snapshot was expected"));
+        };
+        if length > SNAPSHOT_BYTES_MAX {
+            return Err(Status::invalid_argument("the length of the snapshot is not possible"));
+        }
+        let Ok(_one) = group.receiving.try_lock() else {
+            return Err(Status::unavailable("another snapshot of this range is being received"));
+        };
+        let file = receive(&group, frames, length).await?;
+        if (file.contents.last, &file.contents.membership) != (last, &membership) {
+            return Err(Status::data_loss("the snapshot is not the one that was announced"));
+        }
+        let meta = SnapshotMeta { last_log_id: last, last_membership: membership };
+        let snapshot = Snapshot { meta, snapshot: Arc::new(file) };
+        let installed = group.raft.install_full_snapshot(vote, snapshot).await;
+        let response = installed.map_err(|fatal| Status::unavailable(fatal.to_string()))?;
+        Ok(Response::new(Frame { range, body: vote_bytes(&response.vote), last: true }))
+    }
+
+    async fn transfer_leader(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
+        let frame = request.into_inner();
+        let range = frame.range;
+        let (group, message) = self.open(frame)?;
+        let Message::Transfer(request) = message else {
+            return Err(Status::invalid_argument("a transfer was expected"));
+        };
+        let taken = group.raft.handle_transfer_leader(request).await;
+        let taken = taken.map_err(|error| Status::unavailable(error.to_string()))?;
+        taken.map_err(|refused| Status::failed_precondition(refused.to_string()))?;
+        Ok(Response::new(Frame { range, body: Bytes::new(), last: true }))
+    }
+}
+
+/// The requests of an append stream.
+struct Inbound {
+    service: RaftService,
+    range: u64,
+    first: Option<Message>,
+    frames: Streaming<Frame>,
+    /// What the leader had committed, for each request that is not answered yet.
+    commits: Arc<Mutex<VecDeque<Option<u64>>>>,
+}
+
+impl Inbound {
+    /// The next append. A stream that breaks, or says anything else, ends: the sender begins another one.
+    async fn next(&mut self) -> Option<AppendEntriesRequest<Types>> {
+        let message = match self.first.take() {
+            Some(message) => message,
+            None => {
+                let frame = self.frames.message().await.ok()??;
+                if frame.range != self.range {
+                    return None;
+                }
+                self.service.open(frame).ok()?.1
+            }
+        };
+        let Message::Append(append) = message else { return None };
+        let commit = append.leader_commit.map(|id| id.index);
+        self.commits.lock().unwrap_or_else(PoisonError::into_inner).push_back(commit);
+        Some(append)
+    }
+}
+
+/// A torn tail is mended once this node has everything that its leader had committed.
+fn watch_recovery(group: &Group, result: &StreamAppendResult<Types>, leader_commit: Option<u64>) {
+    if group.may_vote() {
+        return;
+    }
+    let has = result.as_ref().ok().and_then(|matching| matching.map(|id| id.index));
+    if has.zip(leader_commit).is_some_and(|(has, committed)| has >= committed) {
+        group.allow_votes();
+    }
+}
+
+/// Takes the bytes of a snapshot, in order, each frame checked; then verifies the whole file.
+async fn receive(
+    group: &Group,
+    mut frames: Streaming<Frame>,
+    length: u64,
+) -> Result<crate::snapshot::SnapshotFile, Status> {
+    let disk = |error: SnapshotError| Status::internal(error.to_string());
+    let file: Arc<dyn File> = Arc::from(group.state.snapshots.incoming().map_err(disk)?);
+    let tasks = group.state.host.tasks.clone();
+    let mut at = 0;
+    while at < length {
+        let frame = frames.message().await?;
+        let frame = frame.ok_or_else(|| Status::cancelled("the snapshot ended before its end"))?;
+        let bytes = snapshot_bytes(frame.body, at)?;
+        at += bytes.len() as u64;
+        let to = file.clone();
+        let offset = at - bytes.len() as u64;
+        tasks
+            .run_blocking(move || to.write_at(&bytes, offset))
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?;
+    }
+    let state = group.state.clone();
+    tasks
+        .run_blocking(move || {
+            file.sync_data().map_err(|error| Status::internal(error.to_string()))?;
+            state.snapshots.received().map_err(|error| Status::data_loss(error.to_string()))
+        })
+        .await
+}
+
+fn snapshot_bytes(mut body: Bytes, at: u64) -> Result<Bytes, Status> {
+    if body.len() <= 12 {
+        return Err(Status::invalid_argument("a snapshot frame without bytes"));
+    }
+    let (offset, sum) = (body.get_u64_le(), body.get_u32_le());
+    if offset != at || crc32c::crc32c(&body) != sum {
+        return Err(Status::data_loss("a snapshot frame is damaged or out of order"));
+    }
+    Ok(body)
+}
+
+/// Commands and reads.
+pub(crate) struct MetadataService(pub(crate) Arc<Inner>);
+
+fn reply(result: Result<Bytes, NotDone>) -> Response<MetadataReply> {
+    let result = match result {
+        Ok(body) => ReplyResult::Body(body),
+        Err(NotDone::Leader(node)) => ReplyResult::Leader(node.map_or(0, |node| node.0)),
+        Err(NotDone::Epoch(epoch)) => ReplyResult::Epoch(epoch.map_or(0, |epoch| epoch.0)),
+        Err(NotDone::Busy { retry_after_ms, reason }) => ReplyResult::Busy(Busy { retry_after_ms, reason }),
+        Err(NotDone::Unknown(why)) => ReplyResult::Unknown(why),
+    };
+    Response::new(MetadataReply { result: Some(result) })
+}
+
+fn read_body<T: Versioned>(body: &[u8]) -> Result<T, Status> {
+    decode(body).map_err(|error| Status::invalid_argument(error.to_string()))
+}
+
+fn write_body<T: Versioned>(value: &T) -> Bytes {
+    Bytes::from(encode(value))
+}
+
+#[tonic::async_trait]
+impl metadata_server::Metadata for MetadataService {
+    async fn execute(&self, request: Request<MetadataRequest>) -> Result<Response<MetadataReply>, Status> {
+        let MetadataRequest { range, epoch, body } = request.into_inner();
+        let bytes = body.len();
+        let result = if RangeId(range) == RangeId::ROOT {
+            self.0.root_execute(read_body(&body)?, bytes).await.map(|outcome| write_body(&outcome))
+        } else {
+            self.0.execute(RangeId(range), Epoch(epoch), read_body(&body)?, bytes).await.map(|outcome| write_body(&outcome))
+        };
+        Ok(reply(result))
+    }
+
+    async fn query(&self, request: Request<MetadataRequest>) -> Result<Response<MetadataReply>, Status> {
+        let MetadataRequest { range, epoch, body } = request.into_inner();
+        let result = if RangeId(range) == RangeId::ROOT {
+            self.0.root_query(read_body(&body)?).await.map(|answer| write_body(&answer))
+        } else {
+            self.0.query(RangeId(range), Epoch(epoch), read_body(&body)?).await.map(|answer| write_body(&answer))
+        };
+        Ok(reply(result))
+    }
+}
+
+/// The two services, with their limits.
+pub(crate) fn add_routes(inner: &Arc<Inner>, routes: tonic::service::Routes) -> tonic::service::Routes {
+    let raft = raft_server::RaftServer::new(RaftService(inner.clone()))
+        .max_decoding_message_size(FRAME_BYTES_MAX)
+        .max_encoding_message_size(FRAME_BYTES_MAX);
+    let metadata = metadata_server::MetadataServer::new(MetadataService(inner.clone()));
+    routes.add_service(raft).add_service(metadata)
+}
