@@ -1,1 +1,30 @@
-//! ashlar-store
+//! The shard engine of one disk: segments, index, group commit, recovery.
+//!
+//! A disk is a directory. Shards shorter than 64 KiB are appended in batches to prefilled *small segments*; longer ones
+//! stream into space reserved in *large segments*. One committer a disk writes what has come in since its last round,
+//! syncs each touched segment once, and only then answers and publishes (D1). All bytes are under CRC-32C and are
+//! verified before a reader sees them (D5). The index is in memory; after a crash it is rebuilt from a checkpoint and
+//! the segments (D9). The byte tables are in `docs/formats/store.md`.
+//!
+//! The store knows shards, not objects. Compaction, hole punching and scrub are not here yet; the format has what they
+//! need (generations, sequences, tombstones, moves).
+
+mod buffer;
+mod checkpoint;
+mod committer;
+mod error;
+mod format;
+mod index;
+mod large;
+mod recovery;
+mod segment;
+mod small;
+mod store;
+mod superblock;
+mod writer;
+
+pub use error::StoreError;
+pub use format::SMALL_SHARD_BYTES_END;
+pub use recovery::Recovered;
+pub use store::{Committed, Owner, ShardKey, ShardMeta, Store, StoreConfig, Usage};
+pub use writer::ShardWriter;

@@ -1,0 +1,134 @@
+//! Which shards a disk has, and where; and reading one, verified.
+
+use crate::buffer::{FRAME_BYTES, FramePool};
+use crate::format::{
+    Class, HEADER_BYTES, PAGE, TRAILER_HEAD_BYTES, blocks, get_u32, size, trailer_offset,
+};
+use crate::segment::Segment;
+use crate::{ShardKey, ShardMeta, StoreError};
+use ashlar_types::BLOCK_BYTES;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+const BLOCK: u64 = BLOCK_BYTES as u64;
+
+/// Only what is durable is in here.
+pub(crate) type Index = BTreeMap<ShardKey, Entry>;
+
+/// Where a shard is.
+#[derive(Debug, Clone)]
+pub(crate) struct Entry {
+    pub(crate) meta: ShardMeta,
+    pub(crate) segment: Arc<Segment>,
+    /// Of its record header.
+    pub(crate) offset: u64,
+    /// The length for which its record was laid out.
+    pub(crate) reserved: u64,
+    /// The newest one of a key holds.
+    pub(crate) sequence: u64,
+    /// CRC-32C of the whole content.
+    pub(crate) crc: u32,
+}
+
+impl Entry {
+    /// Reads a part; every block that it touches is verified first (D5). Blocks.
+    pub(crate) fn read(
+        &self,
+        pool: &Arc<FramePool>,
+        offset: u64,
+        length: u64,
+    ) -> Result<Bytes, StoreError> {
+        let end = offset.checked_add(length).filter(|&end| end <= self.meta.length);
+        let end = end.ok_or(StoreError::BadRange { length: self.meta.length })?;
+        if length == 0 {
+            return Ok(Bytes::new());
+        }
+        match self.segment.header.class {
+            Class::Small => {
+                let whole = self.read_small()?;
+                Ok(whole.slice(size(offset)..size(end)))
+            }
+            Class::Large => {
+                let from = offset / BLOCK;
+                let covered = self.read_blocks(pool, from, end.div_ceil(BLOCK))?;
+                let skip = size(offset - from * BLOCK);
+                Ok(covered.slice(skip..skip + size(length)))
+            }
+        }
+    }
+
+    /// Verifies all of it. Blocks.
+    pub(crate) fn verify(&self, pool: &Arc<FramePool>) -> Result<(), StoreError> {
+        if self.segment.header.class == Class::Small {
+            return self.read_small().map(drop);
+        }
+        let step = FRAME_BYTES as u64 / BLOCK;
+        let (mut from, count) = (0, blocks(self.meta.length));
+        while from < count {
+            let to = (from + step).min(count);
+            self.read_blocks(pool, from, to)?;
+            from = to;
+        }
+        Ok(())
+    }
+
+    fn read_small(&self) -> Result<Bytes, StoreError> {
+        let mut bytes = vec![0; size(self.meta.length)];
+        self.fill(&mut bytes, self.offset + HEADER_BYTES as u64)?;
+        if crc32c::crc32c(&bytes) != self.crc {
+            return Err(self.corrupt(0));
+        }
+        Ok(Bytes::from(bytes))
+    }
+
+    /// The blocks `from..to` of a large shard.
+    fn read_blocks(&self, pool: &Arc<FramePool>, from: u64, to: u64) -> Result<Bytes, StoreError> {
+        let start = from * BLOCK;
+        let length = size((to * BLOCK).min(self.meta.length) - start);
+        let at = self.offset + PAGE + start;
+        // small pieces come from the allocator, which has them warm; middle ones from the pool; nobody asks for larger
+        // ones at once who cares about their cost
+        if length > size(BLOCK) && length <= FRAME_BYTES {
+            let mut frame = pool.take();
+            self.fill(&mut frame[..length], at)?;
+            self.check(&frame[..length], from)?;
+            return Ok(frame.into_bytes(length));
+        }
+        let mut bytes = vec![0; length];
+        self.fill(&mut bytes, at)?;
+        self.check(&bytes, from)?;
+        Ok(Bytes::from(bytes))
+    }
+
+    /// Compares blocks with the CRC array of the trailer.
+    fn check(&self, bytes: &[u8], from: u64) -> Result<(), StoreError> {
+        let count = bytes.len().div_ceil(size(BLOCK));
+        let mut array = vec![0; 4 * count];
+        let head = trailer_offset(self.offset, self.reserved) + TRAILER_HEAD_BYTES as u64;
+        self.fill(&mut array, head + 4 * from)?;
+        for (index, block) in bytes.chunks(size(BLOCK)).enumerate() {
+            let stored = self.segment.seed.mask(get_u32(&array, 4 * index));
+            if crc32c::crc32c(block) != stored {
+                return Err(self.corrupt(from + index as u64));
+            }
+        }
+        Ok(())
+    }
+
+    fn fill(&self, bytes: &mut [u8], at: u64) -> Result<(), StoreError> {
+        match self.segment.file.read_exact_at(bytes, at) {
+            Ok(()) => Ok(()),
+            // the file has become shorter than what it held
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Err(self.corrupt(0)),
+            Err(error) => Err(StoreError::io("read", &self.segment.path, &error)),
+        }
+    }
+
+    fn corrupt(&self, block: u64) -> StoreError {
+        let ShardKey { extent, slot } = self.meta.key;
+        tracing::warn!(%extent, %slot, block, segment = ?self.segment, "a stored block is damaged");
+        StoreError::Corrupt
+    }
+}

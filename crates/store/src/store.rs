@@ -1,0 +1,433 @@
+//! The store of one disk: what others see of it.
+
+use crate::buffer::FramePool;
+use crate::committer::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Committer, Job, Message, Work};
+use crate::format::{Class, SMALL_SHARD_BYTES_END, Superblock, small_span};
+use crate::index::{Entry, Index};
+use crate::large::LargeAllocator;
+use crate::recovery::{self, Recovered};
+use crate::segment::{FREE_DIR, SEGMENT_DIR, Segment};
+use crate::small::{Chore, run_chores};
+use crate::superblock::{SUPER_NAME, SuperFile};
+use crate::writer::{ShardWriter, Target};
+use crate::{StoreError, checkpoint};
+use ashlar_host::{Disk, DiskUsage, Host};
+use ashlar_types::{BucketId, ClusterId, DiskId, Epoch, ExtentId, NodeId, PgId, Profile, Slot};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::io;
+use std::ops::Bound;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+/// Taken while a disk is open.
+const LOCK_NAME: &str = "ashlar.lock";
+/// Sequences of an open start behind those of all opens before, whatever of them was lost: none is used twice.
+const NUMBERS_PER_INCARNATION_BITS: u32 = 40;
+/// Chores that may wait for the helper thread.
+const CHORES_MAX: usize = 64;
+/// A small segment holds at least two of the largest batches that its size allows.
+const SMALL_SEGMENT_BYTES_MIN: u64 = 256 * 1024;
+
+/// How a disk is used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// Its directory: it must exist.
+    pub dir: PathBuf,
+    /// How long a small segment becomes.
+    pub small_segment_bytes: u64,
+    /// How much is reserved at once for large shards.
+    pub large_segment_bytes: u64,
+    /// What shards leave free, for tombstones and compaction.
+    pub reserve_bytes: u64,
+    /// Whether large shards are written past the page cache, where the file system can.
+    pub direct_io: bool,
+}
+
+impl StoreConfig {
+    /// The defaults for a disk of its own.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self {
+            dir: dir.into(),
+            small_segment_bytes: 64 << 20,
+            large_segment_bytes: 1 << 30,
+            reserve_bytes: 256 << 20,
+            direct_io: true,
+        }
+    }
+}
+
+/// Whose a disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owner {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// The node.
+    pub node: NodeId,
+}
+
+/// Names a shard on a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardKey {
+    /// The extent.
+    pub extent: ExtentId,
+    /// Its column.
+    pub slot: Slot,
+}
+
+/// What is known of a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ShardMeta {
+    /// Its name.
+    pub key: ShardKey,
+    /// The code of its extent.
+    pub profile: Profile,
+    /// The placement group of its extent.
+    pub pg: PgId,
+    /// That group's epoch when it was written.
+    pub pg_epoch: Epoch,
+    /// The bucket for which it was written: for audits.
+    pub bucket: BucketId,
+    /// Its length.
+    pub length: u64,
+    /// The node's wall clock when it was written: shown, never compared.
+    pub created_ms: u64,
+}
+
+/// How full a disk is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// All of the file system.
+    pub capacity: u64,
+    /// What is left for shards, without the reserve.
+    pub free: u64,
+    /// How many shards there are.
+    pub shards: u64,
+    /// Whether writes are taken: no write has failed since the open, and it is not closed.
+    pub writable: bool,
+}
+
+/// A large shard is durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Committed {
+    /// CRC-32C of its content.
+    pub crc: u32,
+}
+
+/// What all handles and threads of a store share.
+pub(crate) struct Core {
+    pub(crate) host: Host,
+    pub(crate) config: StoreConfig,
+    pub(crate) disk: DiskId,
+    pub(crate) incarnation: u64,
+    pub(crate) index: RwLock<Index>,
+    pub(crate) segments: Mutex<BTreeMap<u64, Arc<Segment>>>,
+    pub(crate) allocator: Mutex<LargeAllocator>,
+    pub(crate) superblock: Mutex<SuperFile>,
+    pub(crate) pool: Arc<FramePool>,
+    /// Sequences and generations.
+    numbers: AtomicU64,
+    acked: AtomicU64,
+    writable: AtomicBool,
+    lock: Mutex<Option<Box<dyn Send + Sync>>>,
+    recovered: Recovered,
+}
+
+impl Core {
+    /// A number that was never used on this disk, larger than all before.
+    pub(crate) fn next_number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Everything up to this sequence is durable.
+    pub(crate) fn acked(&self) -> u64 {
+        self.acked.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_acked(&self, sequence: u64) {
+        self.acked.store(sequence, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_writable(&self) -> bool {
+        self.writable.load(Ordering::Relaxed)
+    }
+
+    /// A write or sync has failed: what the kernel still has of it is unknown, so nothing is written any more.
+    pub(crate) fn poison(&self, what: &'static str, segment: &Segment, error: &io::Error) {
+        self.writable.store(false, Ordering::Relaxed);
+        metrics::counter!("ashlar_store_poisoned_total", "disk" => self.disk.to_string())
+            .increment(1);
+        tracing::error!(?segment, what, %error, "the disk takes no more writes");
+    }
+
+    pub(crate) fn disk_usage(&self) -> Result<DiskUsage, StoreError> {
+        let dir = &self.config.dir;
+        self.host.disk.usage(dir).map_err(|e| StoreError::io("measure", dir, &e))
+    }
+
+    /// The disk may be opened again.
+    pub(crate) fn release(&self) {
+        self.writable.store(false, Ordering::Relaxed);
+        drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    fn entry(&self, key: ShardKey) -> Option<Entry> {
+        self.index.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
+    }
+}
+
+/// The store of one disk. Cheap to clone. When all clones are gone without [`Store::close`], the next open recovers.
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) core: Arc<Core>,
+    pub(crate) chores: SyncSender<Chore>,
+    queue: mpsc::Sender<Message>,
+    /// The bytes that may wait in the queue.
+    budget: Arc<Semaphore>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Store({})", self.core.disk)
+    }
+}
+
+impl Store {
+    /// Opens a disk; formats it, if its directory has none of ours. Raises the incarnation durably. Blocks.
+    pub fn open(host: &Host, config: StoreConfig, owner: Owner) -> Result<Self, StoreError> {
+        let dir = config.dir.clone();
+        let disk = host.disk.as_ref();
+        if config.small_segment_bytes < SMALL_SEGMENT_BYTES_MIN {
+            return Err(StoreError::BadConfig("a small segment must have at least 256 KiB"));
+        }
+        if !disk.exists(&dir) {
+            return Err(StoreError::Missing(dir));
+        }
+        let lock = lock(disk, &dir)?;
+        if !disk.exists(&dir.join(SUPER_NAME)) {
+            format(host, &dir, owner)?;
+        }
+        let mut superblock = SuperFile::open(disk, &dir)?;
+        let before = superblock.now();
+        check_owner(&dir, &before, owner)?;
+        let pool = Arc::new(FramePool::default());
+        let state = recovery::recover(disk, &config, &before, &pool)?;
+        superblock.update(|now| {
+            now.incarnation += 1;
+            now.clean = false;
+        })?;
+        let incarnation = superblock.now().incarnation;
+        let first = incarnation << NUMBERS_PER_INCARNATION_BITS;
+        let small = last(&state.segments, Class::Small).filter(|_| state.found.clean);
+        let active = last(&state.segments, Class::Large);
+        let core = Arc::new(Core {
+            host: host.clone(),
+            config,
+            disk: before.disk,
+            incarnation,
+            index: RwLock::new(state.index),
+            segments: Mutex::new(state.segments),
+            allocator: Mutex::new(LargeAllocator { active }),
+            superblock: Mutex::new(superblock),
+            pool,
+            numbers: AtomicU64::new(first + 1),
+            acked: AtomicU64::new(first),
+            writable: AtomicBool::new(true),
+            lock: Mutex::new(Some(lock)),
+            recovered: state.found,
+        });
+        // what was dropped as a torn tail must not look like damage of what was acknowledged, next time
+        if !core.recovered.clean && core.recovered.records > 0 {
+            checkpoint::store(&core, checkpoint::capture(&core), false)?;
+        }
+        Ok(Self::start(core, small))
+    }
+
+    fn start(core: Arc<Core>, small: Option<Arc<Segment>>) -> Self {
+        let (chores, waiting) = sync_channel(CHORES_MAX);
+        let (queue, messages) = mpsc::channel(BATCH_RECORDS_MAX);
+        let tasks = core.host.tasks.clone();
+        let disk = core.host.disk.clone();
+        let committer = Committer::new(core.clone(), messages, small, chores.clone());
+        tasks.thread("store helper", Box::new(move || run_chores(disk.as_ref(), &waiting)));
+        tasks.thread("store commit", Box::new(move || committer.run()));
+        let budget = usize::try_from(BATCH_BYTES_MAX).expect("four MiB fit into memory");
+        Self { core, chores, queue, budget: Arc::new(Semaphore::new(budget)) }
+    }
+
+    /// The id in its superblock.
+    pub fn disk_id(&self) -> DiskId {
+        self.core.disk
+    }
+
+    /// How often it has been opened.
+    pub fn incarnation(&self) -> u64 {
+        self.core.incarnation
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.core.config.dir
+    }
+
+    /// What the open found.
+    pub fn recovered(&self) -> Recovered {
+        self.core.recovered
+    }
+
+    /// How full it is.
+    pub fn usage(&self) -> Usage {
+        let facts = self.core.disk_usage().unwrap_or(DiskUsage { total_bytes: 0, free_bytes: 0 });
+        let allocator = self.core.allocator.lock().unwrap_or_else(PoisonError::into_inner);
+        let reserved = allocator.active.as_ref().map_or(0, |segment| segment.room());
+        drop(allocator);
+        let index = self.core.index.read().unwrap_or_else(PoisonError::into_inner);
+        Usage {
+            capacity: facts.total_bytes,
+            free: facts.free_bytes.saturating_sub(self.core.config.reserve_bytes) + reserved,
+            shards: index.len() as u64,
+            writable: self.core.is_writable(),
+        }
+    }
+
+    /// Stores a shard of the small class: durable when it returns. The same content again is a success.
+    pub async fn put_small(&self, meta: ShardMeta, bytes: Bytes) -> Result<(), StoreError> {
+        if bytes.len() as u64 >= SMALL_SHARD_BYTES_END {
+            return Err(StoreError::TooLong);
+        }
+        let meta = ShardMeta { length: bytes.len() as u64, ..meta };
+        let replaces = match self.core.entry(meta.key) {
+            Some(known) => self.damaged(known).await,
+            None => None,
+        };
+        let crc = crc32c::crc32c(&bytes);
+        self.submit(Work::Put { meta, bytes, crc, replaces }, meta.length).await.map(drop)
+    }
+
+    /// Starts a shard of at most `meta.length` bytes: takes room for it.
+    pub async fn begin(&self, meta: ShardMeta) -> Result<ShardWriter, StoreError> {
+        let replaces = match self.core.entry(meta.key) {
+            Some(known) => match self.damaged(known.clone()).await {
+                None => return Ok(ShardWriter::new(self.clone(), meta, Target::Compare(known))),
+                damaged => damaged,
+            },
+            None => None,
+        };
+        if !self.core.is_writable() {
+            return Err(StoreError::NotWritable);
+        }
+        let core = self.core.clone();
+        let reserved = self.core.host.tasks.run_blocking(move || core.reserve(meta)).await?;
+        let target = Target::Fresh { reservation: Arc::new(reserved), replaces };
+        Ok(ShardWriter::new(self.clone(), meta, target))
+    }
+
+    /// Whether a record is damaged: then its sequence, as what a new one replaces.
+    async fn damaged(&self, known: Entry) -> Option<u64> {
+        let pool = self.core.pool.clone();
+        let sequence = known.sequence;
+        let verified = self.core.host.tasks.run_blocking(move || known.verify(&pool)).await;
+        (verified == Err(StoreError::Corrupt)).then_some(sequence)
+    }
+
+    /// Reads a part of a shard; every 64 KiB block that it touches is verified first.
+    pub async fn read(&self, key: ShardKey, offset: u64, len: u64) -> Result<Bytes, StoreError> {
+        let entry = self.core.entry(key).ok_or(StoreError::NotFound)?;
+        let pool = self.core.pool.clone();
+        self.core.host.tasks.run_blocking(move || entry.read(&pool, offset, len)).await
+    }
+
+    /// Deletes a shard, durably. `false`: there was none.
+    pub async fn delete(&self, key: ShardKey) -> Result<bool, StoreError> {
+        self.submit(Work::Delete(key), 0).await
+    }
+
+    /// Whether a shard is here.
+    pub fn contains(&self, key: ShardKey) -> bool {
+        self.core.index.read().unwrap_or_else(PoisonError::into_inner).contains_key(&key)
+    }
+
+    /// What is known of a shard.
+    pub fn meta(&self, key: ShardKey) -> Option<ShardMeta> {
+        self.core.entry(key).map(|entry| entry.meta)
+    }
+
+    /// The shards behind `after`, in order of their keys, at most `limit`.
+    pub fn list(&self, after: Option<ShardKey>, limit: usize) -> Vec<ShardMeta> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let index = self.core.index.read().unwrap_or_else(PoisonError::into_inner);
+        index.range((from, Bound::Unbounded)).take(limit).map(|(_, entry)| entry.meta).collect()
+    }
+
+    /// Finishes what has come, writes a checkpoint and marks the disk clean. Later writes are refused.
+    pub async fn close(&self) {
+        let (done, closed) = oneshot::channel();
+        if self.queue.send(Message::Close(done)).await.is_ok() {
+            // an error is a committer that has closed already
+            drop(closed.await);
+        }
+    }
+
+    /// Hands work to the committer, waiting for room in its queue, and then for its answer.
+    pub(crate) async fn submit(&self, work: Work, bytes: u64) -> Result<bool, StoreError> {
+        let share = u32::try_from(small_span(bytes)).expect("a small record has less than 128 KiB");
+        let permit = self.budget.clone().acquire_many_owned(share).await.ok();
+        let (reply, answer) = oneshot::channel();
+        let message = Message::Job(Job { work, reply, permit });
+        self.queue.send(message).await.map_err(|_| StoreError::Closed)?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+}
+
+fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>, StoreError> {
+    let path = dir.join(LOCK_NAME);
+    disk.lock(&path).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => StoreError::InUse(dir.to_owned()),
+        _ => StoreError::writing("lock", &path, dir, &error),
+    })
+}
+
+/// Makes an empty directory a disk. The superblock comes last: an interrupted format is begun again.
+fn format(host: &Host, dir: &Path, owner: Owner) -> Result<(), StoreError> {
+    let disk = host.disk.as_ref();
+    for name in [SEGMENT_DIR, FREE_DIR, checkpoint::CHECKPOINT_DIR] {
+        let path = dir.join(name);
+        let made = disk.create_dir_all(&path).and_then(|()| disk.list(&path));
+        let found = made.map_err(|e| StoreError::writing("create", &path, dir, &e))?;
+        if !found.is_empty() {
+            return Err(StoreError::NoSuperblock(dir.to_owned()));
+        }
+    }
+    let first = Superblock {
+        cluster: owner.cluster,
+        disk: DiskId(host.random.next_u128()),
+        node: owner.node,
+        incarnation: 0,
+        sequence: 0,
+        checkpoint: 0,
+        clean: false,
+    };
+    SuperFile::format(disk, dir, &first)
+}
+
+fn check_owner(dir: &Path, found: &Superblock, owner: Owner) -> Result<(), StoreError> {
+    let dir = dir.to_owned();
+    if found.cluster != owner.cluster {
+        return Err(StoreError::OtherCluster {
+            dir,
+            found: found.cluster,
+            expected: owner.cluster,
+        });
+    }
+    if found.node != owner.node {
+        return Err(StoreError::OtherNode { dir, found: found.node, expected: owner.node });
+    }
+    Ok(())
+}
+
+fn last(segments: &BTreeMap<u64, Arc<Segment>>, class: Class) -> Option<Arc<Segment>> {
+    segments.values().rev().find(|segment| segment.header.class == class).cloned()
+}
