@@ -1,1 +1,88 @@
-//! ashlar-gateway
+//! The gateway: S3 over `ashlar-client`. It keeps nothing that a restart may lose.
+//!
+//! ```text
+//! S3 port ─ server ─ S3Service (crate s3) ─ Store: Backend ─┬─ admission   memory for bodies, else 503
+//!                                                           ├─ md5 lane    beside the writer
+//!                                                           └─ Cluster     the client's verbs
+//! ```
+//! What it leaves out: the protocol (crate `s3`), retries and routing (crate `client`), conditions (apply).
+
+mod admission;
+mod cluster;
+mod failure;
+mod md5_lane;
+mod server;
+mod store;
+
+pub use server::{TlsConfig, TlsError, serve};
+
+use ashlar_client::Client;
+use ashlar_host::Host;
+use ashlar_s3::{Credentials, S3Config, S3Service, SecretKey};
+use std::sync::Arc;
+
+/// The settings of a gateway.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// The region that signatures must name.
+    pub region: String,
+    /// Domains under which `bucket.domain` names a bucket; without port.
+    pub domains: Vec<String>,
+    /// Who owns all buckets.
+    pub owner: String,
+    /// The root key's public half.
+    pub access_key: String,
+    /// The root key's secret half. There is no default that works: an empty access key is given to nobody.
+    pub secret_key: SecretKey,
+    /// What the bodies of all requests may hold in memory together.
+    pub memory_bytes: u64,
+}
+
+impl Default for GatewayConfig {
+    fn default() -> Self {
+        Self {
+            region: "us-east-1".to_owned(),
+            domains: Vec::new(),
+            owner: "ashlar".to_owned(),
+            access_key: String::new(),
+            secret_key: SecretKey::new(""),
+            // 32 streams at full speed, or thousands of small requests
+            memory_bytes: 128 * 1024 * 1024,
+        }
+    }
+}
+
+/// A gateway. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Gateway {
+    service: S3Service,
+}
+
+impl Gateway {
+    /// A gateway over a client.
+    pub fn new(host: &Host, client: Client, config: GatewayConfig) -> Self {
+        Self::over(host, client, config)
+    }
+
+    fn over<C: cluster::Cluster>(host: &Host, cluster: C, config: GatewayConfig) -> Self {
+        let random = Arc::clone(&host.random);
+        let credentials = if config.access_key.is_empty() {
+            Credentials::default()
+        } else {
+            Credentials::single(config.access_key, config.secret_key)
+        };
+        let s3 = S3Config {
+            region: config.region,
+            domains: config.domains,
+            owner: config.owner,
+            credentials: Arc::new(credentials),
+            random: Arc::new(move || random.next_u128()),
+        };
+        let store = store::Store {
+            host: host.clone(),
+            cluster,
+            admission: admission::Admission::new(Arc::clone(&host.clock), config.memory_bytes),
+        };
+        Self { service: ashlar_s3::service(Arc::new(store), s3) }
+    }
+}

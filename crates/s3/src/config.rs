@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 /// A secret key. Nothing prints it (S3).
 #[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
+pub struct SecretKey(String);
 
-impl Secret {
+impl SecretKey {
     /// Wraps a secret.
     pub fn new(secret: impl Into<String>) -> Self {
         Self(secret.into())
@@ -20,24 +20,24 @@ impl Secret {
     }
 }
 
-impl fmt::Debug for Secret {
+impl fmt::Debug for SecretKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Secret")
+        f.write_str("SecretKey")
     }
 }
 
 /// The keys that may sign.
 #[derive(Debug, Clone, Default)]
-pub struct Credentials(BTreeMap<String, Secret>);
+pub struct Credentials(BTreeMap<String, SecretKey>);
 
 impl Credentials {
     /// One key.
-    pub fn single(access_key: impl Into<String>, secret: Secret) -> Self {
+    pub fn single(access_key: impl Into<String>, secret: SecretKey) -> Self {
         Self(BTreeMap::from([(access_key.into(), secret)]))
     }
 
     /// The secret of an access key.
-    pub fn secret(&self, access_key: &str) -> Option<&Secret> {
+    pub fn secret(&self, access_key: &str) -> Option<&SecretKey> {
         self.0.get(access_key)
     }
 }

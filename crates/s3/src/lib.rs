@@ -38,7 +38,7 @@ pub use backend::{
     Redescribe, Written,
 };
 pub use body::{BodyError, RequestBody, Upload};
-pub use config::{Credentials, RandomSource, S3Config, Secret};
+pub use config::{Credentials, RandomSource, S3Config, SecretKey};
 pub use error::{Code, S3Error, S3Result};
 pub use response::ResponseBody;
 pub use service::{S3Service, Summary, service};

@@ -3,7 +3,7 @@
 //! The signature itself is judged by the library (`library`). Here its claims are read first, so that a wrong region is
 //! answered with the right one, and so that no `x-amz-*` header acts that was not signed.
 
-use crate::config::Secret;
+use crate::config::SecretKey;
 use crate::error::{Code, S3Error, S3Result};
 use crate::request::Query;
 use hmac::{Hmac, Mac};
@@ -155,7 +155,7 @@ pub(crate) struct ChunkSigner {
 
 impl ChunkSigner {
     /// Begins with the verified signature of the request's head.
-    pub(crate) fn new(claims: &Claims, amz_date: &str, secret: &Secret) -> Self {
+    pub(crate) fn new(claims: &Claims, amz_date: &str, secret: &SecretKey) -> Self {
         let Claims { date, region, service, .. } = claims;
         let mut key = sign(format!("AWS4{}", secret.expose()).as_bytes(), date.as_bytes());
         for part in [region.as_str(), service.as_str(), "aws4_request"] {
