@@ -1,0 +1,373 @@
+//! A range: its head in memory, and how an entry is applied.
+//!
+//! Per command: is the session refused, is the result remembered, are the extents its own, then the operation; what it
+//! came to is remembered. Refusals that a caller mends and sends again under the same seq (`BucketEpoch`,
+//! `OutsideRange`) are not remembered, and their extents are not freed: the resend names them again.
+
+use crate::key::{self, family};
+use crate::retry::{Admission, RetryTable};
+use crate::row::{DescriptorRow, FloorRow, HashRow, HeadRow};
+use crate::step::{Step, Stop};
+use crate::txn::Txn;
+use crate::{APPLY_VERSION, CatalogError, View, Writes};
+use ashlar_types::{
+    Abandon, Applied, Batch, Caller, Command, Content, ExtentId, Generation, Outcome,
+    RangeDescriptor, RangeId, RangeOp, Refusal, encode,
+};
+use std::ops::ControlFlow;
+
+const DESCRIPTOR_FIELD: u8 = 0;
+const HEAD_FIELD: u8 = 1;
+const FLOOR_FIELD: u8 = 2;
+const HASH_FIELD: u8 = 3;
+/// How many expired rows one entry removes.
+const EXPIRED_PER_ENTRY_MAX: usize = 64;
+
+/// One data range: its in-memory head (loaded from its rows) and pure apply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Range {
+    descriptor: RangeDescriptor,
+    head: HeadRow,
+    retry: RetryTable,
+    hash: u128,
+}
+
+impl Range {
+    /// A new, empty range, and the rows that make it.
+    pub fn create(descriptor: &RangeDescriptor) -> (Self, Writes) {
+        let head = HeadRow {
+            generation: Generation(0),
+            apply_version: APPLY_VERSION,
+            time_ms: 0,
+            next_expiry_ms: u64::MAX,
+            sweeping: Vec::new(),
+        };
+        let id = descriptor.id;
+        let rows = [
+            (key::state(id, DESCRIPTOR_FIELD), encode(&DescriptorRow(descriptor.clone()))),
+            (key::state(id, HEAD_FIELD), encode(&head)),
+            (key::state(id, FLOOR_FIELD), encode(&FloorRow::default())),
+        ];
+        let mut writes = Writes::default();
+        let mut hash = 0_u128;
+        for (row, value) in rows {
+            hash = hash.wrapping_add(crate::txn::row_hash(&row, &value));
+            writes.put(row, value);
+        }
+        writes.put(key::state(id, HASH_FIELD), encode(&HashRow(hash)));
+        let retry = RetryTable::new(id, FloorRow::default());
+        (Self { descriptor: descriptor.clone(), head, retry, hash }, writes)
+    }
+
+    /// The range as its rows in `view` say; `None`: it has none there.
+    pub fn load(view: &dyn View, id: RangeId) -> Result<Option<Self>, CatalogError> {
+        let txn = Txn::new(view);
+        let missing = CatalogError::Inconsistent("a row of a range's head is missing");
+        let Some(DescriptorRow(descriptor)) = txn.get(&key::state(id, DESCRIPTOR_FIELD))? else {
+            return Ok(None);
+        };
+        let head: HeadRow = txn.get(&key::state(id, HEAD_FIELD))?.ok_or(missing.clone())?;
+        let floor: FloorRow = txn.get(&key::state(id, FLOOR_FIELD))?.ok_or(missing.clone())?;
+        let HashRow(hash) = txn.get(&key::state(id, HASH_FIELD))?.ok_or(missing)?;
+        if head.apply_version > APPLY_VERSION {
+            return Err(CatalogError::ApplyVersion { found: head.apply_version });
+        }
+        let retry = RetryTable::load(view, id, floor)?;
+        Ok(Some(Self { descriptor, head, retry, hash }))
+    }
+
+    /// Applies one entry: an outcome for each command, and the rows to write (the head's own among them), in one batch
+    /// with whatever the caller keeps under [`crate::system_key`]. After an error this value is to be dropped.
+    pub fn apply(
+        &mut self,
+        view: &dyn View,
+        index: u64,
+        batch: &Batch,
+    ) -> Result<(Vec<Outcome>, Writes), CatalogError> {
+        let mut txn = Txn::new(view);
+        self.head.time_ms = self.head.time_ms.max(batch.proposed_ms);
+        let mut outcomes = Vec::with_capacity(batch.commands.len());
+        for command in &batch.commands {
+            let outcome = if batch.epoch < self.descriptor.epoch {
+                Outcome::Refused(Refusal::OutsideRange)
+            } else {
+                self.command(&mut txn, index, command)?
+            };
+            outcomes.push(outcome);
+        }
+        self.expire(&mut txn)?;
+        self.step(&mut txn).sweep()?;
+        txn.put(key::state(self.descriptor.id, HEAD_FIELD), &self.head);
+        let (mut writes, hash) = txn.finish(self.hash)?;
+        self.hash = hash;
+        writes.put(key::state(self.descriptor.id, HASH_FIELD), encode(&HashRow(hash)));
+        Ok((outcomes, writes))
+    }
+
+    /// The range as it was created.
+    pub fn descriptor(&self) -> &RangeDescriptor {
+        &self.descriptor
+    }
+
+    /// The sum over all rows of the state: equal on every replica at the same applied index (R4).
+    pub fn state_hash(&self) -> u128 {
+        self.hash
+    }
+
+    /// The generation of the latest operation.
+    pub fn generation(&self) -> Generation {
+        self.head.generation
+    }
+
+    /// The version by which it applies.
+    pub fn apply_version(&self) -> u32 {
+        self.head.apply_version
+    }
+
+    fn step<'s, 'v>(&'s mut self, txn: &'s mut Txn<'v>) -> Step<'s, 'v> {
+        Step {
+            txn,
+            range: self.descriptor.id,
+            interval: &self.descriptor.interval,
+            head: &mut self.head,
+        }
+    }
+
+    fn command(
+        &mut self,
+        txn: &mut Txn<'_>,
+        index: u64,
+        command: &Command,
+    ) -> Result<Outcome, CatalogError> {
+        let caller = command.caller.as_ref();
+        if let Some(caller) = caller {
+            match self.retry.admit(txn, caller)? {
+                Admission::Fresh => {}
+                Admission::Refused(refusal) => return Ok(Outcome::Refused(refusal)),
+                Admission::Remembered(outcome) => return Ok(recalled(&command.op, outcome)),
+            }
+        }
+        let outcome = self.judged(txn, caller, &command.op)?;
+        if let Outcome::Refused(refusal) = &outcome
+            && let Some(content) = named_content(&command.op)
+            && frees_extents(refusal)
+        {
+            self.step(txn).discard_all(content);
+        }
+        if let Some(caller) = caller
+            && is_final(&outcome)
+        {
+            let kept = match (&command.op, &outcome) {
+                (RangeOp::Abandon(_), Outcome::Applied(_)) => Outcome::Refused(Refusal::Abandoned),
+                _ => outcome.clone(),
+            };
+            self.retry.remember(txn, index, caller, &kept);
+        }
+        Ok(outcome)
+    }
+
+    /// Applies an operation that has not been here before.
+    fn judged(
+        &mut self,
+        txn: &mut Txn<'_>,
+        caller: Option<&Caller>,
+        op: &RangeOp,
+    ) -> Result<Outcome, CatalogError> {
+        let own = |content: &Content| {
+            content.extents.iter().all(|extent| {
+                caller.is_some_and(|caller| caller.session == extent.id.session)
+            })
+        };
+        if named_content(op).is_some_and(|content| !own(content)) {
+            return Ok(Outcome::Refused(Refusal::ForeignExtent));
+        }
+        match self.operation(txn, caller, op) {
+            Ok(applied) => Ok(Outcome::Applied(applied)),
+            Err(Stop::Refused(refusal)) => Ok(Outcome::Refused(refusal)),
+            Err(Stop::Failed(error)) => Err(error),
+        }
+    }
+
+    fn operation(
+        &mut self,
+        txn: &mut Txn<'_>,
+        caller: Option<&Caller>,
+        op: &RangeOp,
+    ) -> Result<Applied, Stop> {
+        match op {
+            RangeOp::Put(op) => self.step(txn).put(op),
+            RangeOp::Delete(op) => self.step(txn).delete(op),
+            RangeOp::CreateUpload(op) => self.step(txn).create_upload(op),
+            RangeOp::PutPart(op) => self.step(txn).put_part(op),
+            RangeOp::CompleteUpload(op) => self.step(txn).complete_upload(op),
+            RangeOp::AbortUpload(op) => self.step(txn).abort_upload(op),
+            RangeOp::Redescribe(op) => self.step(txn).redescribe(op),
+            RangeOp::Abandon(op) => self.abandon(txn, caller, op),
+            RangeOp::SetBucket(row) => self.step(txn).set_bucket(row),
+            RangeOp::FenceBucket { bucket, epoch } => self.step(txn).fence_bucket(*bucket, *epoch),
+            RangeOp::UnfenceBucket { bucket, epoch } => {
+                self.step(txn).unfence_bucket(*bucket, *epoch)
+            }
+            RangeOp::RaiseSessionFloor { floor, living } => {
+                let row = self.retry.raise_floor(*floor, living);
+                txn.put(key::state(self.descriptor.id, FLOOR_FIELD), row);
+                self.retry.drop_fenced(txn);
+                Ok(Applied::Done)
+            }
+            RangeOp::CollectDone { extents } => {
+                self.collect_done(txn, extents);
+                Ok(Applied::Done)
+            }
+            RangeOp::RaiseApplyVersion { version } => self.raise_apply_version(*version),
+            RangeOp::ReportHash => Ok(Applied::Done),
+        }
+    }
+
+    /// That this runs at all means that the log has not seen the abandoned command: it shares its seq.
+    fn abandon(
+        &mut self,
+        txn: &mut Txn<'_>,
+        caller: Option<&Caller>,
+        op: &Abandon,
+    ) -> Result<Applied, Stop> {
+        if caller.is_none_or(|caller| caller.seq != op.seq) {
+            return Err(Refusal::Unsupported.into());
+        }
+        if !self.descriptor.interval.contains(&op.at) {
+            return Err(Refusal::OutsideRange.into());
+        }
+        self.step(txn).discard_all(&op.content);
+        Ok(Applied::Done)
+    }
+
+    fn collect_done(&self, txn: &mut Txn<'_>, extents: &[ExtentId]) {
+        for &extent in extents {
+            txn.remove(key::garbage(self.descriptor.id, extent));
+        }
+    }
+
+    /// A version that this binary lacks stops the replica: others will apply by it.
+    fn raise_apply_version(&mut self, version: u32) -> Result<Applied, Stop> {
+        if version > APPLY_VERSION {
+            return Err(Stop::Failed(CatalogError::ApplyVersion { found: version }));
+        }
+        self.head.apply_version = self.head.apply_version.max(version);
+        Ok(Applied::Done)
+    }
+
+    /// Removes rows whose time has come.
+    fn expire(&mut self, txn: &mut Txn<'_>) -> Result<(), CatalogError> {
+        if self.head.time_ms < self.head.next_expiry_ms {
+            return Ok(());
+        }
+        let (from, to) = key::range_interval(family::EXPIRY, self.descriptor.id);
+        self.head.next_expiry_ms = u64::MAX;
+        for (row, _) in txn.rows(&from, to.as_deref(), EXPIRED_PER_ENTRY_MAX + 1)? {
+            let (Some(at_ms), Some(expired)) =
+                (row.get(9..17).and_then(key::read_u64), row.get(17..))
+            else {
+                return Err(CatalogError::Inconsistent("an expiry row's key"));
+            };
+            if at_ms > self.head.time_ms {
+                self.head.next_expiry_ms = at_ms;
+                break;
+            }
+            self.head.next_expiry_ms = at_ms;
+            txn.remove(expired.to_vec());
+            txn.remove(row);
+        }
+        Ok(())
+    }
+}
+
+/// What a resend is answered. An abandoned command is refused; abandoning it again is done already.
+fn recalled(op: &RangeOp, outcome: Outcome) -> Outcome {
+    match (op, &outcome) {
+        (RangeOp::Abandon(_), Outcome::Refused(Refusal::Abandoned)) => {
+            Outcome::Applied(Applied::Done)
+        }
+        _ => outcome,
+    }
+}
+
+fn named_content(op: &RangeOp) -> Option<&Content> {
+    match op {
+        RangeOp::Put(op) => Some(&op.content),
+        RangeOp::PutPart(op) => Some(&op.content),
+        RangeOp::Abandon(op) => Some(&op.content),
+        RangeOp::Delete(_)
+        | RangeOp::CreateUpload(_)
+        | RangeOp::CompleteUpload(_)
+        | RangeOp::AbortUpload(_)
+        | RangeOp::Redescribe(_)
+        | RangeOp::SetBucket(_)
+        | RangeOp::FenceBucket { .. }
+        | RangeOp::UnfenceBucket { .. }
+        | RangeOp::RaiseSessionFloor { .. }
+        | RangeOp::CollectDone { .. }
+        | RangeOp::RaiseApplyVersion { .. }
+        | RangeOp::ReportHash => None,
+    }
+}
+
+/// Whether a caller gets no second chance under this seq.
+fn is_final(outcome: &Outcome) -> bool {
+    !matches!(
+        outcome,
+        Outcome::Refused(Refusal::BucketEpoch { .. } | Refusal::OutsideRange)
+    )
+}
+
+/// Whether the extents of a refused command are garbage: surely its own, and never to be named again.
+fn frees_extents(refusal: &Refusal) -> bool {
+    match refusal {
+        Refusal::BucketEpoch { .. }
+        | Refusal::OutsideRange
+        | Refusal::ForeignExtent
+        | Refusal::SessionFenced
+        | Refusal::Forgotten
+        | Refusal::Abandoned => false,
+        Refusal::ConditionFailed
+        | Refusal::NoSuchKey
+        | Refusal::NoSuchUpload
+        | Refusal::PartsChanged
+        | Refusal::ObjectChanged
+        | Refusal::BucketFenced
+        | Refusal::BucketNotEmpty
+        | Refusal::Unsupported => true,
+    }
+}
+
+/// The intervals of the node-wide map that a range owns, in key order: an install clears and refills them. The replica's
+/// own rows ([`crate::system_key`]) are not among them.
+pub fn owned_intervals(descriptor: &RangeDescriptor) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+    let objects =
+        family::OF_OBJECTS.map(|family| key::object_interval(family, &descriptor.interval));
+    let own = family::OF_RANGES.map(|family| key::range_interval(family, descriptor.id));
+    let mut intervals: Vec<_> = objects.into_iter().chain(own).collect();
+    intervals.sort();
+    intervals
+}
+
+/// Visits every row of a range in key order: what a snapshot file holds.
+pub fn export(
+    view: &dyn View,
+    descriptor: &RangeDescriptor,
+    visit: &mut dyn FnMut(&[u8], &[u8]),
+) -> Result<(), CatalogError> {
+    export_intervals(view, &owned_intervals(descriptor), visit)
+}
+
+pub(crate) fn export_intervals(
+    view: &dyn View,
+    intervals: &[(Vec<u8>, Option<Vec<u8>>)],
+    visit: &mut dyn FnMut(&[u8], &[u8]),
+) -> Result<(), CatalogError> {
+    for (from, to) in intervals {
+        view.scan(from, to.as_deref(), &mut |row, value| {
+            visit(row, value);
+            ControlFlow::Continue(())
+        })?;
+    }
+    Ok(())
+}

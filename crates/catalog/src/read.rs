@@ -1,0 +1,365 @@
+//! The reads of a range. Each is answered from one view that has applied the read index (R11).
+
+use crate::content::Pieces;
+use crate::key::{self, family};
+use crate::list::{Found, OBJECTS, UPLOADS, Walk};
+use crate::row::{
+    ExtentRow, ManifestRow, ObjectContent, ObjectRow, PartRow, UploadRow, UploadStateRow, UsageRow,
+    summary,
+};
+use crate::txn::Txn;
+use crate::{CatalogError, Range, View};
+use ashlar_types::{
+    BucketId, BucketRow, BucketState, Epoch, ExtentId, Generation, KeyPoint, ListEntry,
+    ListObjects, ObjectId, PAGE_ENTRIES_MAX, PIECES_MAX, PartSummary, Piece, QueryRefusal,
+    RangeAnswer, RangeQuery, Span, UploadEntry, UploadId, decode,
+};
+
+/// Margins of repair rows, to find one by its extent: no profile has more parity.
+const MARGIN_MAX: u8 = 32;
+
+/// Why a read has no answer.
+enum Stop {
+    Refused(QueryRefusal),
+    Failed(CatalogError),
+}
+
+impl From<QueryRefusal> for Stop {
+    fn from(refusal: QueryRefusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl<E: Into<CatalogError>> From<E> for Stop {
+    fn from(error: E) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl Range {
+    /// Answers a read.
+    pub fn query(
+        &self,
+        view: &dyn View,
+        query: &RangeQuery,
+    ) -> Result<RangeAnswer, CatalogError> {
+        let read = Read { range: self, view, txn: Txn::new(view) };
+        match read.answer(query) {
+            Ok(answer) => Ok(answer),
+            Err(Stop::Refused(refusal)) => Ok(RangeAnswer::Refused(refusal)),
+            Err(Stop::Failed(error)) => Err(error),
+        }
+    }
+}
+
+struct Read<'a> {
+    range: &'a Range,
+    view: &'a dyn View,
+    txn: Txn<'a>,
+}
+
+impl Read<'_> {
+    fn answer(&self, query: &RangeQuery) -> Result<RangeAnswer, Stop> {
+        match query {
+            RangeQuery::Object { at, bucket_epoch, span } => {
+                self.inside(at)?;
+                self.admit(at.bucket, *bucket_epoch)?;
+                self.object(at, *span)
+            }
+            RangeQuery::Pieces { at, object, from, to } => self.more_pieces(at, *object, *from, *to),
+            RangeQuery::List(list) => self.list(list),
+            RangeQuery::ListUploads {
+                bucket,
+                bucket_epoch,
+                prefix,
+                delimiter,
+                after_key,
+                after_upload,
+                limit,
+            } => {
+                self.overlapping(*bucket)?;
+                self.admit(*bucket, *bucket_epoch)?;
+                let walk = self.walk(UPLOADS, *bucket, prefix, delimiter.as_deref(), *limit);
+                self.uploads(&walk, after_key, *after_upload)
+            }
+            RangeQuery::Upload { at, upload, after, limit } => {
+                self.inside(at)?;
+                self.upload(at, *upload, *after, *limit)
+            }
+            RangeQuery::Collectable { after, limit } => {
+                let behind = after.map(|extent| key::garbage(self.id(), extent));
+                self.extents(family::GARBAGE, behind, *limit)
+            }
+            RangeQuery::Missing { after, limit } => {
+                let behind = match after {
+                    Some(extent) => self.repair_row(*extent)?,
+                    None => None,
+                };
+                self.extents(family::REPAIR, behind, *limit)
+            }
+            RangeQuery::Usage { bucket } => {
+                let row: Option<UsageRow> = self.txn.get(&key::usage(self.id(), *bucket))?;
+                let UsageRow { objects, bytes } = row.unwrap_or_default();
+                Ok(RangeAnswer::Usage { objects, bytes })
+            }
+        }
+    }
+
+    fn id(&self) -> ashlar_types::RangeId {
+        self.range.descriptor().id
+    }
+
+    fn inside(&self, at: &KeyPoint) -> Result<(), QueryRefusal> {
+        let inside = self.range.descriptor().interval.contains(at);
+        if inside { Ok(()) } else { Err(QueryRefusal::OutsideRange) }
+    }
+
+    fn overlapping(&self, bucket: BucketId) -> Result<(), QueryRefusal> {
+        let overlaps = self.range.descriptor().interval.overlaps_bucket(bucket);
+        if overlaps { Ok(()) } else { Err(QueryRefusal::OutsideRange) }
+    }
+
+    fn admit(&self, bucket: BucketId, epoch: Epoch) -> Result<(), Stop> {
+        let row: Option<BucketRow> = self.txn.get(&key::bucket(self.id(), bucket))?;
+        match row {
+            None => Err(QueryRefusal::BucketEpoch { known: None }.into()),
+            Some(row) if row.state == BucketState::Fenced && epoch <= row.epoch => {
+                Err(QueryRefusal::BucketFenced.into())
+            }
+            Some(row) if row.epoch != epoch => {
+                Err(QueryRefusal::BucketEpoch { known: Some(row.epoch) }.into())
+            }
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn object(&self, at: &KeyPoint, span: Span) -> Result<RangeAnswer, Stop> {
+        let row = self.current(at)?;
+        let parts = self.parts_of(at, &row)?;
+        let (from, to) = resolve(span, row.size, &parts)?;
+        let pieces = self.pieces(at, &row, &parts, from, to)?;
+        Ok(RangeAnswer::Object { record: Box::new(row.into_record(parts)), from, to, pieces })
+    }
+
+    fn more_pieces(
+        &self,
+        at: &KeyPoint,
+        object: ObjectId,
+        from: u64,
+        to: u64,
+    ) -> Result<RangeAnswer, Stop> {
+        self.inside(at)?;
+        let row = self.current(at)?;
+        if row.object != object {
+            return Err(QueryRefusal::NoSuchKey.into());
+        }
+        let parts = self.parts_of(at, &row)?;
+        Ok(RangeAnswer::Pieces(self.pieces(at, &row, &parts, from, to)?))
+    }
+
+    fn current(&self, at: &KeyPoint) -> Result<ObjectRow, Stop> {
+        let row: Option<ObjectRow> = self.txn.get(&key::current(at))?;
+        row.ok_or_else(|| QueryRefusal::NoSuchKey.into())
+    }
+
+    fn parts_of(&self, at: &KeyPoint, row: &ObjectRow) -> Result<Vec<PartSummary>, CatalogError> {
+        match row.content {
+            ObjectContent::Plain(_) => Ok(Vec::new()),
+            ObjectContent::Parts(_) => {
+                let manifest: Option<ManifestRow> =
+                    self.txn.get(&key::manifest(at, row.object))?;
+                let manifest = manifest
+                    .ok_or(CatalogError::Inconsistent("an object's manifest is missing"))?;
+                Ok(manifest.parts)
+            }
+        }
+    }
+
+    fn pieces(
+        &self,
+        at: &KeyPoint,
+        row: &ObjectRow,
+        parts: &[PartSummary],
+        from: u64,
+        to: u64,
+    ) -> Result<Vec<Piece>, CatalogError> {
+        let mut pieces = Pieces::new(from, to, PIECES_MAX);
+        match &row.content {
+            ObjectContent::Plain(content) => {
+                pieces.content(&self.txn, at, row.object, content, 0, row.size)?;
+            }
+            ObjectContent::Parts(upload) => {
+                let mut base = 0;
+                for part in parts {
+                    if pieces.wants(base, part.size) && !pieces.full() {
+                        let row: PartRow = self
+                            .txn
+                            .get(&key::part(at, *upload, part.number))?
+                            .ok_or(CatalogError::Inconsistent("an object's part is missing"))?;
+                        let object = row.record.object;
+                        pieces.content(&self.txn, at, object, &row.content, base, part.size)?;
+                    }
+                    base += part.size;
+                }
+            }
+        }
+        Ok(pieces.found)
+    }
+
+    fn list(&self, list: &ListObjects) -> Result<RangeAnswer, Stop> {
+        self.overlapping(list.bucket)?;
+        self.admit(list.bucket, list.bucket_epoch)?;
+        let delimiter = list.delimiter.as_deref();
+        let walk = self.walk(OBJECTS, list.bucket, &list.prefix, delimiter, list.limit);
+        let entry = |found: Found<'_>| {
+            Ok(ListEntry::Key { summary: summary(found.value)?, key: found.key })
+        };
+        let start = walk.start_behind(&list.after);
+        Ok(RangeAnswer::Page(walk.page(start, entry, ListEntry::CommonPrefix)?))
+    }
+
+    /// An upload that has ended since cannot tell how old it was: then the uploads of its key are given again from the
+    /// first, because repeating is better than skipping.
+    fn uploads(
+        &self,
+        walk: &Walk<'_>,
+        after_key: &[u8],
+        after_upload: Option<UploadId>,
+    ) -> Result<RangeAnswer, Stop> {
+        let start = match after_upload {
+            None => walk.start_behind(after_key),
+            Some(upload) => {
+                let at = KeyPoint::new(walk.bucket, after_key);
+                let behind = match self.upload_generation(&at, upload)? {
+                    Some(Generation(generation)) => {
+                        key::upload(&at, Generation(generation.saturating_add(1)))
+                    }
+                    None => key::of_key(family::UPLOAD, &at),
+                };
+                walk.start_inside(after_key, behind)
+            }
+        };
+        let entry = |found: Found<'_>| {
+            let row: UploadRow = decode(found.value)?;
+            Ok(UploadEntry::Upload { key: found.key, upload: row.upload, record: row.record })
+        };
+        Ok(RangeAnswer::Uploads(walk.page(start, entry, UploadEntry::CommonPrefix)?))
+    }
+
+    fn upload_generation(
+        &self,
+        at: &KeyPoint,
+        upload: UploadId,
+    ) -> Result<Option<Generation>, CatalogError> {
+        let state: Option<UploadStateRow> = self.txn.get(&key::upload_state(at, upload))?;
+        Ok(state.map(|state| match state {
+            UploadStateRow::Open(generation) => generation,
+            UploadStateRow::Completed(done) => done.upload.generation,
+        }))
+    }
+
+    fn upload(
+        &self,
+        at: &KeyPoint,
+        upload: UploadId,
+        after: u16,
+        limit: u32,
+    ) -> Result<RangeAnswer, Stop> {
+        let generation = match self.txn.get(&key::upload_state(at, upload))? {
+            None => return Err(QueryRefusal::NoSuchUpload.into()),
+            Some(UploadStateRow::Completed(done)) => {
+                let completed = Some(Box::new(done.object));
+                let record = done.upload;
+                return Ok(RangeAnswer::Upload { record, parts: Vec::new(), more: false, completed });
+            }
+            Some(UploadStateRow::Open(generation)) => generation,
+        };
+        let UploadRow { record, .. } = self
+            .txn
+            .get(&key::upload(at, generation))?
+            .ok_or(CatalogError::Inconsistent("an open upload has no row by age"))?;
+        let limit = limit.min(PAGE_ENTRIES_MAX) as usize;
+        let all = key::parts(at, upload);
+        let from = after.checked_add(1).map(|number| key::part(at, upload, number));
+        let mut rows = match from {
+            Some(from) => self.txn.rows(&from, key::successor(&all).as_deref(), limit + 1)?,
+            None => Vec::new(),
+        };
+        let more = rows.len() > limit;
+        rows.truncate(limit);
+        let part = |(_, value): &(Vec<u8>, Vec<u8>)| decode(value).map(|row: PartRow| row.record);
+        let parts = rows.iter().map(part).collect::<Result<_, _>>()?;
+        Ok(RangeAnswer::Upload { record, parts, more, completed: None })
+    }
+
+    fn extents(
+        &self,
+        family: u8,
+        behind: Option<Vec<u8>>,
+        limit: u32,
+    ) -> Result<RangeAnswer, Stop> {
+        let limit = limit.min(PAGE_ENTRIES_MAX) as usize;
+        let (start, end) = key::range_interval(family, self.id());
+        let from = behind.map_or(start, |mut row| {
+            row.push(0);
+            row
+        });
+        let rows = self.txn.rows(&from, end.as_deref(), limit + 1)?;
+        let mut extents = Vec::with_capacity(rows.len().min(limit));
+        for (_, value) in rows.iter().take(limit) {
+            let row: ExtentRow = decode(value)?;
+            let missing = row.extent.missing;
+            extents.push((row.extent, missing, row.generation));
+        }
+        Ok(RangeAnswer::Extents { extents, more: rows.len() > limit })
+    }
+
+    /// The repair row of an extent. If it is gone meanwhile, the walk begins again.
+    fn repair_row(&self, extent: ExtentId) -> Result<Option<Vec<u8>>, CatalogError> {
+        for margin in 0..=MARGIN_MAX {
+            let row = key::repair(self.id(), margin, extent);
+            if self.txn.get_bytes(&row)?.is_some() {
+                return Ok(Some(row));
+            }
+        }
+        Ok(None)
+    }
+
+    fn walk<'w>(
+        &'w self,
+        family: u8,
+        bucket: BucketId,
+        prefix: &'w [u8],
+        delimiter: Option<&'w [u8]>,
+        limit: u32,
+    ) -> Walk<'w> {
+        let interval = &self.range.descriptor().interval;
+        Walk { view: self.view, interval, family, bucket, prefix, delimiter, limit }
+    }
+}
+
+/// The bytes of a span: first, and first behind.
+fn resolve(span: Span, size: u64, parts: &[PartSummary]) -> Result<(u64, u64), QueryRefusal> {
+    let outside = QueryRefusal::SpanOutside { size };
+    match span {
+        Span::Nothing => Ok((0, 0)),
+        Span::All => Ok((0, size)),
+        Span::Between { first, last } if first < size && first <= last => {
+            Ok((first, last.saturating_add(1).min(size)))
+        }
+        Span::From(first) if first < size => Ok((first, size)),
+        Span::Last(count) if count > 0 && size > 0 => Ok((size.saturating_sub(count), size)),
+        Span::Between { .. } | Span::From(_) | Span::Last(_) => Err(outside),
+        Span::Part(1) if parts.is_empty() => Ok((0, size)),
+        Span::Part(number) => {
+            let mut from = 0;
+            for part in parts {
+                if part.number == number {
+                    return Ok((from, from + part.size));
+                }
+                from += part.size;
+            }
+            Err(QueryRefusal::NoSuchPart)
+        }
+    }
+}

@@ -1,0 +1,662 @@
+//! The root range: the cluster map, the buckets' and the ranges' directories, join tokens, gateway sessions, cluster time.
+//!
+//! It is small, so all of it is in memory beside its rows; a row is written for each thing that changed. The answer of
+//! every command is remembered under its nonce, so that a resend is answered the same: the last 4096 of them.
+
+use crate::key::{self, family};
+use crate::range::export_intervals;
+use crate::txn::{Txn, row_hash};
+use crate::{CatalogError, View, Writes};
+use ashlar_types::{
+    Applied, Bucket, BucketId, BucketName, BucketRow, BucketState, ClusterId, ClusterMap, Disk,
+    DiskId, DiskState, Epoch, KeyPoint, Node, NodeId, PAGE_ENTRIES_MAX, PlacementDiff,
+    PlacementGroup, Profile, RangeDescriptor, RangeId, Role, RootAnswer, RootBatch, RootCommand,
+    RootOp, RootOutcome, RootQuery, RootRefusal, SessionId, Versioned, Versioning, decode, encode,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
+use std::sync::Arc;
+
+/// How many answers are remembered: minutes of the root's traffic.
+const ANSWERS_KEPT: usize = 4096;
+/// Ids of an entry's commands: index x this + position.
+const IDS_PER_ENTRY: u64 = 4096;
+
+mod field {
+    pub(super) const HEAD: u8 = 0;
+    pub(super) const NODE: u8 = 1;
+    pub(super) const DISK: u8 = 2;
+    pub(super) const GROUP: u8 = 3;
+    pub(super) const BUCKET: u8 = 4;
+    pub(super) const RANGE: u8 = 5;
+    pub(super) const SESSION: u8 = 6;
+    pub(super) const TOKEN: u8 = 7;
+    pub(super) const ANSWER: u8 = 8;
+    pub(super) const HASH: u8 = 255;
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+struct RootHead {
+    cluster: Option<ClusterId>,
+    region: String,
+    map_epoch: Epoch,
+    wide: Option<Profile>,
+    time_ms: u64,
+    next_answer: u64,
+}
+
+/// A gateway's term of office.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+struct Session {
+    node: NodeId,
+    incarnation: u64,
+}
+
+/// A remembered answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Answer {
+    nonce: u128,
+    outcome: RootOutcome,
+}
+
+#[derive(Serialize, Deserialize)]
+struct NodeRow(Node);
+#[derive(Serialize, Deserialize)]
+struct DiskRow(Disk);
+#[derive(Serialize, Deserialize)]
+struct GroupRow(PlacementGroup);
+#[derive(Serialize, Deserialize)]
+struct TokenRow(u64);
+#[derive(Serialize, Deserialize)]
+struct RootHash(u128);
+
+macro_rules! rows {
+    ($($type:ty: $name:literal),* $(,)?) => {
+        $(impl Versioned for $type {
+            const NAME: &'static str = $name;
+            const VERSION: u8 = 1;
+        })*
+    };
+}
+
+rows! {
+    RootHead: "root head row",
+    Session: "session row",
+    Answer: "root answer row",
+    NodeRow: "node row",
+    DiskRow: "disk row",
+    GroupRow: "placement group row",
+    TokenRow: "join token row",
+    RootHash: "root hash row",
+}
+
+/// The root range's state and its pure apply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Root {
+    head: RootHead,
+    map: Arc<ClusterMap>,
+    buckets: BTreeMap<String, Bucket>,
+    bucket_ids: BTreeSet<BucketId>,
+    ranges: BTreeMap<RangeId, RangeDescriptor>,
+    sessions: BTreeMap<SessionId, Session>,
+    tokens: BTreeMap<[u8; 32], u64>,
+    /// Answers in the order in which they were given, and where each nonce's is.
+    answers: BTreeMap<u64, Answer>,
+    nonces: BTreeMap<u128, u64>,
+    hash: u128,
+}
+
+type Judged = Result<RootOutcome, RootRefusal>;
+
+impl Root {
+    /// A root before its bootstrap, and the rows that make it.
+    pub fn create() -> (Self, Writes) {
+        let mut root = Self::empty();
+        let (row, value) = (row_key(field::HEAD, &[]), encode(&root.head));
+        root.hash = row_hash(&row, &value);
+        let mut writes = Writes::default();
+        writes.put(row, value);
+        writes.put(row_key(field::HASH, &[]), encode(&RootHash(root.hash)));
+        (root, writes)
+    }
+
+    /// The root as its rows in `view` say; `None`: it has none there.
+    pub fn load(view: &dyn View) -> Result<Option<Self>, CatalogError> {
+        let txn = Txn::new(view);
+        let mut root = Self::empty();
+        let Some(head) = txn.get(&row_key(field::HEAD, &[]))? else { return Ok(None) };
+        root.head = head;
+        let (from, to) = interval();
+        for (row, value) in txn.rows(&from, to.as_deref(), usize::MAX)? {
+            root.load_row(&row, &value)?;
+        }
+        let map = Arc::make_mut(&mut root.map);
+        map.cluster = root.head.cluster.unwrap_or_default();
+        map.epoch = root.head.map_epoch;
+        map.wide = root.head.wide;
+        Ok(Some(root))
+    }
+
+    /// Applies one entry: an outcome for each command, and the rows to write, in one batch with whatever the caller keeps
+    /// under [`crate::system_key`]. After an error this value is to be dropped.
+    pub fn apply(
+        &mut self,
+        view: &dyn View,
+        index: u64,
+        batch: &RootBatch,
+    ) -> Result<(Vec<RootOutcome>, Writes), CatalogError> {
+        let mut txn = Txn::new(view);
+        let mut outcomes = Vec::with_capacity(batch.commands.len());
+        for (position, command) in (0_u64..).zip(&batch.commands) {
+            // An id that is never used twice: the caller proposes far fewer commands an entry than this.
+            let id = index.saturating_mul(IDS_PER_ENTRY).saturating_add(position);
+            let outcome = if position < IDS_PER_ENTRY {
+                self.command(&mut txn, id, command)
+            } else {
+                RootOutcome::Refused(RootRefusal::NoSuchRange)
+            };
+            outcomes.push(outcome);
+        }
+        self.head.map_epoch = self.map.epoch;
+        self.head.wide = self.map.wide;
+        txn.put(row_key(field::HEAD, &[]), &self.head);
+        let (mut writes, hash) = txn.finish(self.hash)?;
+        self.hash = hash;
+        writes.put(row_key(field::HASH, &[]), encode(&RootHash(hash)));
+        Ok((outcomes, writes))
+    }
+
+    /// Answers a read.
+    pub fn query(&self, query: &RootQuery) -> RootAnswer {
+        if self.head.cluster.is_none() {
+            return RootAnswer::NotBootstrapped;
+        }
+        match query {
+            RootQuery::Map { newer_than } => {
+                let newer = newer_than.is_none_or(|known| known < self.map.epoch);
+                RootAnswer::Map(newer.then(|| Box::new(ClusterMap::clone(&self.map))))
+            }
+            RootQuery::Ranges => {
+                let mut ranges: Vec<_> = self.ranges.values().cloned().collect();
+                ranges.sort_by(|left, right| left.interval.start.cmp(&right.interval.start));
+                RootAnswer::Ranges(ranges)
+            }
+            RootQuery::Bucket(name) => {
+                RootAnswer::Bucket(self.buckets.get(name.as_str()).cloned())
+            }
+            RootQuery::Buckets { after, limit } => {
+                let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+                let limit = (*limit).min(PAGE_ENTRIES_MAX) as usize;
+                let found = self.buckets.range::<str, _>((from, Bound::Unbounded));
+                RootAnswer::Buckets(found.take(limit).map(|(_, bucket)| bucket.clone()).collect())
+            }
+            RootQuery::Sessions => RootAnswer::Sessions(
+                self.sessions.iter().map(|(&id, session)| (id, session.node)).collect(),
+            ),
+        }
+    }
+
+    /// The cluster map now.
+    pub fn map(&self) -> &Arc<ClusterMap> {
+        &self.map
+    }
+
+    /// Cluster time, in milliseconds since 1970: never backwards.
+    pub fn time_ms(&self) -> u64 {
+        self.head.time_ms
+    }
+
+    /// The region that buckets are said to be in.
+    pub fn region(&self) -> &str {
+        &self.head.region
+    }
+
+    /// The sum over all rows of the state: equal on every replica at the same applied index (R4).
+    pub fn state_hash(&self) -> u128 {
+        self.hash
+    }
+
+    fn empty() -> Self {
+        Self {
+            head: RootHead::default(),
+            map: Arc::default(),
+            buckets: BTreeMap::new(),
+            bucket_ids: BTreeSet::new(),
+            ranges: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            tokens: BTreeMap::new(),
+            answers: BTreeMap::new(),
+            nonces: BTreeMap::new(),
+            hash: 0,
+        }
+    }
+
+    fn load_row(&mut self, row: &[u8], value: &[u8]) -> Result<(), CatalogError> {
+        let malformed = CatalogError::Inconsistent("a root row's key");
+        let [_, field, id @ ..] = row else { return Err(malformed) };
+        let short = || key::read_u64(id).ok_or(malformed.clone());
+        let map = Arc::make_mut(&mut self.map);
+        match *field {
+            field::HEAD => {}
+            field::HASH => self.hash = decode::<RootHash>(value)?.0,
+            field::NODE => {
+                let NodeRow(node) = decode(value)?;
+                map.nodes.insert(node.id, node);
+            }
+            field::DISK => {
+                let DiskRow(disk) = decode(value)?;
+                map.disks.insert(disk.id, disk);
+            }
+            field::GROUP => {
+                let GroupRow(group) = decode(value)?;
+                map.groups.insert(group.id, group);
+            }
+            field::BUCKET => {
+                let bucket: Bucket = decode(value)?;
+                self.bucket_ids.insert(bucket.row.bucket);
+                self.buckets.insert(bucket.name.as_str().to_owned(), bucket);
+            }
+            field::RANGE => {
+                let range: RangeDescriptor = decode(value)?;
+                self.ranges.insert(range.id, range);
+            }
+            field::SESSION => {
+                self.sessions.insert(SessionId(short()?), decode(value)?);
+            }
+            field::TOKEN => {
+                let hash = id.try_into().map_err(|_| malformed.clone())?;
+                self.tokens.insert(hash, decode::<TokenRow>(value)?.0);
+            }
+            field::ANSWER => {
+                let answer: Answer = decode(value)?;
+                self.nonces.insert(answer.nonce, short()?);
+                self.answers.insert(short()?, answer);
+            }
+            _ => return Err(CatalogError::Inconsistent("a root row of an unknown kind")),
+        }
+        Ok(())
+    }
+
+    fn command(&mut self, txn: &mut Txn<'_>, id: u64, command: &RootCommand) -> RootOutcome {
+        let known = self.nonces.get(&command.nonce).and_then(|order| self.answers.get(order));
+        if let Some(answer) = known {
+            return answer.outcome.clone();
+        }
+        let bootstrap = matches!(command.op, RootOp::Bootstrap { .. });
+        let judged = if self.head.cluster.is_none() && !bootstrap {
+            Err(RootRefusal::NotBootstrapped)
+        } else {
+            self.operation(txn, id, &command.op)
+        };
+        let outcome = judged.unwrap_or_else(RootOutcome::Refused);
+        self.remember(txn, command.nonce, &outcome);
+        outcome
+    }
+
+    fn remember(&mut self, txn: &mut Txn<'_>, nonce: u128, outcome: &RootOutcome) {
+        if self.answers.len() >= ANSWERS_KEPT
+            && let Some((order, oldest)) = self.answers.pop_first()
+        {
+            self.nonces.remove(&oldest.nonce);
+            txn.remove(row_key(field::ANSWER, &order.to_be_bytes()));
+        }
+        let order = self.head.next_answer;
+        self.head.next_answer += 1;
+        let answer = Answer { nonce, outcome: outcome.clone() };
+        txn.put(row_key(field::ANSWER, &order.to_be_bytes()), &answer);
+        self.nonces.insert(nonce, order);
+        self.answers.insert(order, answer);
+    }
+
+    fn operation(&mut self, txn: &mut Txn<'_>, id: u64, op: &RootOp) -> Judged {
+        match op {
+            RootOp::Bootstrap { cluster, nodes, ranges, region } => {
+                self.bootstrap(txn, *cluster, nodes, ranges, region)
+            }
+            RootOp::IssueToken { hash, expires_ms } => self.issue_token(txn, *hash, *expires_ms),
+            RootOp::Join { token, now_ms, name, zone, address, roles } => {
+                self.take_token(txn, token, *now_ms)?;
+                Ok(self.join(txn, NodeId(id), name, zone, address, roles))
+            }
+            RootOp::Boot { node, incarnation, address, disks } => {
+                self.boot(txn, *node, *incarnation, address, disks)
+            }
+            RootOp::SetDiskState { disk, state } => self.set_disk_state(txn, *disk, *state),
+            RootOp::Place(diff) => self.place(txn, diff),
+            RootOp::CreateBucket { name, bucket, owner, created_ms } => {
+                self.create_bucket(txn, name, *bucket, owner, *created_ms)
+            }
+            RootOp::DeleteBucketBegin { name, bucket } => self.delete_begin(txn, name, *bucket),
+            RootOp::DeleteBucketDone { name, bucket } => self.delete_done(txn, name, *bucket),
+            RootOp::DeleteBucketRollBack { name, bucket } => {
+                self.delete_roll_back(txn, name, *bucket)
+            }
+            RootOp::OpenSession { node, incarnation } => {
+                self.open_session(txn, SessionId(id), *node, *incarnation)
+            }
+            RootOp::EndSession { session } => {
+                self.sessions.remove(session);
+                txn.remove(row_key(field::SESSION, &session.0.to_be_bytes()));
+                Ok(done())
+            }
+            RootOp::AdvanceTime { now_ms } => {
+                self.head.time_ms = self.head.time_ms.max(*now_ms);
+                Ok(done())
+            }
+            RootOp::SetVoters { range } => self.set_voters(txn, range),
+        }
+    }
+
+    fn bootstrap(
+        &mut self,
+        txn: &mut Txn<'_>,
+        cluster: ClusterId,
+        nodes: &[Node],
+        ranges: &[RangeDescriptor],
+        region: &str,
+    ) -> Judged {
+        if self.head.cluster.is_some() {
+            return Err(RootRefusal::Bootstrapped);
+        }
+        if !cover_all(ranges) {
+            return Err(RootRefusal::NoSuchRange);
+        }
+        if let Some(node) = nodes.iter().find(|node| node.id.0 >= IDS_PER_ENTRY) {
+            // Ids from there on are given by the log.
+            return Err(RootRefusal::NoSuchNode(node.id));
+        }
+        self.head.cluster = Some(cluster);
+        region.clone_into(&mut self.head.region);
+        let map = self.change_map();
+        map.cluster = cluster;
+        for node in nodes {
+            map.nodes.insert(node.id, node.clone());
+            put_node(txn, node);
+        }
+        for range in ranges {
+            self.ranges.insert(range.id, range.clone());
+            txn.put(row_key(field::RANGE, &range.id.0.to_be_bytes()), range);
+        }
+        Ok(done())
+    }
+
+    fn issue_token(&mut self, txn: &mut Txn<'_>, hash: [u8; 32], expires_ms: u64) -> Judged {
+        let now_ms = self.head.time_ms;
+        self.tokens.retain(|hash, &mut expires_ms| {
+            let void = expires_ms < now_ms;
+            if void {
+                txn.remove(row_key(field::TOKEN, hash));
+            }
+            !void
+        });
+        self.tokens.insert(hash, expires_ms);
+        txn.put(row_key(field::TOKEN, &hash), &TokenRow(expires_ms));
+        Ok(done())
+    }
+
+    /// A token admits once.
+    fn take_token(
+        &mut self,
+        txn: &mut Txn<'_>,
+        token: &[u8; 32],
+        now_ms: u64,
+    ) -> Result<(), RootRefusal> {
+        let now_ms = now_ms.max(self.head.time_ms);
+        match self.tokens.get(token) {
+            Some(&expires_ms) if now_ms <= expires_ms => {
+                self.tokens.remove(token);
+                txn.remove(row_key(field::TOKEN, token));
+                Ok(())
+            }
+            Some(_) | None => Err(RootRefusal::BadToken),
+        }
+    }
+
+    fn join(
+        &mut self,
+        txn: &mut Txn<'_>,
+        id: NodeId,
+        name: &str,
+        zone: &str,
+        address: &str,
+        roles: &[Role],
+    ) -> RootOutcome {
+        let node = Node {
+            id,
+            name: name.to_owned(),
+            zone: zone.to_owned(),
+            address: address.to_owned(),
+            roles: roles.to_vec(),
+            incarnation: 0,
+        };
+        put_node(txn, &node);
+        self.change_map().nodes.insert(id, node);
+        RootOutcome::Joined(id)
+    }
+
+    fn boot(
+        &mut self,
+        txn: &mut Txn<'_>,
+        id: NodeId,
+        incarnation: u64,
+        address: &str,
+        disks: &[Disk],
+    ) -> Judged {
+        let known = self.map.nodes.get(&id).ok_or(RootRefusal::NoSuchNode(id))?;
+        if incarnation <= known.incarnation {
+            let known = known.incarnation;
+            return Err(RootRefusal::StaleIncarnation { node: id, found: incarnation, known });
+        }
+        let mut seen = BTreeSet::new();
+        for disk in disks {
+            let grown = self.map.disks.get(&disk.id).is_none_or(|known| {
+                known.node == id && known.incarnation < disk.incarnation
+            });
+            if disk.node != id || !grown || !seen.insert(disk.id) {
+                return Err(RootRefusal::StaleDisk(disk.id));
+            }
+        }
+        let node = Node { incarnation, address: address.to_owned(), ..known.clone() };
+        put_node(txn, &node);
+        let map = self.change_map();
+        map.nodes.insert(id, node);
+        for disk in disks {
+            // What the cluster knows of a disk's health outlives a boot: a dead disk stays dead (C6).
+            let state = map.disks.get(&disk.id).map_or(DiskState::Healthy, |known| known.state);
+            let disk = Disk { state, ..disk.clone() };
+            put_disk(txn, &disk);
+            map.disks.insert(disk.id, disk);
+        }
+        Ok(done())
+    }
+
+    fn set_disk_state(&mut self, txn: &mut Txn<'_>, id: DiskId, state: DiskState) -> Judged {
+        let known = self.map.disks.get(&id).ok_or(RootRefusal::NoSuchDisk(id))?;
+        if known.state != state {
+            let disk = Disk { state, ..known.clone() };
+            put_disk(txn, &disk);
+            self.change_map().disks.insert(id, disk);
+        }
+        Ok(done())
+    }
+
+    fn place(&mut self, txn: &mut Txn<'_>, diff: &PlacementDiff) -> Judged {
+        if diff.base != self.map.epoch {
+            return Err(RootRefusal::StaleMap { known: self.map.epoch });
+        }
+        let mut map = ClusterMap::clone(&self.map);
+        let changed = crate::placed::place(&mut map, diff).map_err(RootRefusal::BadPlacement)?;
+        for group in changed {
+            txn.put(row_key(field::GROUP, &group.id.0.to_be_bytes()), &GroupRow(group));
+        }
+        map.epoch = map.epoch.next();
+        self.map = Arc::new(map);
+        Ok(done())
+    }
+
+    fn create_bucket(
+        &mut self,
+        txn: &mut Txn<'_>,
+        name: &BucketName,
+        id: BucketId,
+        owner: &str,
+        created_ms: u64,
+    ) -> Judged {
+        if let Some(known) = self.buckets.get(name.as_str()) {
+            return Err(match known.is_open() {
+                true => RootRefusal::BucketExists(Box::new(known.clone())),
+                false => RootRefusal::BucketBusy,
+            });
+        }
+        if self.bucket_ids.contains(&id) {
+            return Err(RootRefusal::BucketBusy);
+        }
+        let row = BucketRow {
+            bucket: id,
+            epoch: Epoch(1),
+            state: BucketState::Open,
+            versioning: Versioning::Off,
+        };
+        let bucket = Bucket { name: name.clone(), owner: owner.to_owned(), created_ms, row };
+        Ok(self.put_bucket(txn, bucket))
+    }
+
+    /// A deletion has one driver: a second one is told to wait. The driver's own resend is known by its nonce.
+    fn delete_begin(&mut self, txn: &mut Txn<'_>, name: &BucketName, id: BucketId) -> Judged {
+        let bucket = self.bucket(name, id)?;
+        if !bucket.is_open() {
+            return Err(RootRefusal::BucketBusy);
+        }
+        Ok(self.turn_bucket(txn, bucket, BucketState::Fenced))
+    }
+
+    fn delete_done(&mut self, txn: &mut Txn<'_>, name: &BucketName, id: BucketId) -> Judged {
+        let bucket = self.bucket(name, id)?;
+        if bucket.is_open() {
+            return Err(RootRefusal::BucketExists(Box::new(bucket)));
+        }
+        self.buckets.remove(name.as_str());
+        self.bucket_ids.remove(&id);
+        txn.remove(row_key(field::BUCKET, name.as_str().as_bytes()));
+        Ok(done())
+    }
+
+    fn delete_roll_back(&mut self, txn: &mut Txn<'_>, name: &BucketName, id: BucketId) -> Judged {
+        let bucket = self.bucket(name, id)?;
+        if bucket.is_open() {
+            return Ok(RootOutcome::Bucket(bucket));
+        }
+        Ok(self.turn_bucket(txn, bucket, BucketState::Open))
+    }
+
+    fn bucket(&self, name: &BucketName, id: BucketId) -> Result<Bucket, RootRefusal> {
+        let known = self.buckets.get(name.as_str()).filter(|known| known.row.bucket == id);
+        known.cloned().ok_or(RootRefusal::NoSuchBucket)
+    }
+
+    fn turn_bucket(
+        &mut self,
+        txn: &mut Txn<'_>,
+        mut bucket: Bucket,
+        state: BucketState,
+    ) -> RootOutcome {
+        bucket.row.state = state;
+        bucket.row.epoch = bucket.row.epoch.next();
+        self.put_bucket(txn, bucket)
+    }
+
+    fn put_bucket(&mut self, txn: &mut Txn<'_>, bucket: Bucket) -> RootOutcome {
+        txn.put(row_key(field::BUCKET, bucket.name.as_str().as_bytes()), &bucket);
+        self.bucket_ids.insert(bucket.row.bucket);
+        self.buckets.insert(bucket.name.as_str().to_owned(), bucket.clone());
+        RootOutcome::Bucket(bucket)
+    }
+
+    fn open_session(
+        &mut self,
+        txn: &mut Txn<'_>,
+        id: SessionId,
+        node: NodeId,
+        incarnation: u64,
+    ) -> Judged {
+        let known = self.map.nodes.get(&node).ok_or(RootRefusal::NoSuchNode(node))?.incarnation;
+        if incarnation != known {
+            return Err(RootRefusal::StaleIncarnation { node, found: incarnation, known });
+        }
+        let session = Session { node, incarnation };
+        self.sessions.insert(id, session);
+        txn.put(row_key(field::SESSION, &id.0.to_be_bytes()), &session);
+        Ok(RootOutcome::Session(id))
+    }
+
+    fn set_voters(&mut self, txn: &mut Txn<'_>, range: &RangeDescriptor) -> Judged {
+        let known = self.ranges.get(&range.id).filter(|known| {
+            known.interval == range.interval && known.epoch.next() == range.epoch
+        });
+        if known.is_none() {
+            return Err(RootRefusal::NoSuchRange);
+        }
+        txn.put(row_key(field::RANGE, &range.id.0.to_be_bytes()), range);
+        self.ranges.insert(range.id, range.clone());
+        Ok(done())
+    }
+
+    /// The map, under its next epoch.
+    fn change_map(&mut self) -> &mut ClusterMap {
+        let map = Arc::make_mut(&mut self.map);
+        map.epoch = map.epoch.next();
+        map
+    }
+}
+
+fn done() -> RootOutcome {
+    RootOutcome::Applied(Applied::Done)
+}
+
+fn row_key(field: u8, id: &[u8]) -> Vec<u8> {
+    let mut row = vec![family::ROOT, field];
+    row.extend_from_slice(id);
+    row
+}
+
+fn put_node(txn: &mut Txn<'_>, node: &Node) {
+    txn.put(row_key(field::NODE, &node.id.0.to_be_bytes()), &NodeRow(node.clone()));
+}
+
+fn put_disk(txn: &mut Txn<'_>, disk: &Disk) {
+    txn.put(row_key(field::DISK, &disk.id.0.to_be_bytes()), &DiskRow(disk.clone()));
+}
+
+/// Whether the ranges are disjoint and leave no gap.
+fn cover_all(ranges: &[RangeDescriptor]) -> bool {
+    let mut sorted: Vec<_> = ranges.iter().collect();
+    sorted.sort_by(|left, right| left.interval.start.cmp(&right.interval.start));
+    let ids: BTreeSet<_> = ranges.iter().map(|range| range.id).collect();
+    let mut next = Some(KeyPoint::least());
+    for range in sorted {
+        let grows = range.interval.end.as_ref().is_none_or(|end| *end > range.interval.start);
+        if next.as_ref() != Some(&range.interval.start) || !grows {
+            return false;
+        }
+        next.clone_from(&range.interval.end);
+    }
+    next.is_none() && ids.len() == ranges.len() && !ids.contains(&RangeId::ROOT)
+}
+
+fn interval() -> (Vec<u8>, Option<Vec<u8>>) {
+    (vec![family::ROOT], key::successor(&[family::ROOT]))
+}
+
+/// The intervals of the node-wide map that the root range owns: see [`crate::owned_intervals`].
+pub fn root_owned_intervals() -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+    vec![interval()]
+}
+
+/// Visits every row of the root in key order: what a snapshot file holds.
+pub fn root_export(
+    view: &dyn View,
+    visit: &mut dyn FnMut(&[u8], &[u8]),
+) -> Result<(), CatalogError> {
+    export_intervals(view, &root_owned_intervals(), visit)
+}
