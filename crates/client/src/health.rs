@@ -12,6 +12,7 @@ use ashlar_wire::proto::{PingReply, PingRequest};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -23,15 +24,49 @@ const PING_PATIENCE: Duration = Duration::from_secs(1);
 const SAMPLES: usize = 128;
 /// Fewer samples say nothing about a percentile.
 const SAMPLES_MIN: usize = 16;
+/// A disk is slow when its reads take so many times what is usual, and this much longer.
+const SLOW_TIMES: u32 = 3;
+const SLOW_BY: Duration = Duration::from_millis(20);
+/// After so many pings a slow disk gets another chance.
+const SLOW_LOOKS_MAX: u32 = 20;
 
 /// Beliefs.
 #[derive(Debug, Default)]
 pub(crate) struct Health(Mutex<Beliefs>);
 
+/// Counts reads and hedges, so that hedges stay a small share.
+#[derive(Debug, Default)]
+pub(crate) struct Hedges {
+    reads: AtomicU64,
+    hedges: AtomicU64,
+}
+
+/// So many hedges are allowed before there is a share to speak of.
+const HEDGES_FREE: u64 = 16;
+
+impl Hedges {
+    /// A shard is read.
+    pub(crate) fn read(&self) {
+        self.reads.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether one more hedge keeps them within `percent` of the reads; then it is counted.
+    pub(crate) fn allow(&self, percent: u32) -> bool {
+        let (reads, hedges) = (self.reads.load(Ordering::Relaxed), self.hedges.load(Ordering::Relaxed));
+        let allowed = hedges < HEDGES_FREE + reads / 100 * u64::from(percent);
+        if allowed {
+            self.hedges.fetch_add(1, Ordering::Relaxed);
+        }
+        allowed
+    }
+}
+
 #[derive(Debug, Default)]
 struct Beliefs {
     nodes: BTreeMap<NodeId, NodeBelief>,
     disks: BTreeMap<DiskId, DiskBelief>,
+    /// The median over the disks of the 95th percentile of their reads.
+    usual_read: Duration,
 }
 
 #[derive(Debug, Default)]
@@ -46,6 +81,8 @@ struct DiskBelief {
     /// `false` once its node has said so.
     unwritable: bool,
     full: bool,
+    /// For so many looks it has been much slower than the others.
+    slow_looks: u32,
     reads: Samples,
     writes: Samples,
 }
@@ -132,9 +169,35 @@ impl Health {
         self.with(|beliefs| beliefs.disks.entry(disk).or_default().writes.add(took));
     }
 
-    /// The 95th percentile of reads of a disk, if enough were seen.
-    pub(crate) fn read_p95(&self, disk: DiskId) -> Option<Duration> {
-        self.with(|beliefs| beliefs.disks.get(&disk)?.reads.percentile(95))
+    /// The 95th percentile of reads of a disk that is like most.
+    pub(crate) fn usual_read_p95(&self) -> Duration {
+        self.with(|beliefs| beliefs.usual_read)
+    }
+
+    /// Whether a disk reads much slower than the others.
+    pub(crate) fn is_slow(&self, disk: DiskId) -> bool {
+        self.with(|beliefs| beliefs.disks.get(&disk).is_some_and(|disk| disk.slow_looks > 0))
+    }
+
+    /// Compares the disks with each other.
+    fn compare_disks(&self) {
+        self.with(|beliefs| {
+            let p95 = |disk: &DiskBelief| disk.reads.percentile(95);
+            let mut all: Vec<Duration> = beliefs.disks.values().filter_map(p95).collect();
+            all.sort_unstable();
+            let Some(&usual) = all.get(all.len() / 2) else {
+                return;
+            };
+            beliefs.usual_read = usual;
+            for disk in beliefs.disks.values_mut() {
+                let slow = p95(disk).is_some_and(|its| its > usual * SLOW_TIMES + SLOW_BY);
+                disk.slow_looks = if slow { disk.slow_looks + 1 } else { 0 };
+                if disk.slow_looks >= SLOW_LOOKS_MAX {
+                    // nobody asks it any more, so that only forgetting shows whether it has recovered
+                    (disk.slow_looks, disk.reads) = (0, Samples::default());
+                }
+            }
+        });
     }
 
     /// The 99th percentile of the time that a disk takes to acknowledge a shard, if enough were seen.
@@ -187,6 +250,7 @@ async fn ping_all(inner: &Inner) {
         }
         inner.health.pinged(node, answer);
     }
+    inner.health.compare_disks();
 }
 
 async fn ping(inner: &Inner, node: &Node) -> (NodeId, Option<PingReply>) {

@@ -3,7 +3,7 @@
 use crate::buckets::BucketCache;
 use crate::call::{Attempt, Target, Verb};
 use crate::directory::Directory;
-use crate::health::Health;
+use crate::health::{Health, Hedges};
 use crate::pool::Pool;
 use crate::session::Session;
 use crate::{ClientConfig, Failure};
@@ -35,6 +35,7 @@ pub(crate) struct Inner {
     pub(crate) directory_refreshed: AsyncMutex<Option<Monotonic>>,
     pub(crate) buckets: BucketCache,
     pub(crate) health: Health,
+    pub(crate) hedges: Hedges,
     pub(crate) pool: Arc<Pool>,
     map_wanted: Notify,
     map_epoch: watch::Sender<u64>,
@@ -56,6 +57,7 @@ impl Inner {
             directory_refreshed: AsyncMutex::default(),
             buckets: BucketCache::default(),
             health: Health::default(),
+            hedges: Hedges::default(),
             pool: Pool::new(config.memory_bytes),
             map_wanted: Notify::new(),
             map_epoch: watch::Sender::new(0),

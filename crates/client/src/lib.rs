@@ -10,20 +10,27 @@
 
 mod buckets;
 mod call;
+mod choose;
 mod config;
 mod directory;
 mod execute;
+mod extent;
 mod failure;
 mod health;
 mod inner;
 mod pool;
 mod query;
+mod reader;
 mod session;
+mod shard;
+mod window;
+mod writer;
 
 pub use config::ClientConfig;
 pub use execute::Ticket;
 pub use failure::Failure;
 pub use query::ListUploads;
+pub use writer::ObjectWriter;
 
 use ashlar_host::Host;
 use ashlar_types::{ClusterMap, RootAnswer, RootOp, RootOutcome, RootQuery};
