@@ -1,1 +1,13 @@
-//! ashlar-node
+//! The data node: serves the shards of its disks over the internal port, and says how its disks are.
+//!
+//! Shard bytes travel as HTTP bodies ([`ashlar_wire::shard`] says how requests are written); everything else is gRPC.
+//! A PUT is answered when the shard is durable and what came is what was sent (D1); a GET sends only verified bytes
+//! (D5); a write under an older epoch of its placement group is refused (R12). Repair, migration and scrub are not here
+//! yet.
+
+mod node;
+mod service;
+mod shards;
+
+pub use node::{DataConfig, DataNode, DataNodeError};
+pub use service::DataService;

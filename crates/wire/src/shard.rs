@@ -5,10 +5,12 @@
 //! GET    /shard/v1/{disk}/{extent}/{slot}                                              with or without Range: bytes=a-b
 //! DELETE /shard/v1/{disk}/{extent}/{slot}
 //! ```
-//! A body comes with `Content-Length`, or in chunks; either way it has as many bytes as `length` says. The sender may
-//! put the CRC-32C of the whole body into [`CRC_HEADER`], in the head or (in chunks) in the trailer: then it is checked
-//! before the shard is committed. The answer to a PUT always carries what was received under the same name, and a
-//! sender counts the shard only if it is what it sent. The query is not percent-encoded: all of it is plain.
+//! A body comes with `Content-Length` equal to `length`, or in chunks. The sender may put the CRC-32C of the whole body
+//! into [`CRC_HEADER`], in the head or (in chunks) in the trailer: then it is checked before the shard is committed. A
+//! body in chunks whose trailer has the CRC may be shorter than `length`: so ends an extent that is sealed early. The
+//! answer to a PUT always carries the CRC of what was received under the same name, and a sender counts the shard only
+//! if that is what it sent. A DELETE is answered 204, or 404 where there was nothing to delete. The query is not
+//! percent-encoded: all of it is plain.
 
 use ashlar_types::{BucketId, DiskId, Epoch, ExtentId, PgId, Profile, Slot};
 use http::StatusCode;

@@ -1,0 +1,309 @@
+//! Shards over HTTP: PUT, GET with ranges, DELETE.
+
+use crate::DataNode;
+use ashlar_store::{SMALL_SHARD_BYTES_END, ShardKey, ShardMeta, Store, StoreError};
+use ashlar_types::EXTENT_BYTES_MAX;
+use ashlar_wire::shard::{
+    BadShardRequest, CRC_HEADER, ERROR_HEADER, LENGTH_HEADER, SHARD_ROUTE, ShardFacts, ShardPath,
+    ShardRefusal, format_crc, parse_crc,
+};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::State;
+use axum::response::{IntoResponse, Response};
+use bytes::{Bytes, BytesMut};
+use futures::stream;
+use http::header::{CONTENT_LENGTH, CONTENT_RANGE, RANGE};
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
+use http_body_util::BodyExt;
+use std::io;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A long answer is read and sent in pieces of this size, on their multiples: whole blocks, each read once.
+const PIECE_BYTES: u64 = 256 * 1024;
+
+/// The routes of a data node.
+pub(crate) fn router(node: Arc<DataNode>) -> Router {
+    Router::new()
+        .route(SHARD_ROUTE, axum::routing::get(get).put(put).delete(delete))
+        .with_state(node)
+}
+
+/// A refusal, and what it says to people.
+#[derive(Debug)]
+struct Refused(ShardRefusal, String);
+
+impl From<BadShardRequest> for Refused {
+    fn from(bad: BadShardRequest) -> Self {
+        Self(ShardRefusal::Malformed, bad.to_string())
+    }
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        let refusal = match &error {
+            StoreError::NotFound => ShardRefusal::NotFound,
+            StoreError::Corrupt => ShardRefusal::Corrupt,
+            StoreError::BadRange { .. } => ShardRefusal::BadRange,
+            StoreError::Conflict => ShardRefusal::Conflict,
+            StoreError::TooLong => ShardRefusal::BadBody,
+            StoreError::Full => ShardRefusal::Full,
+            StoreError::NotWritable | StoreError::Closed => ShardRefusal::NotWritable,
+            _ => ShardRefusal::Io,
+        };
+        Self(refusal, error.to_string())
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let Self(refusal, text) = self;
+        metrics::counter!("ashlar_shard_refused_total", "reason" => refusal.word()).increment(1);
+        let word = [(ERROR_HEADER, HeaderValue::from_static(refusal.word()))];
+        (refusal.status(), word, format!("{text}\n")).into_response()
+    }
+}
+
+async fn put(
+    State(node): State<Arc<DataNode>>,
+    request: Request<Body>,
+) -> Result<Response, Refused> {
+    let (head, body) = request.into_parts();
+    let path: ShardPath = head.uri.path().parse()?;
+    let facts: ShardFacts = head.uri.query().unwrap_or_default().parse()?;
+    let store = store(&node, &path)?;
+    judge(&node, &facts, &head.headers)?;
+    let expected = crc_of(&head.headers)?;
+    let meta = ShardMeta {
+        key: ShardKey { extent: path.extent, slot: path.slot },
+        profile: facts.profile,
+        pg: facts.pg,
+        pg_epoch: facts.pg_epoch,
+        bucket: facts.bucket,
+        length: facts.length,
+        created_ms: node.host.clock.wall_ms(),
+    };
+    let crc = if facts.length < SMALL_SHARD_BYTES_END {
+        put_small(store, meta, body, expected).await?
+    } else {
+        put_large(store, meta, body, expected).await?
+    };
+    metrics::counter!("ashlar_shard_requests_total", "operation" => "put").increment(1);
+    metrics::counter!("ashlar_shard_bytes_total", "operation" => "put").increment(facts.length);
+    Ok((StatusCode::OK, [(CRC_HEADER, format_crc(crc))]).into_response())
+}
+
+fn store<'a>(node: &'a DataNode, path: &ShardPath) -> Result<&'a Store, Refused> {
+    node.stores().get(&path.disk).ok_or_else(|| {
+        Refused(ShardRefusal::UnknownDisk, format!("disk {} is not in this node", path.disk))
+    })
+}
+
+/// What can be said before the body comes.
+fn judge(node: &DataNode, facts: &ShardFacts, headers: &HeaderMap) -> Result<(), Refused> {
+    if let Some(known) = node.pg_epoch(facts.pg).filter(|&known| facts.pg_epoch < known) {
+        let text = format!("{} is at {known}, not at {}", facts.pg, facts.pg_epoch);
+        return Err(Refused(ShardRefusal::StaleEpoch, text));
+    }
+    if facts.length > EXTENT_BYTES_MAX {
+        let text = format!("a shard has at most {EXTENT_BYTES_MAX} bytes");
+        return Err(Refused(ShardRefusal::Malformed, text));
+    }
+    let Some(announced) = headers.get(CONTENT_LENGTH) else { return Ok(()) };
+    let announced: Option<u64> = announced.to_str().ok().and_then(|text| text.parse().ok());
+    if announced == Some(facts.length) {
+        return Ok(());
+    }
+    let text = "content-length and length do not agree".to_owned();
+    Err(Refused(ShardRefusal::Malformed, text))
+}
+
+fn crc_of(headers: &HeaderMap) -> Result<Option<u32>, Refused> {
+    let Some(value) = headers.get(CRC_HEADER) else { return Ok(None) };
+    let text = value.to_str().map_err(|_| BadShardRequest { what: CRC_HEADER })?;
+    Ok(Some(parse_crc(text)?))
+}
+
+async fn put_small(
+    store: &Store,
+    meta: ShardMeta,
+    body: Body,
+    expected: Option<u32>,
+) -> Result<u32, Refused> {
+    let mut incoming = Incoming::new(body, expected);
+    let mut content = Bytes::new();
+    while let Some(piece) = incoming.next().await? {
+        content = if content.is_empty() { piece } else { joined(&content, &piece) };
+        if content.len() as u64 > meta.length {
+            return Err(StoreError::TooLong.into());
+        }
+    }
+    let crc = crc32c::crc32c(&content);
+    incoming.check(meta.length, content.len() as u64, crc)?;
+    store.put_small(meta, content).await?;
+    Ok(crc)
+}
+
+fn joined(first: &Bytes, second: &Bytes) -> Bytes {
+    let mut both = BytesMut::with_capacity(first.len() + second.len());
+    both.extend_from_slice(first);
+    both.extend_from_slice(second);
+    both.freeze()
+}
+
+async fn put_large(
+    store: &Store,
+    meta: ShardMeta,
+    body: Body,
+    expected: Option<u32>,
+) -> Result<u32, Refused> {
+    let mut writer = store.begin(meta).await?;
+    let mut incoming = Incoming::new(body, expected);
+    while let Some(piece) = incoming.next().await? {
+        writer.write(piece).await?;
+    }
+    let crc = writer.finish().await?;
+    incoming.check(meta.length, writer.received(), crc)?;
+    Ok(writer.commit().await?.crc)
+}
+
+/// The body of a PUT, and the checksum it came with.
+struct Incoming {
+    body: Body,
+    expected: Option<u32>,
+    in_trailer: bool,
+}
+
+impl Incoming {
+    fn new(body: Body, expected: Option<u32>) -> Self {
+        Self { body, expected, in_trailer: false }
+    }
+
+    /// The next bytes; `None`: that was all.
+    async fn next(&mut self) -> Result<Option<Bytes>, Refused> {
+        while let Some(frame) = self.body.frame().await {
+            let frame = frame.map_err(|error| {
+                Refused(ShardRefusal::BadBody, format!("the body broke off: {error}"))
+            })?;
+            match frame.into_data() {
+                Ok(data) if data.is_empty() => {}
+                Ok(data) => return Ok(Some(data)),
+                Err(frame) => {
+                    if let Some(crc) = frame.trailers_ref().map(crc_of).transpose()?.flatten() {
+                        self.expected = Some(crc);
+                        self.in_trailer = true;
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether what came is what was sent. It may be shorter than announced only if a trailer says what it is: so ends
+    /// an extent that was sealed early.
+    fn check(&self, announced: u64, came: u64, crc: u32) -> Result<(), Refused> {
+        if came != announced && !self.in_trailer {
+            let text = format!("{came} bytes came instead of {announced}");
+            return Err(Refused(ShardRefusal::BadBody, text));
+        }
+        match self.expected {
+            Some(expected) if expected != crc => {
+                let (expected, crc) = (format_crc(expected), format_crc(crc));
+                let text = format!("the body has crc {crc} instead of {expected}");
+                Err(Refused(ShardRefusal::BadBody, text))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+}
+
+async fn get(
+    State(node): State<Arc<DataNode>>,
+    request: Request<Body>,
+) -> Result<Response, Refused> {
+    let path: ShardPath = request.uri().path().parse()?;
+    let store = store(&node, &path)?.clone();
+    let key = ShardKey { extent: path.extent, slot: path.slot };
+    let length = store.meta(key).ok_or(StoreError::NotFound)?.length;
+    let range = match request.headers().get(RANGE) {
+        Some(range) => Some(parse_range(range, length)?),
+        None => None,
+    };
+    let wanted = range.clone().unwrap_or(0..length);
+    // the first piece is verified before the head goes out, so that damage is an answer and not a cut connection
+    let first_end = piece_end(&wanted);
+    let first = store.read(key, wanted.start, first_end - wanted.start).await?;
+    metrics::counter!("ashlar_shard_requests_total", "operation" => "get").increment(1);
+    metrics::counter!("ashlar_shard_bytes_total", "operation" => "get")
+        .increment(wanted.end - wanted.start);
+    let body = match first_end == wanted.end {
+        true => Body::from(first),
+        false => pieces(store, key, first, first_end..wanted.end),
+    };
+    let mut response = Response::new(body);
+    let headers = response.headers_mut();
+    headers.insert(LENGTH_HEADER, HeaderValue::from(length));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(wanted.end - wanted.start));
+    if range.is_some() {
+        let text = format!("bytes {}-{}/{length}", wanted.start, wanted.end - 1);
+        let value = HeaderValue::try_from(text).expect("numbers are a header value");
+        headers.insert(CONTENT_RANGE, value);
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+    }
+    Ok(response)
+}
+
+/// The end of the first piece of a range.
+fn piece_end(range: &Range<u64>) -> u64 {
+    ((range.start / PIECE_BYTES + 1) * PIECE_BYTES).min(range.end)
+}
+
+/// `first`, then the rest, piece by piece as the receiver takes it. Damage in the rest cuts the connection.
+fn pieces(store: Store, key: ShardKey, first: Bytes, rest: Range<u64>) -> Body {
+    let start = (store, Some(first), rest);
+    let stream = stream::try_unfold(start, move |(store, first, rest)| async move {
+        if let Some(first) = first {
+            return Ok(Some((first, (store, None, rest))));
+        }
+        if rest.is_empty() {
+            return Ok(None);
+        }
+        let end = piece_end(&rest);
+        let piece =
+            store.read(key, rest.start, end - rest.start).await.map_err(io::Error::other)?;
+        Ok::<_, io::Error>(Some((piece, (store, None, end..rest.end))))
+    });
+    Body::from_stream(stream)
+}
+
+/// `bytes=a-b` or `bytes=a-`; the end is cut to the shard's.
+fn parse_range(value: &HeaderValue, length: u64) -> Result<Range<u64>, Refused> {
+    let bad = || Refused::from(BadShardRequest { what: "range" });
+    let text = value.to_str().ok().and_then(|text| text.strip_prefix("bytes=")).ok_or_else(bad)?;
+    let (start, last) = text.split_once('-').ok_or_else(bad)?;
+    let start: u64 = start.parse().map_err(|_| bad())?;
+    let end = match last {
+        "" => length,
+        last => last.parse::<u64>().map_err(|_| bad())?.saturating_add(1).min(length),
+    };
+    if start >= end {
+        return Err(StoreError::BadRange { length }.into());
+    }
+    Ok(start..end)
+}
+
+async fn delete(
+    State(node): State<Arc<DataNode>>,
+    request: Request<Body>,
+) -> Result<Response, Refused> {
+    let path: ShardPath = request.uri().path().parse()?;
+    let key = ShardKey { extent: path.extent, slot: path.slot };
+    let existed = store(&node, &path)?.delete(key).await?;
+    metrics::counter!("ashlar_shard_requests_total", "operation" => "delete").increment(1);
+    if existed {
+        Ok(StatusCode::NO_CONTENT.into_response())
+    } else {
+        Err(StoreError::NotFound.into())
+    }
+}
