@@ -8,6 +8,7 @@
 #![expect(clippy::print_stdout, reason = "a command-line tool reports to its terminal")]
 
 mod cluster;
+mod example;
 mod recorder;
 mod scenarios;
 mod workload;

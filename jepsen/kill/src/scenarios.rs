@@ -1,6 +1,7 @@
 //! The scenarios: each is a short story with a judgement at its end.
 
 use crate::cluster::{Cluster, Ground, growth_of};
+use crate::example::the_example_cluster_starts;
 use crate::recorder::{BUCKET, Recorder};
 use crate::workload::Workload;
 use anyhow::{Context, Result, bail, ensure};
@@ -22,6 +23,10 @@ pub(crate) struct Scenario {
 
 /// All of them.
 pub(crate) const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "the-example-cluster-starts",
+        run: |ground| Box::pin(the_example_cluster_starts(ground)),
+    },
     Scenario {
         name: "of-fifty-creators-one-wins",
         run: |ground| Box::pin(of_fifty_creators_one_wins(ground)),
