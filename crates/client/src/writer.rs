@@ -114,7 +114,7 @@ impl ObjectWriter {
     }
 
     async fn open_extent(
-        &self,
+        &mut self,
         length: u64,
         tried: &mut BTreeSet<PgId>,
     ) -> Result<ExtentWriter, Failure> {
