@@ -3,8 +3,8 @@
 
 use ashlar_client::{Client, Failure, ListUploads, ObjectWriter, Ticket};
 use ashlar_types::{
-    Applied, Bucket, BucketId, BucketName, Content, KeyPoint, ListEntry, ListObjects, ObjectId, Page, Piece,
-    RangeAnswer, RangeOp, RangeQuery, UploadEntry,
+    Applied, Bucket, BucketId, BucketName, Content, KeyPoint, ListEntry, ListObjects, ObjectId,
+    Page, Piece, RangeAnswer, RangeOp, RangeQuery, UploadEntry,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -27,7 +27,12 @@ pub(crate) trait Cluster: Send + Sync + 'static {
     async fn query(&self, at: &KeyPoint, query: RangeQuery) -> Result<RangeAnswer, Failure>;
     async fn list(&self, list: ListObjects) -> Result<Page<ListEntry>, Failure>;
     async fn list_uploads(&self, list: ListUploads) -> Result<Page<UploadEntry>, Failure>;
-    async fn execute(&self, ticket: Option<Self::Ticket>, at: &KeyPoint, op: RangeOp) -> Result<Applied, Failure>;
+    async fn execute(
+        &self,
+        ticket: Option<Self::Ticket>,
+        at: &KeyPoint,
+        op: RangeOp,
+    ) -> Result<Applied, Failure>;
     async fn writer(&self, bucket: BucketId, length: u64) -> Result<Self::Writer, Failure>;
     fn reader(
         &self,
@@ -84,7 +89,12 @@ impl Cluster for Client {
         Self::list_uploads(self, list).await
     }
 
-    async fn execute(&self, ticket: Option<Ticket>, at: &KeyPoint, op: RangeOp) -> Result<Applied, Failure> {
+    async fn execute(
+        &self,
+        ticket: Option<Ticket>,
+        at: &KeyPoint,
+        op: RangeOp,
+    ) -> Result<Applied, Failure> {
         Self::execute(self, ticket, at, op).await
     }
 

@@ -23,8 +23,11 @@ pub(crate) fn translate(failure: Client) -> Failure {
         Client::Unavailable { reason } => Failure::Unavailable(reason),
         Client::Unknown { reason } => Failure::Unknown(reason),
         Client::NoSpace => Failure::NoSpace,
-        lost @ (Client::Lost { .. } | Client::Corrupt { .. }) => Failure::Internal(lost.to_string()),
-        ours @ (Client::LengthRequired | Client::LengthDiffers { .. } | Client::Protocol { .. }) => {
+        lost @ (Client::Lost { .. } | Client::Corrupt { .. }) => {
+            Failure::Internal(lost.to_string())
+        }
+        ours
+        @ (Client::LengthRequired | Client::LengthDiffers { .. } | Client::Protocol { .. }) => {
             Failure::Internal(ours.to_string())
         }
     }

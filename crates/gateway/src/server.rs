@@ -73,7 +73,8 @@ impl TlsConfig {
     }
 
     fn acceptor(&self) -> Result<TlsAcceptor, TlsError> {
-        let chain = CertificateDer::pem_slice_iter(self.cert_pem.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+        let chain = CertificateDer::pem_slice_iter(self.cert_pem.as_bytes())
+            .collect::<Result<Vec<_>, _>>()?;
         let key = PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes())?;
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let mut config = ServerConfig::builder_with_provider(provider)
@@ -86,7 +87,12 @@ impl TlsConfig {
 }
 
 /// Serves S3 until shutdown is requested; then lets open requests finish for a moment.
-pub async fn serve(host: Host, listener: Box<dyn Listener>, tls: Option<TlsConfig>, gateway: Gateway) {
+pub async fn serve(
+    host: Host,
+    listener: Box<dyn Listener>,
+    tls: Option<TlsConfig>,
+    gateway: Gateway,
+) {
     let tls = match tls.map(|tls| tls.acceptor()).transpose() {
         Ok(tls) => tls,
         Err(error) => {
@@ -108,7 +114,8 @@ pub async fn serve(host: Host, listener: Box<dyn Listener>, tls: Option<TlsConfi
         };
         match accepted {
             Ok((stream, _)) => {
-                let serving = serve_connection(host.clone(), stream, tls.clone(), gateway.service.clone());
+                let serving =
+                    serve_connection(host.clone(), stream, tls.clone(), gateway.service.clone());
                 let task: BoxFuture<'static, ()> = Box::pin(async move {
                     let _place = place;
                     serving.await;
@@ -197,7 +204,8 @@ async fn answer(
     let operation = response.extensions().get::<Summary>().map_or("-", |summary| summary.operation);
     let seconds = (clock.now() - begun).as_secs_f64();
     let status = response.status().as_str().to_owned();
-    metrics::counter!("ashlar_s3_requests_total", "operation" => operation, "status" => status).increment(1);
+    metrics::counter!("ashlar_s3_requests_total", "operation" => operation, "status" => status)
+        .increment(1);
     metrics::histogram!("ashlar_s3_request_seconds", "operation" => operation).record(seconds);
     response
 }

@@ -10,12 +10,13 @@ use crate::failure::{is_stale_bucket, translate};
 use crate::md5_lane::Md5Lane;
 use ashlar_host::Host;
 use ashlar_s3::{
-    Backend, CompleteUpload, Failure, Found, List, ListUploads, Parts, Place, PutObject, Redescribe, Upload, Written,
+    Backend, CompleteUpload, Failure, Found, List, ListUploads, Parts, Place, PutObject,
+    Redescribe, Upload, Written,
 };
 use ashlar_types::{
-    AbortUpload, Applied, Bucket, BucketName, Checksum, Content, CreateUpload, Delete, Etag, KeyPoint, ListEntry,
-    ListObjects, ObjectId, ObjectKey, Page, Put, PutPart, RangeAnswer, RangeOp, RangeQuery, RequestToken, Span,
-    UploadEntry, UploadId, UploadRecord, WriteCondition,
+    AbortUpload, Applied, Bucket, BucketName, Checksum, Content, CreateUpload, Delete, Etag,
+    KeyPoint, ListEntry, ListObjects, ObjectId, ObjectKey, Page, Put, PutPart, RangeAnswer,
+    RangeOp, RangeQuery, RequestToken, Span, UploadEntry, UploadId, UploadRecord, WriteCondition,
 };
 use async_trait::async_trait;
 use futures::StreamExt as _;
@@ -124,7 +125,9 @@ impl<C: Cluster> Store<C> {
                     bucket = self.bucket_now(&place.bucket).await?;
                     // the extents belonged to the refused command; bytes that lie inline are still here
                     if !stored.content.extents.is_empty() {
-                        return Err(Failure::Unavailable("the bucket was made anew meanwhile".into()));
+                        return Err(Failure::Unavailable(
+                            "the bucket was made anew meanwhile".into(),
+                        ));
                     }
                     ticket = self.store_inline(&bucket, &stored.content).await?;
                 }
@@ -142,7 +145,8 @@ impl<C: Cluster> Store<C> {
             lane.update(&bytes).await;
             writer.write(bytes).await.map_err(translate)?;
         }
-        let md5 = lane.finish().await.ok_or_else(|| Failure::Internal("the MD5 lane has died".into()))?;
+        let md5 =
+            lane.finish().await.ok_or_else(|| Failure::Internal("the MD5 lane has died".into()))?;
         let checksums = body.finish(md5)?;
         let (content, ticket) = writer.finish().await.map_err(translate)?;
         Ok(Stored { content, ticket, etag: Etag { md5, parts: 0 }, checksums })
@@ -164,8 +168,12 @@ impl<C: Cluster> Store<C> {
 
     fn written(&self, applied: Applied) -> Result<Written, Failure> {
         match applied {
-            Applied::Written { etag, modified_ms, checksums, .. } => Ok(Written { etag, modified_ms, checksums }),
-            Applied::Done | Applied::Deleted { .. } | Applied::Fenced(_) => Err(unexpected("a write")),
+            Applied::Written { etag, modified_ms, checksums, .. } => {
+                Ok(Written { etag, modified_ms, checksums })
+            }
+            Applied::Done | Applied::Deleted { .. } | Applied::Fenced(_) => {
+                Err(unexpected("a write"))
+            }
         }
     }
 }
@@ -209,20 +217,24 @@ impl<C: Cluster> Backend for Store<C> {
     }
 
     async fn get(&self, place: &Place, span: Span) -> Result<Found, Failure> {
-        let query = self.query(&place.bucket, place.key.as_str().as_bytes(), |bucket, at| RangeQuery::Object {
-            at,
-            bucket_epoch: bucket.row.epoch,
-            span,
+        let query = self.query(&place.bucket, place.key.as_str().as_bytes(), |bucket, at| {
+            RangeQuery::Object { at, bucket_epoch: bucket.row.epoch, span }
         });
         let (bucket, answer) = query.await?;
         let RangeAnswer::Object { record, from, to, pieces } = answer else {
             return Err(unexpected("a read of an object"));
         };
         if from == to {
-            return Ok(Found { record: *record, from, to, content: futures::stream::empty().boxed() });
+            return Ok(Found {
+                record: *record,
+                from,
+                to,
+                content: futures::stream::empty().boxed(),
+            });
         }
         let share = self.admission.admit(to - from).await?;
-        let bytes = self.cluster.reader(point(&bucket, &place.key), record.object, pieces, from, to);
+        let bytes =
+            self.cluster.reader(point(&bucket, &place.key), record.object, pieces, from, to);
         let content = bytes.map(move |piece| {
             // held until the last byte has gone out
             let _held = &share;
@@ -248,7 +260,9 @@ impl<C: Cluster> Backend for Store<C> {
         });
         match execute.await? {
             Applied::Deleted { existed } => Ok(existed),
-            Applied::Done | Applied::Written { .. } | Applied::Fenced(_) => Err(unexpected("a delete")),
+            Applied::Done | Applied::Written { .. } | Applied::Fenced(_) => {
+                Err(unexpected("a delete"))
+            }
         }
     }
 
@@ -290,7 +304,11 @@ impl<C: Cluster> Backend for Store<C> {
         Err(Failure::BucketBusy)
     }
 
-    async fn create_upload(&self, place: &Place, record: UploadRecord) -> Result<UploadId, Failure> {
+    async fn create_upload(
+        &self,
+        place: &Place,
+        record: UploadRecord,
+    ) -> Result<UploadId, Failure> {
         let upload = UploadId(self.host.random.next_u128());
         let execute = self.execute(place, |bucket, at| {
             let created_ms = self.now_ms();
@@ -330,11 +348,20 @@ impl<C: Cluster> Backend for Store<C> {
         Ok(Written { etag: stored.etag, modified_ms, checksums: stored.checksums })
     }
 
-    async fn parts(&self, place: &Place, upload: UploadId, after: u16, limit: u32) -> Result<Parts, Failure> {
-        let query = self
-            .query(&place.bucket, place.key.as_str().as_bytes(), |_, at| RangeQuery::Upload { at, upload, after, limit });
+    async fn parts(
+        &self,
+        place: &Place,
+        upload: UploadId,
+        after: u16,
+        limit: u32,
+    ) -> Result<Parts, Failure> {
+        let query = self.query(&place.bucket, place.key.as_str().as_bytes(), |_, at| {
+            RangeQuery::Upload { at, upload, after, limit }
+        });
         match query.await?.1 {
-            RangeAnswer::Upload { record, parts, more, completed } => Ok(Parts { record, parts, more, completed }),
+            RangeAnswer::Upload { record, parts, more, completed } => {
+                Ok(Parts { record, parts, more, completed })
+            }
             _ => Err(unexpected("a read of an upload")),
         }
     }

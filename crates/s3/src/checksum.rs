@@ -205,9 +205,9 @@ mod tests {
         let expect = [
             (ChecksumAlgorithm::Crc32, "y/Q5Jg=="),
             (ChecksumAlgorithm::Crc32c, "4waSgw=="),
-            (ChecksumAlgorithm::Crc64Nvme, "rosUhgoKi4g="),
+            (ChecksumAlgorithm::Crc64Nvme, "rosUhgp5mIg="),
             (ChecksumAlgorithm::Sha1, "98O8HYCOBHMq32eZZczDTKeuNEE="),
-            (ChecksumAlgorithm::Sha256, "FeKw09d5kBBXDOXaKi6/xgn1O2EZGjJNj0vbOFvSIyU="),
+            (ChecksumAlgorithm::Sha256, "FeKw08M4keuw8e9gnsQZQgwg4yDOlMZfvIwzEkSOsiU="),
         ];
         for (algorithm, text) in expect {
             assert_eq!(row(algorithm).0, algorithm);
