@@ -28,3 +28,6 @@ pub use format::SMALL_SHARD_BYTES_END;
 pub use recovery::Recovered;
 pub use store::{Committed, Owner, ShardKey, ShardMeta, Store, StoreConfig, Usage};
 pub use writer::ShardWriter;
+
+#[cfg(test)]
+mod tests;
