@@ -1,0 +1,281 @@
+//! The handle: what the node's Raft groups call.
+
+use crate::WalError;
+use crate::files::WalFile;
+use crate::format::{BATCH_HEADER_BYTES, RECORD_HEADER_BYTES, RecordHeader, seed};
+use crate::limits::Limits;
+use crate::record::{Entry, GroupState, Record, WalConfig};
+use crate::recovery;
+use crate::table::{Found, Place, Table};
+use crate::writer::{self, Writer};
+use ashlar_host::Host;
+use ashlar_types::RangeId;
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use tokio::sync::watch;
+
+/// Called once, in submission order, when the record is on stable storage or never will be. It runs on the writer
+/// thread: it must not block, and not submit.
+pub type Done = Box<dyn FnOnce(Result<(), WalError>) + Send>;
+
+/// The log; cheap to clone. When the last handle is dropped the writer writes what waits, and stops.
+#[derive(Clone)]
+pub struct Wal {
+    shared: Arc<Shared>,
+    /// Dropped with the last handle; the threads hold only `shared`.
+    _handle: Arc<Handle>,
+}
+
+struct Handle(Arc<Shared>);
+
+/// What handles, writer and zeroing thread share.
+pub(crate) struct Shared {
+    pub(crate) host: Host,
+    pub(crate) config: WalConfig,
+    pub(crate) limits: Limits,
+    pub(crate) state: Mutex<State>,
+    /// Something waits for the writer, or it shall stop.
+    pub(crate) work: Condvar,
+    /// The queue was taken.
+    pub(crate) room: Condvar,
+    /// A spare is wanted, or the zeroing thread shall stop.
+    pub(crate) spare_wanted: Condvar,
+    /// Threads that still run.
+    pub(crate) running: watch::Sender<u8>,
+}
+
+/// What lies under the mutex.
+pub(crate) struct State {
+    pub(crate) table: Table,
+    pub(crate) queue: VecDeque<Queued>,
+    pub(crate) queue_bytes: u64,
+    /// Files that hold something live, and the current one, by generation.
+    pub(crate) files: BTreeMap<u64, WalFile>,
+    pub(crate) spares: Vec<WalFile>,
+    /// Files to be removed after the next batch.
+    pub(crate) surplus: Vec<WalFile>,
+    /// The writer has used enough of its file that the next one should be made ready.
+    pub(crate) prepare: bool,
+    pub(crate) next_file: u64,
+    pub(crate) closing: bool,
+    pub(crate) failed: Option<WalError>,
+    /// Released when the writer has stopped.
+    pub(crate) lock: Option<Box<dyn Send + Sync>>,
+}
+
+/// A record that waits for the writer.
+pub(crate) struct Queued {
+    pub(crate) group: RangeId,
+    pub(crate) record: Record,
+    pub(crate) first_sequence: u64,
+    pub(crate) done: Done,
+}
+
+impl Wal {
+    /// Opens the log, or makes it, and recovers. Blocks; the writer thread runs when it returns.
+    pub fn open(host: &Host, config: WalConfig) -> Result<Self, WalError> {
+        Self::open_with(host, config, Limits::default())
+    }
+
+    pub(crate) fn open_with(
+        host: &Host,
+        config: WalConfig,
+        limits: Limits,
+    ) -> Result<Self, WalError> {
+        let failed = |error: std::io::Error| WalError::Open {
+            path: config.dir.clone(),
+            reason: error.to_string(),
+        };
+        host.disk.create_dir_all(&config.dir).map_err(failed)?;
+        let lock = host.disk.lock(&config.dir.join("lock")).map_err(|error| WalError::Locked {
+            path: config.dir.clone(),
+            reason: error.to_string(),
+        })?;
+        let recovered = recovery::recover(host, &config)?;
+        let state = State {
+            table: recovered.table,
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            files: recovered.files,
+            spares: recovered.spares,
+            surplus: recovered.surplus,
+            prepare: false,
+            next_file: recovered.next_file,
+            closing: false,
+            failed: None,
+            lock: Some(lock),
+        };
+        let shared = Arc::new(Shared {
+            host: host.clone(),
+            config,
+            limits,
+            state: Mutex::new(state),
+            work: Condvar::new(),
+            room: Condvar::new(),
+            spare_wanted: Condvar::new(),
+            running: watch::channel(2).0,
+        });
+        let writer = Writer::new(Arc::clone(&shared), recovered.end);
+        host.tasks.thread("wal-writer", Box::new(move || writer.run()));
+        let zeroing = Arc::clone(&shared);
+        host.tasks.thread("wal-zeroing", Box::new(move || writer::zero_spares(&zeroing)));
+        Ok(Self { _handle: Arc::new(Handle(Arc::clone(&shared))), shared })
+    }
+
+    /// The groups on this node, without those that were dropped.
+    pub fn groups(&self) -> Vec<RangeId> {
+        self.shared.lock().table.groups()
+    }
+
+    /// What is known of a group, with all that was submitted. Of an unknown one: nothing.
+    pub fn state(&self, group: RangeId) -> GroupState {
+        self.shared.lock().table.state(group)
+    }
+
+    /// Bytes of the log that a group holds: when to take a snapshot is judged by them.
+    pub fn live_bytes(&self, group: RangeId) -> u64 {
+        self.shared.lock().table.live_bytes(group)
+    }
+
+    /// The record is readable when this returns; `done` is called once it is on stable storage, or never will be.
+    /// Where this returns an error nothing was taken in and `done` is not called. Waits (milliseconds) while the
+    /// queue is full.
+    pub fn submit(&self, group: RangeId, record: Record, done: Done) -> Result<(), WalError> {
+        let bytes = writer::queued_bytes(&record);
+        let mut state = self.shared.lock();
+        while state.queue_bytes > self.shared.limits.queue_bytes && state.accepts().is_ok() {
+            state = self.shared.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.accepts()?;
+        state.table.check(group, &record)?;
+        let first_sequence = state.table.submit(group, &record);
+        state.queue_bytes += bytes;
+        state.queue.push_back(Queued { group, record, first_sequence, done });
+        drop(state);
+        self.shared.work.notify_one();
+        Ok(())
+    }
+
+    /// Submits, and waits until it is on stable storage. Dropped before that, the record is written all the same.
+    pub async fn submit_durable(&self, group: RangeId, record: Record) -> Result<(), WalError> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let done: Done = Box::new(move |result| {
+            // the receiver is gone where the caller was dropped, who then wants no answer
+            drop(sender.send(result));
+        });
+        self.submit(group, record, done)?;
+        receiver.await.unwrap_or(Err(WalError::Closed))
+    }
+
+    /// The entries `from..to_exclusive`: all of them, or an error. Reads the disk for those that are not in memory.
+    pub fn read(
+        &self,
+        group: RangeId,
+        from: u64,
+        to_exclusive: u64,
+    ) -> Result<Vec<Entry>, WalError> {
+        let (found, files) = {
+            let state = self.shared.lock();
+            let found = state.table.find(group, from, to_exclusive)?;
+            let on_disk = found.iter().any(|entry| matches!(entry, Found::OnDisk { .. }));
+            (found, if on_disk { state.files.clone() } else { BTreeMap::new() })
+        };
+        let mut entries = Vec::with_capacity(found.len());
+        for entry in found {
+            entries.push(match entry {
+                Found::InMemory(entry) => entry,
+                Found::OnDisk { index, term, bytes, place } => {
+                    let payload = files
+                        .get(&place.generation)
+                        .ok_or_else(|| "its file is gone".to_owned())
+                        .and_then(|file| read_back(file, group, index, term, bytes, place))
+                        .map_err(|reason| {
+                            // purged, truncated or moved while this was reading: not damage
+                            if self.shared.lock().table.is_at(group, index, place) {
+                                WalError::Unreadable { group, index, reason }
+                            } else {
+                                WalError::Missing { group, from, to: to_exclusive }
+                            }
+                        })?;
+                    Entry { index, term, payload }
+                }
+            });
+        }
+        Ok(entries)
+    }
+
+    /// Writes what waits, stops the threads and releases the directory. Later submits fail.
+    pub async fn close(&self) {
+        self.shared.begin_close();
+        let mut running = self.shared.running.subscribe();
+        // an error would mean that the sender is gone, and this holds it
+        drop(running.wait_for(|running| *running == 0).await);
+    }
+}
+
+impl std::fmt::Debug for Wal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Wal").field("dir", &self.shared.config.dir).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.begin_close();
+    }
+}
+
+impl Shared {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin_close(&self) {
+        self.lock().closing = true;
+        self.work.notify_all();
+        self.room.notify_all();
+        self.spare_wanted.notify_all();
+    }
+}
+
+impl State {
+    fn accepts(&self) -> Result<(), WalError> {
+        match &self.failed {
+            Some(error) => Err(error.clone()),
+            None if self.closing => Err(WalError::Closed),
+            None => Ok(()),
+        }
+    }
+
+    /// A number for a new file.
+    pub(crate) fn take_file_number(&mut self) -> u64 {
+        self.next_file += 1;
+        self.next_file - 1
+    }
+}
+
+/// The payload of one entry, verified.
+pub(crate) fn read_back(
+    file: &WalFile,
+    group: RangeId,
+    index: u64,
+    term: u64,
+    bytes: u32,
+    place: Place,
+) -> Result<Bytes, String> {
+    let length = usize::try_from(bytes).map_err(|error| error.to_string())?;
+    let mut record = vec![0; RECORD_HEADER_BYTES + length];
+    file.file.read_exact_at(&mut record, place.offset).map_err(|error| error.to_string())?;
+    let damaged = || format!("{} is damaged at {}", file.path.display(), place.offset);
+    let (header, whole) =
+        RecordHeader::decode(seed(place.generation), &record).ok_or_else(damaged)?;
+    let header = header.map_err(|_| damaged())?;
+    if (header.group, header.index, header.term, whole) != (group, index, term, record.len()) {
+        return Err(damaged());
+    }
+    Ok(Bytes::from(record).slice(RECORD_HEADER_BYTES..))
+}
+
+const _: () =
+    assert!(BATCH_HEADER_BYTES + RECORD_HEADER_BYTES < 512, "a header lies in one sector");
