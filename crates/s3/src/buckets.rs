@@ -35,7 +35,7 @@ impl Handler<'_> {
         Ok(document("ListAllMyBucketsResult", |xml| {
             self.owner(xml, "Owner");
             xml.element("Buckets", |xml| {
-                buckets.iter().for_each(|bucket| self.bucket_row(xml, bucket))
+                buckets.iter().for_each(|bucket| self.bucket_row(xml, bucket));
             });
             if !prefix.is_empty() {
                 xml.text("Prefix", prefix);

@@ -139,7 +139,7 @@ impl Handler<'_> {
         }
         match span {
             Span::All | Span::Nothing => {
-                set_checksums(answer, &record.checksums, record.parts.len())
+                set_checksums(answer, &record.checksums, record.parts.len());
             }
             Span::Part(number) => {
                 let part = record.parts.iter().find(|part| part.number == number);

@@ -65,7 +65,7 @@ impl S3Service {
     {
         let random = (self.0.config.random)();
         let request_id = format!("{:016X}", random >> 64);
-        let host_id = format!("{:032x}", random);
+        let host_id = format!("{random:032x}");
         let (parts, body) = request.into_parts();
         let body = body.map_err(Into::into).boxed_unsync();
         let span = tracing::info_span!(

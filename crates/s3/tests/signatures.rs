@@ -59,7 +59,8 @@ async fn lies_about_the_body_store_nothing() {
         body.truncate(end + 2);
         body
     };
-    let cases: [(Form, fn(Vec<u8>) -> Vec<u8>, u16, &str); 8] = [
+    type Tamper = fn(Vec<u8>) -> Vec<u8>;
+    let cases: [(Form, Tamper, u16, &str); 8] = [
         (Form::Hashed, flip, 400, "XAmzContentSHA256Mismatch"),
         (Form::Hashed, cut, 400, "IncompleteBody"),
         (Form::Unsigned, cut, 400, "IncompleteBody"),

@@ -38,10 +38,10 @@ struct State {
 
 /// See the module.
 #[derive(Default)]
-pub struct Memory {
+pub(crate) struct Memory {
     state: Mutex<State>,
     /// The next call fails so.
-    pub failure: Mutex<Option<Failure>>,
+    pub(crate) failure: Mutex<Option<Failure>>,
 }
 
 fn key(place: &Place) -> Key {
