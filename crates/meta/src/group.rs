@@ -13,7 +13,7 @@ use crate::raft::{
 };
 use ashlar_host::{Host, Monotonic, TaskKind};
 use ashlar_types::{Epoch, NodeId, RangeDescriptor};
-use ashlar_wal::GroupHealth;
+use ashlar_wal::{GroupHealth, Record};
 use metrics::{Counter, Histogram};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::Arc;
@@ -124,6 +124,8 @@ impl Group {
         if !may_vote {
             tracing::warn!(range = %group.descriptor.id, "the log's tail was torn: no vote until a leader has caught this node up");
             raft.runtime_config().elect(false);
+        } else if health == GroupHealth::TornTail {
+            group.note_mended();
         }
         let batcher = Batcher::new(host, &group, queued);
         let policy = if lease_reads { ReadPolicy::LeaseRead } else { ReadPolicy::ReadIndex };
@@ -168,7 +170,15 @@ impl Group {
     pub(crate) fn allow_votes(&self) {
         if !self.may_vote.swap(true, Ordering::Relaxed) {
             self.raft.runtime_config().elect(true);
+            self.note_mended();
             tracing::info!(range = %self.descriptor.id, "may vote again");
+        }
+    }
+
+    /// The WAL shall not tell of the torn tail again.
+    fn note_mended(&self) {
+        if let Err(error) = self.state.wal.submit(self.descriptor.id, Record::CaughtUp, Box::new(drop)) {
+            tracing::debug!(%error, "the mended tail was not noted");
         }
     }
 

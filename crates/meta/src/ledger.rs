@@ -1,18 +1,19 @@
 //! The catalog's two state machines, root and range, as a group sees them: batches in, results and rows out.
 
 use crate::raft::Results;
-use ashlar_catalog::{CatalogError, View, Writes};
+use ashlar_catalog::{CatalogError, Range, Root, View, Writes};
 use ashlar_types::{
     Batch, Command, Epoch, Outcome, RangeAnswer, RangeDescriptor, RangeId, RangeQuery, RootAnswer,
     RootBatch, RootCommand, RootOutcome, RootQuery, decode, encode,
 };
+use std::sync::{Arc, PoisonError, RwLock};
 
 /// Which state machine a group has.
 pub(crate) enum Ledger {
-    /// The root range's.
-    Root(RangeDescriptor),
+    /// The root range's, shared with those who read it: it answers from memory.
+    Root(Arc<RwLock<Root>>),
     /// A data range's.
-    Range(RangeDescriptor),
+    Range(Box<Range>),
 }
 
 /// A command on its way into a batch.
@@ -56,24 +57,97 @@ pub(crate) fn split(results: Results) -> Vec<CommandResult> {
 }
 
 impl Ledger {
-    pub(crate) fn of(d: &RangeDescriptor) -> Self {
-        if d.id == RangeId::ROOT { Self::Root(d.clone()) } else { Self::Range(d.clone()) }
+    /// The state machine as the rows of `view` say; where there are none, a new one and the rows that make it.
+    pub(crate) fn load(view: &dyn View, descriptor: &RangeDescriptor) -> Result<(Self, Writes), CatalogError> {
+        if descriptor.id == RangeId::ROOT {
+            let root = Root::load(view)?;
+            let (root, writes) = root.map_or_else(Root::create, |root| (root, Writes::default()));
+            return Ok((Self::Root(Arc::new(RwLock::new(root))), writes));
+        }
+        let range = Range::load(view, descriptor.id)?;
+        let fresh = || {
+            let (range, writes) = Range::create(descriptor);
+            (Self::Range(Box::new(range)), writes)
+        };
+        Ok(range.map_or_else(fresh, |range| (Self::Range(Box::new(range)), Writes::default())))
     }
-    pub(crate) fn apply(&self, view: &dyn View, index: u64, batch: &[u8]) -> Result<(Results, Writes), CatalogError> {
+
+    /// What answers reads of this state machine.
+    pub(crate) fn reader(&self) -> Reader {
         match self {
-            Self::Root(_) => { let b: RootBatch = decode(batch)?; let (r, w) = ashlar_catalog::root_apply(view, index, &b)?; Ok((Results::Root(r), w)) }
-            Self::Range(d) => { let b: Batch = decode(batch)?; let (r, w) = ashlar_catalog::range_apply(view, d, index, &b)?; Ok((Results::Range(r), w)) }
+            Self::Root(root) => Reader::Root(root.clone()),
+            // a read takes everything else from the view, so that it sees one moment
+            Self::Range(range) => Reader::Range(Arc::new(Range::create(range.descriptor()).0)),
         }
     }
-    pub(crate) fn spans(&self) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
-        match self { Self::Root(d) | Self::Range(d) => ashlar_catalog::spans(d) }
+
+    /// Applies a batch: a result for each command, and the rows to write. A batch that cannot be read comes to nothing,
+    /// on every replica alike.
+    pub(crate) fn apply(
+        &mut self,
+        view: &dyn View,
+        index: u64,
+        batch: &[u8],
+    ) -> Result<(Results, Writes), CatalogError> {
+        match self {
+            Self::Root(root) => {
+                let Ok(batch) = decode::<RootBatch>(batch) else { return Ok(unreadable(index)) };
+                let mut root = root.write().unwrap_or_else(PoisonError::into_inner);
+                let (outcomes, writes) = root.apply(view, index, &batch)?;
+                Ok((Results::Root(outcomes), writes))
+            }
+            Self::Range(range) => {
+                let Ok(batch) = decode::<Batch>(batch) else { return Ok(unreadable(index)) };
+                let (outcomes, writes) = range.apply(view, index, &batch)?;
+                Ok((Results::Range(outcomes), writes))
+            }
+        }
     }
-    pub(crate) fn query(&self, view: &dyn View, query: &RangeQuery) -> Result<RangeAnswer, CatalogError> { ashlar_catalog::range_query(view, query) }
-    pub(crate) fn root_query(&self, view: &dyn View, query: &RootQuery) -> Result<RootAnswer, CatalogError> { ashlar_catalog::root_query(view, query) }
+
+    /// The sum over the rows: equal on all replicas that have applied the same (R4).
+    pub(crate) fn hash(&self) -> u128 {
+        match self {
+            Self::Root(root) => root.read().unwrap_or_else(PoisonError::into_inner).state_hash(),
+            Self::Range(range) => range.state_hash(),
+        }
+    }
 }
 
-/// Whether the root, as this view shows it, has been bootstrapped.
-pub(crate) fn has_cluster(view: &dyn View) -> bool {
-    let query = RootQuery::Map { newer_than: None };
-    !matches!(ashlar_catalog::root_query(view, &query), Ok(RootAnswer::NotBootstrapped) | Err(_))
+fn unreadable(index: u64) -> (Results, Writes) {
+    tracing::error!(index, "an entry of the log is no batch that this binary knows: it has no effect");
+    (Results::None, Writes::default())
+}
+
+/// Where the rows of a range lie.
+pub(crate) fn spans(descriptor: &RangeDescriptor) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+    if descriptor.id == RangeId::ROOT {
+        ashlar_catalog::root_owned_intervals()
+    } else {
+        ashlar_catalog::owned_intervals(descriptor)
+    }
+}
+
+/// Answers reads of a group.
+#[derive(Clone)]
+pub(crate) enum Reader {
+    Root(Arc<RwLock<Root>>),
+    Range(Arc<Range>),
+}
+
+impl Reader {
+    /// A read of a data range.
+    pub(crate) fn range(&self, view: &dyn View, query: &RangeQuery) -> Result<RangeAnswer, CatalogError> {
+        match self {
+            Self::Range(range) => range.query(view, query),
+            Self::Root(_) => Err(CatalogError::Inconsistent("the root was read as a range")),
+        }
+    }
+
+    /// A read of the root.
+    pub(crate) fn root(&self, query: &RootQuery) -> Result<RootAnswer, CatalogError> {
+        match self {
+            Self::Root(root) => Ok(root.read().unwrap_or_else(PoisonError::into_inner).query(query)),
+            Self::Range(_) => Err(CatalogError::Inconsistent("a range was read as the root")),
+        }
+    }
 }

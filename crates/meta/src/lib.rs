@@ -15,6 +15,8 @@ mod node;
 mod raft;
 mod service;
 mod snapshot;
+#[cfg(test)]
+mod suite_tests;
 
 pub use group::NotDone;
 pub use network::Addresses;

@@ -10,6 +10,7 @@ use crate::raft::{
     RaftLogStorage, Types, Vote, log_id,
 };
 use ashlar_host::{Clock, Monotonic};
+use ashlar_types::RangeId;
 use ashlar_wal::{GroupState, Record, Wal, WalError};
 use futures::{Stream, TryStreamExt};
 use metrics::Histogram;
@@ -40,12 +41,12 @@ pub(crate) struct LogStore {
 /// Reads the log of one group.
 #[derive(Clone)]
 pub(crate) struct LogReader {
-    wal: Arc<Wal>,
-    group: u64,
+    wal: Wal,
+    group: RangeId,
 }
 
 impl LogStore {
-    pub(crate) fn new(wal: Arc<Wal>, group: u64, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(wal: Wal, group: RangeId, clock: Arc<dyn Clock>) -> Self {
         let append_seconds = metrics::histogram!("ashlar_raft_append_seconds");
         let reader = LogReader { wal, group };
         Self { reader, clock, append_seconds, committed: None, committed_noted: true }
@@ -56,7 +57,9 @@ impl LogStore {
         self.committed_noted = true;
         // an old id that is lost is only an older id; a failed sync ends the process in the WAL
         let record = Record::Committed(log_id_bytes(id));
-        self.reader.wal.submit(self.reader.group, record, Box::new(drop));
+        if let Err(error) = self.reader.wal.submit(self.reader.group, record, Box::new(drop)) {
+            tracing::debug!(%error, "the committed index was not noted");
+        }
     }
 }
 
@@ -193,8 +196,7 @@ impl RaftLogStorage<Types> for LogStore {
             seconds.record(elapsed(&*clock, began));
             callback.io_completed(result.map_err(failed));
         };
-        self.reader.wal.submit(self.reader.group, Record::Append(entries), Box::new(done));
-        Ok(())
+        self.reader.wal.submit(self.reader.group, Record::Append(entries), Box::new(done)).map_err(failed)
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {

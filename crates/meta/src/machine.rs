@@ -7,7 +7,7 @@
 use crate::codec::{
     batch_of, log_id_bytes, read_log_id, read_stored_membership, stored_membership_bytes,
 };
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Reader, spans};
 use crate::log::elapsed;
 use crate::raft::{
     Entry, EntryPayload, EntryResponder, LogId, OptionalSend, RaftSnapshotBuilder,
@@ -16,7 +16,7 @@ use crate::raft::{
 use crate::snapshot::{Contents, SnapshotError, SnapshotFile, Snapshots};
 use ashlar_catalog::{OrderedMap, View, Writes};
 use ashlar_host::Host;
-use ashlar_types::RangeId;
+use ashlar_types::{RangeDescriptor, RangeId};
 use ashlar_wal::{Record, Wal};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
@@ -41,13 +41,16 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
 pub(crate) struct State {
     pub(crate) host: Host,
     pub(crate) map: Arc<dyn OrderedMap>,
-    pub(crate) ledger: Ledger,
+    pub(crate) descriptor: RangeDescriptor,
     pub(crate) snapshots: Snapshots,
-    pub(crate) wal: Arc<Wal>,
-    pub(crate) range: RangeId,
+    pub(crate) wal: Wal,
+    range: RangeId,
     newest: Mutex<Option<Arc<SnapshotFile>>>,
     /// Bytes of entries applied since the newest snapshot.
     pub(crate) log_bytes: AtomicU64,
+    reader: Mutex<Option<Reader>>,
+    /// The index applied last, and the state hash there.
+    hash: Mutex<Option<(u64, u128)>>,
     apply_seconds: Histogram,
 }
 
@@ -82,22 +85,24 @@ impl State {
     pub(crate) fn open(
         host: &Host,
         map: Arc<dyn OrderedMap>,
-        ledger: Ledger,
+        descriptor: RangeDescriptor,
         snapshots: Snapshots,
-        wal: Arc<Wal>,
-        range: RangeId,
+        wal: Wal,
         log_bytes: u64,
     ) -> Result<Self, SnapshotError> {
+        let range = descriptor.id;
         let newest = Mutex::new(snapshots.newest()?.map(Arc::new));
         Ok(Self {
             host: host.clone(),
             map,
-            ledger,
+            descriptor,
             snapshots,
             wal,
             range,
             newest,
             log_bytes: AtomicU64::new(log_bytes),
+            reader: Mutex::default(),
+            hash: Mutex::default(),
             apply_seconds: metrics::histogram!("ashlar_raft_apply_seconds"),
         })
     }
@@ -113,15 +118,42 @@ impl State {
         file
     }
 
+    /// The index applied last since the start, and the state hash there (R4).
+    pub(crate) fn hash(&self) -> Option<(u64, u128)> {
+        *self.hash.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What answers reads; `None`: the group was never opened.
+    pub(crate) fn reader(&self) -> Option<Reader> {
+        self.reader.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The state machine of the rows. Where nothing was applied, or an installation was cut short, it begins anew.
+    fn load(&self) -> io::Result<(Ledger, StoredMembership)> {
+        let (applied, membership) = read_applied(&*self.map.view(), self.range)?;
+        if applied.is_none() {
+            for (from, to) in spans(&self.descriptor) {
+                self.remove_rows(from, to.as_deref())?;
+            }
+        }
+        let (ledger, writes) = Ledger::load(&*self.map.view(), &self.descriptor).map_err(failed)?;
+        self.map.write(writes).map_err(failed)?;
+        *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(ledger.reader());
+        Ok((ledger, membership))
+    }
+
     /// Applies entries in order, each in one batch, and answers whoever waits for it.
     fn apply_all(
         &self,
+        ledger: &mut Ledger,
         items: Vec<EntryResponder<Types>>,
         membership: &mut StoredMembership,
     ) -> io::Result<()> {
         for (entry, waiting) in items {
             let began = self.host.clock.now();
-            let results = self.apply(&entry, membership)?;
+            let results = self.apply(ledger, &entry, membership)?;
+            let hash = Some((entry.log_id.index, ledger.hash()));
+            *self.hash.lock().unwrap_or_else(PoisonError::into_inner) = hash;
             self.apply_seconds.record(elapsed(&*self.host.clock, began));
             if let Some(waiting) = waiting {
                 waiting.send(results);
@@ -130,7 +162,12 @@ impl State {
         Ok(())
     }
 
-    fn apply(&self, entry: &Entry, membership: &mut StoredMembership) -> io::Result<Results> {
+    fn apply(
+        &self,
+        ledger: &mut Ledger,
+        entry: &Entry,
+        membership: &mut StoredMembership,
+    ) -> io::Result<Results> {
         let (results, mut writes) = match &entry.payload {
             EntryPayload::Blank => (Results::None, Writes::default()),
             EntryPayload::Membership(fresh) => {
@@ -141,7 +178,7 @@ impl State {
                 let view = self.map.view();
                 let batch = batch_of(operation);
                 self.log_bytes.fetch_add(batch.len() as u64, Ordering::Relaxed);
-                self.ledger.apply(&*view, entry.log_id.index, &batch).map_err(failed)?
+                ledger.apply(&*view, entry.log_id.index, &batch).map_err(failed)?
             }
         };
         writes.put(applied_key(self.range), applied_value(entry.log_id, membership));
@@ -155,7 +192,7 @@ impl State {
         let (last, membership) = read_applied(view, self.range)?;
         let contents = Contents { range: self.range.0, last, membership };
         let mut writer = self.snapshots.begin(&contents)?;
-        for (from, to) in self.ledger.spans() {
+        for (from, to) in spans(&self.descriptor) {
             let mut written = Ok(());
             let scanned = view.scan(&from, to.as_deref(), &mut |key, value| {
                 written = writer.row(key, value);
@@ -178,7 +215,7 @@ impl State {
         let mut nothing = Writes::default();
         nothing.remove(applied_key(self.range));
         self.map.write(nothing).map_err(failed)?;
-        for (from, to) in self.ledger.spans() {
+        for (from, to) in spans(&self.descriptor) {
             self.remove_rows(from, to.as_deref())?;
         }
         published.rows(&mut |rows| {
@@ -219,18 +256,20 @@ impl State {
 /// The consensus library's state machine of one group.
 pub(crate) struct Machine {
     state: Arc<State>,
+    /// `None`: an apply failed in the middle, and the group is to be opened again.
+    ledger: Option<Ledger>,
     membership: StoredMembership,
 }
 
 impl Machine {
     /// The machine of a state: the only one that writes its rows.
     pub(crate) fn new(state: Arc<State>) -> io::Result<Self> {
-        let (_, membership) = read_applied(&*state.map.view(), state.range)?;
-        Ok(Self { state, membership })
+        let (ledger, membership) = state.load()?;
+        Ok(Self { state, ledger: Some(ledger), membership })
     }
 
     async fn record(&self, record: Record) -> io::Result<()> {
-        self.state.wal.submit_durable(self.state.range.0, record).await.map_err(io::Error::other)
+        self.state.wal.submit_durable(self.state.range, record).await.map_err(io::Error::other)
     }
 }
 
@@ -269,10 +308,14 @@ impl RaftStateMachine<Types> for Machine {
         while let Some(step) = steps.next().await {
             let items = step.into_iter().collect::<io::Result<Vec<_>>>()?;
             let (state, mut membership) = (self.state.clone(), self.membership.clone());
+            let ledger = self.ledger.take();
+            let mut ledger = ledger.ok_or_else(|| io::Error::other("the range is stopped"))?;
             let applied = self.state.host.tasks.run_blocking(move || {
-                state.apply_all(items, &mut membership).map(|()| membership)
+                state.apply_all(&mut ledger, items, &mut membership)?;
+                Ok::<_, io::Error>((ledger, membership))
             });
-            self.membership = applied.await?;
+            let (ledger, membership) = applied.await?;
+            (self.ledger, self.membership) = (Some(ledger), membership);
         }
         Ok(())
     }
@@ -289,8 +332,12 @@ impl RaftStateMachine<Types> for Machine {
         let mark = meta.last_log_id.map(log_id_bytes).unwrap_or_default();
         self.record(Record::Installing(mark)).await?;
         let state = self.state.clone();
-        self.state.host.tasks.run_blocking(move || state.install(&snapshot)).await?;
-        self.membership = meta.last_membership.clone();
+        let installed = self.state.host.tasks.run_blocking(move || {
+            state.install(&snapshot)?;
+            state.load()
+        });
+        let (ledger, membership) = installed.await?;
+        (self.ledger, self.membership) = (Some(ledger), membership);
         self.record(Record::Installed).await?;
         tracing::info!(range = %self.state.range, "snapshot installed");
         Ok(())

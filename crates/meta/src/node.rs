@@ -3,15 +3,15 @@
 use crate::codec::read_log_id;
 use crate::group::{Group, NotDone};
 use crate::keeper;
-use crate::ledger::{CommandResult, Ledger, Proposal};
+use crate::ledger::{CommandResult, Proposal, Reader};
 use crate::log::LogStore;
 use crate::machine::{Machine, State, read_applied};
 use crate::network::{Addresses, Peers, Sender};
 use crate::raft::{Raft, Timing, WatchReceiver, library_config, peer_node};
 use crate::service::{self, Incarnations};
 use crate::snapshot::{SnapshotError, Snapshots};
-use ashlar_catalog::OrderedMap;
-use ashlar_host::{Host, TaskKind};
+use ashlar_catalog::{CatalogError, OrderedMap};
+use ashlar_host::{Host, Shutdown, TaskKind};
 use ashlar_map::Engine;
 use ashlar_types::{
     BucketId, ClusterId, Command, CommandReply, Epoch, Interval, KeyPoint, Node, NodeId,
@@ -23,14 +23,15 @@ use ashlar_wire::Dialer;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 /// Ranges of data from the first minute: one group alone would be a ceiling.
 const FIRST_RANGES: u64 = 8;
 /// How long a leader waits for another one when it stops.
 const TRANSFER_PATIENCE: Duration = Duration::from_millis(1500);
+/// How long tasks of a stopped group may take to let go of the map.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a founder asks for an election until its group has its first leader.
 const FOUNDING_PERIOD: Duration = Duration::from_millis(50);
 /// Says that the map was synced and closed: it may be trusted under every engine.
@@ -146,6 +147,8 @@ pub struct GroupStatus {
     pub voters: Vec<NodeId>,
     /// Whether this node may vote: not while a torn tail is being mended.
     pub may_vote: bool,
+    /// The index applied last since the start, and the state hash there: equal on all replicas at the same index (R4).
+    pub state_hash: Option<(u64, u128)>,
 }
 
 /// The metadata role of a node.
@@ -164,11 +167,15 @@ pub(crate) struct Inner {
     pub(crate) cluster: ClusterId,
     pub(crate) peers: Incarnations,
     pub(crate) snapshot_log_bytes: u64,
-    map: Arc<dyn OrderedMap>,
-    wal: Arc<Wal>,
+    /// Taken when the node stops: it closes with its last user.
+    map: Mutex<Option<Arc<dyn OrderedMap>>>,
+    wal: Wal,
     dir: PathBuf,
     groups: RwLock<BTreeMap<RangeId, Arc<Group>>>,
-    stopping: AtomicBool,
+    /// Nothing new is begun.
+    stopping: Shutdown,
+    /// The groups end: their streams shall not hold up the port.
+    pub(crate) closed: Shutdown,
 }
 
 /// What founded a group here: the payload of its `Created` record.
@@ -281,10 +288,11 @@ impl MetaNode {
     /// Ends without handing anything over or flushing: what a crash leaves of a process that goes on, for tests.
     #[doc(hidden)]
     pub async fn abandon(&self) {
-        self.0.stopping.store(true, Ordering::Relaxed);
-        for group in self.0.take_groups() {
-            shut(&group).await;
-        }
+        self.0.stopping.request();
+        let groups = self.0.take_groups();
+        self.0.close_groups(groups).await;
+        drop(self.0.last_map().await);
+        self.0.wal.close().await;
     }
 }
 
@@ -301,6 +309,7 @@ fn status(group: &Group) -> GroupStatus {
         purged: metrics.purged.map(|id| id.index),
         voters: metrics.membership_config.voter_ids().map(NodeId).collect(),
         may_vote: group.may_vote(),
+        state_hash: group.state.hash(),
     }
 }
 
@@ -314,15 +323,15 @@ async fn shut(group: &Group) {
 struct Opening {
     host: Host,
     config: MetaConfig,
-    wal: Arc<Wal>,
+    wal: Wal,
 }
 
 impl Opening {
     fn open(host: Host, config: MetaConfig) -> Result<Self, MetaError> {
         let snapshots = config.dir.join("snapshots");
         host.disk.create_dir_all(&snapshots).map_err(|error| MetaError::Directory(snapshots, error))?;
-        let wal = WalConfig { dir: config.dir.join("wal"), file_bytes: config.wal_file_bytes, ..WalConfig::default() };
-        let wal = Arc::new(Wal::open(&host, wal)?);
+        let wal = WalConfig { file_bytes: config.wal_file_bytes, ..WalConfig::new(config.dir.join("wal")) };
+        let wal = Wal::open(&host, wal)?;
         Ok(Self { host, config, wal })
     }
 
@@ -344,7 +353,7 @@ impl Opening {
             }
             let created = Created { cluster: formation.cluster, descriptor };
             let record = Record::Created { first: created.to_bytes() };
-            self.wal.submit_durable(created.descriptor.id.0, record).await?;
+            self.wal.submit_durable(created.descriptor.id, record).await?;
             stored.push(created);
         }
         Ok(stored)
@@ -354,7 +363,7 @@ impl Opening {
         let mut stored = Vec::new();
         for group in self.wal.groups() {
             let Some(bytes) = self.wal.state(group).created else { continue };
-            let created = Created::read(&bytes).map_err(|why| MetaError::Stored(RangeId(group), why))?;
+            let created = Created::read(&bytes).map_err(|why| MetaError::Stored(group, why))?;
             stored.push(created);
         }
         Ok(stored)
@@ -390,7 +399,7 @@ impl Opening {
         };
         let mut groups = BTreeMap::new();
         for Created { descriptor, .. } in stored {
-            let state = self.wal.state(descriptor.id.0);
+            let state = self.wal.state(descriptor.id);
             if state.health == GroupHealth::Corrupt {
                 tracing::error!(range = %descriptor.id, "the log is corrupt below what was synced: the range is not served here");
                 continue;
@@ -404,11 +413,12 @@ impl Opening {
             cluster,
             peers: Incarnations::default(),
             snapshot_log_bytes: config.snapshot_log_bytes,
-            map,
+            map: Mutex::new(Some(map)),
             wal: self.wal,
             dir: self.config.dir,
             groups: RwLock::new(groups),
-            stopping: AtomicBool::new(false),
+            stopping: Shutdown::default(),
+            closed: Shutdown::default(),
         }))
     }
 
@@ -421,12 +431,12 @@ impl Opening {
         let range = descriptor.id;
         let refused = |why: String| MetaError::Group(range, why);
         let state = Arc::new(self.open_state(map, &descriptor)?);
-        let stored = self.wal.state(range.0);
+        let stored = self.wal.state(range);
         if stored.installing.is_some() {
             state.forget_applied().map_err(|error| refused(error.to_string()))?;
         }
         let library = library_config(range.to_string(), self.config.timing).map_err(MetaError::Settings)?;
-        let log = LogStore::new(self.wal.clone(), range.0, self.host.clock.clone());
+        let log = LogStore::new(self.wal.clone(), range, self.host.clock.clone());
         let machine = Machine::new(state.clone()).map_err(|error| refused(error.to_string()))?;
         let peers = Peers { sender: sender.clone(), range };
         let raft = Raft::build(self.config.node.0, library, peers, log, machine).await;
@@ -441,14 +451,13 @@ impl Opening {
         let range = descriptor.id;
         let directory = self.config.dir.join("snapshots");
         let snapshots = Snapshots::new(self.host.disk.clone(), directory, range.0);
-        let log_bytes = self.wal.live_bytes(range.0);
+        let log_bytes = self.wal.live_bytes(range);
         let opened = State::open(
             &self.host,
             map.clone(),
-            Ledger::of(descriptor),
+            descriptor.clone(),
             snapshots,
             self.wal.clone(),
-            range,
             log_bytes,
         );
         opened.map_err(|error: SnapshotError| MetaError::Snapshot(error.to_string()))
@@ -485,7 +494,7 @@ impl Opening {
     fn fits(&self, map: &dyn OrderedMap, stored: &[Created]) -> bool {
         let view = map.view();
         stored.iter().all(|Created { descriptor, .. }| {
-            let state = self.wal.state(descriptor.id.0);
+            let state = self.wal.state(descriptor.id);
             let purged = state.purged.and_then(|(_, id)| read_log_id(id).ok()).map(|id| id.index);
             let last = state.last.map(|(index, _)| index).max(purged);
             match read_applied(&*view, descriptor.id) {
@@ -511,7 +520,7 @@ impl Inner {
     }
 
     pub(crate) fn is_stopping(&self) -> bool {
-        self.stopping.load(Ordering::Relaxed)
+        self.stopping.is_requested()
     }
 
     fn group_at(&self, range: RangeId, epoch: Epoch) -> Result<Arc<Group>, NotDone> {
@@ -546,16 +555,15 @@ impl Inner {
         let group = self.group_at(range, epoch)?;
         group.confirm_read().await?;
         let state = group.state.clone();
-        let read = move || state.ledger.query(&*state.map.view(), &query);
+        let reader = reader_of(&group)?;
+        let read = move || reader.range(&*state.map.view(), &query);
         self.host.tasks.run_blocking(read).await.map_err(|error| view_failed(&error))
     }
 
     pub(crate) async fn root_query(&self, query: RootQuery) -> Result<RootAnswer, NotDone> {
         let group = self.group_at(RangeId::ROOT, Epoch(0))?;
         group.confirm_read().await?;
-        let state = group.state.clone();
-        let read = move || state.ledger.root_query(&*state.map.view(), &query);
-        self.host.tasks.run_blocking(read).await.map_err(|error| view_failed(&error))
+        reader_of(&group)?.root(&query).map_err(|error| view_failed(&error))
     }
 
     /// Each range's founder among its voters asks for an election until there is a first leader. The ranges have
@@ -595,7 +603,8 @@ impl Inner {
         let Some(root) = self.group(RangeId::ROOT) else { return true };
         if root.leader() != Some(self.node) {
             // the leader does it; this node only watches that somebody leads it, and applied an entry of ours
-            return crate::ledger::has_cluster(&*root.state.map.view());
+            let known = root.state.reader().map(|reader| reader.root(&RootQuery::Map { newer_than: None }));
+            return matches!(known, Some(Ok(answer)) if answer != RootAnswer::NotBootstrapped);
         }
         match self.root_query(RootQuery::Map { newer_than: None }).await {
             Ok(RootAnswer::NotBootstrapped) => {}
@@ -617,19 +626,38 @@ impl Inner {
     }
 
     async fn stop(&self) {
-        if self.stopping.swap(true, Ordering::Relaxed) {
+        if self.stopping.is_requested() {
             return;
         }
+        self.stopping.request();
         let groups = self.take_groups();
         futures::future::join_all(groups.iter().map(|group| self.hand_over(group))).await;
-        for group in &groups {
-            shut(group).await;
-        }
-        match self.map.sync() {
-            Ok(()) => self.mark_clean(),
-            Err(error) => tracing::warn!(%error, "the map was not synced: it will be checked or rebuilt"),
+        self.close_groups(groups).await;
+        match self.last_map().await.map(|map| map.sync()) {
+            Some(Ok(())) => self.mark_clean(),
+            Some(Err(error)) => tracing::warn!(%error, "the map was not synced: it will be checked or rebuilt"),
+            None => tracing::warn!("somebody still uses the map: it will be checked or rebuilt"),
         }
         self.wal.close().await;
+    }
+
+    async fn close_groups(&self, groups: Vec<Arc<Group>>) {
+        self.closed.request();
+        for group in groups {
+            shut(&group).await;
+        }
+    }
+
+    /// The map, once nobody else uses it; `None`: somebody still does.
+    async fn last_map(&self) -> Option<Arc<dyn OrderedMap>> {
+        let map = self.map.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        let alone = async {
+            while Arc::strong_count(&map) > 1 {
+                self.host.clock.sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let waited = self.host.clock.timeout(CLOSE_PATIENCE, alone).await;
+        waited.is_ok().then_some(map)
     }
 
     fn mark_clean(&self) {
@@ -660,7 +688,12 @@ impl Inner {
     }
 }
 
-fn view_failed(error: &ashlar_catalog::CatalogError) -> NotDone {
+fn reader_of(group: &Group) -> Result<Reader, NotDone> {
+    let closed = || NotDone::Busy { retry_after_ms: 50, reason: "the range is being opened".to_owned() };
+    group.state.reader().ok_or_else(closed)
+}
+
+fn view_failed(error: &CatalogError) -> NotDone {
     NotDone::Busy { retry_after_ms: 1000, reason: error.to_string() }
 }
 

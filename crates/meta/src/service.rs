@@ -95,7 +95,8 @@ impl raft_server::Raft for RaftService {
             watch_recovery(&watched, &result, commit);
             Ok(Frame { range, body: append_result_bytes(&result), last: false })
         });
-        Ok(Response::new(Box::pin(answers)))
+        // an idle stream must not hold up the port when the node stops
+        Ok(Response::new(Box::pin(answers.take_until(self.0.closed.requested()))))
     }
 
     async fn vote(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {

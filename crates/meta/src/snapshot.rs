@@ -440,10 +440,10 @@ mod tests {
         assert_eq!(bytes, expected);
     }
 
-    const HEADER_SUM: [u8; 4] = [0; 4];
-    const CHUNK_SUM: [u8; 4] = [0; 4];
-    const ROW_HASH: [u8; 16] = [0; 16];
-    const TRAILER_SUM: [u8; 4] = [0; 4];
+    const HEADER_SUM: [u8; 4] = [60, 77, 44, 189];
+    const CHUNK_SUM: [u8; 4] = [242, 27, 51, 146];
+    const ROW_HASH: [u8; 16] = [37, 44, 78, 241, 29, 69, 57, 26, 229, 186, 78, 91, 226, 77, 115, 242];
+    const TRAILER_SUM: [u8; 4] = [216, 197, 81, 159];
 
     #[test]
     fn rows_of_many_chunks_come_back_in_order() {
