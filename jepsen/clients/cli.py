@@ -47,6 +47,7 @@ def a_tree_is_synced_up_and_down(cluster):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with open(path, "wb") as file:
                 file.write(content(name, size))
+            os.utime(path, (1_500_000_000, 1_500_000_000))  # older than any upload: sync compares times
         aws(cluster, "s3", "sync", up, "s3://cli-sync/tree", "--only-show-errors")
         aws(cluster, "s3", "sync", "s3://cli-sync/tree", down, "--only-show-errors", gateway=1)
         equal(subprocess.run(["diff", "-r", up, down], capture_output=True, check=False).stdout, b"", "difference")

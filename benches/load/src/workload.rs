@@ -280,7 +280,7 @@ fn report(plan: &Plan, mut tally: Tally, seconds: f64, cpu: f64) -> Report {
         errors: tally.errors,
         first_error: tally.first_error,
         bytes: tally.bytes,
-        verified: plan.verify,
+        verified: plan.verify && matches!(plan.mode, Mode::Get | Mode::Mixed),
         operations_per_second: operations as f64 / seconds,
         gib_per_second: gib / seconds,
         p50_ms,
