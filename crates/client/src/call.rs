@@ -14,7 +14,9 @@
 use crate::Failure;
 use crate::inner::Inner;
 use ashlar_host::Monotonic;
-use ashlar_types::{KeyPoint, NodeId, RangeDescriptor, RangeId, RootAnswer, RootQuery, decode, encode};
+use ashlar_types::{
+    KeyPoint, NodeId, RangeDescriptor, RangeId, RootAnswer, RootQuery, decode, encode,
+};
 use ashlar_wire::Class;
 use ashlar_wire::proto::metadata_client::MetadataClient;
 use ashlar_wire::proto::metadata_reply::Result as Reply;
@@ -118,7 +120,10 @@ impl Inner {
                     None => {
                         let now = self.host.clock.now();
                         Box::pin(self.refresh_directory(now, attempt.deadline)).await?;
-                        self.directory.find(point).ok_or("the range directory does not cover the key")?.into()
+                        self.directory
+                            .find(point)
+                            .ok_or("the range directory does not cover the key")?
+                            .into()
                     }
                 },
             };
@@ -156,11 +161,8 @@ impl Inner {
             self.want_map();
             return Next::wait("no node is known that could be asked".to_owned());
         };
-        let request = MetadataRequest {
-            range: id.0,
-            epoch: range.map_or(0, |range| range.epoch.0),
-            body,
-        };
+        let request =
+            MetadataRequest { range: id.0, epoch: range.map_or(0, |range| range.epoch.0), body };
         let sent = self.host.clock.now();
         let patience = TRY_PATIENCE.min(attempt.deadline - sent);
         let answer = self.host.clock.timeout(patience, self.send(&address, verb, request)).await;
@@ -219,8 +221,7 @@ impl Inner {
         request: MetadataRequest,
     ) -> Result<MetadataReply, tonic::Status> {
         let channel = self.dialer.channel(address, Class::Metadata);
-        let mut client =
-            MetadataClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut client = MetadataClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let reply = match verb {
             Verb::Execute => client.execute(request).await,
             Verb::Query => client.query(request).await,
@@ -239,8 +240,10 @@ impl Inner {
         let candidates: BTreeSet<String> = match range {
             Some(range) => range.voters.iter().filter_map(address_of).collect(),
             None => {
-                let metas =
-                    map.nodes.values().filter(|node| node.roles.contains(&ashlar_types::Role::Meta));
+                let metas = map
+                    .nodes
+                    .values()
+                    .filter(|node| node.roles.contains(&ashlar_types::Role::Meta));
                 let seeds = self.config.seeds.iter().cloned();
                 metas.map(|node| node.address.clone()).chain(seeds).collect()
             }

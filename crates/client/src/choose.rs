@@ -9,7 +9,8 @@ use std::collections::BTreeSet;
 /// The profiles for an extent of `length` bytes, the wanted one first.
 fn profiles(map: &ClusterMap, length: u64) -> Vec<Profile> {
     let small = small_profile(map);
-    let order = if length <= SMALL_EXTENT_BYTES_MAX { [small, map.wide] } else { [map.wide, small] };
+    let order =
+        if length <= SMALL_EXTENT_BYTES_MAX { [small, map.wide] } else { [map.wide, small] };
     let mut wanted: Vec<Profile> = order.into_iter().flatten().collect();
     wanted.dedup();
     wanted
@@ -65,7 +66,11 @@ impl Inner {
 }
 
 /// The open groups of a profile, beginning at one that the id chooses, so that load spreads evenly.
-fn ordered(map: &ClusterMap, profile: Profile, id: ExtentId) -> impl Iterator<Item = &PlacementGroup> {
+fn ordered(
+    map: &ClusterMap,
+    profile: Profile,
+    id: ExtentId,
+) -> impl Iterator<Item = &PlacementGroup> {
     let open = || map.groups_of(profile).filter(|group| group.open);
     let hash = usize::try_from(crc32c::crc32c(&id.to_bytes())).unwrap_or(0);
     let first = hash % open().count().max(1);

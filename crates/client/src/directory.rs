@@ -72,13 +72,10 @@ mod tests {
         let directory = Directory::default();
         directory.install(vec![range(1, 0, Some(10)), range(2, 20, None)]);
         let find = |bucket| directory.find(&KeyPoint::new(BucketId(bucket), *b"k")).map(|r| r.id.0);
-        assert_eq!([find(0), find(9), find(15), find(20), find(u64::MAX)], [
-            Some(1),
-            Some(1),
-            None,
-            Some(2),
-            Some(2)
-        ]);
+        assert_eq!(
+            [find(0), find(9), find(15), find(20), find(u64::MAX)],
+            [Some(1), Some(1), None, Some(2), Some(2)]
+        );
     }
 
     #[test]

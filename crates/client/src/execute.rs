@@ -197,7 +197,8 @@ impl Client {
         let mut base_index = None;
         let mut agreements = 0;
         loop {
-            let claim = guard.0.as_mut().expect("the guard keeps its claim until the command has ended");
+            let claim =
+                guard.0.as_mut().expect("the guard keeps its claim until the command has ended");
             let sent = inner.host.clock.now();
             let (reply, sent_op) =
                 inner.send_command(&claim.seq, at, op, base_index, &mut attempt).await?;

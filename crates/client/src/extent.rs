@@ -8,9 +8,7 @@ use crate::inner::Inner;
 use crate::pool::PooledBuffer;
 use crate::shard::{CellBody, Home, Progress, ShardError, whole};
 use ashlar_erasure::{Codec, Geometry};
-use ashlar_types::{
-    BucketId, Extent, ExtentId, Ownership, PlacementGroup, Slot, SlotSet,
-};
+use ashlar_types::{BucketId, Extent, ExtentId, Ownership, PlacementGroup, Slot, SlotSet};
 use ashlar_wire::shard::{ShardFacts, ShardPath};
 use bytes::{Buf, Bytes};
 use crc_fast::{CrcAlgorithm, Digest};
@@ -111,13 +109,19 @@ impl ExtentWriter {
         for slot in self.group.profile.slots() {
             let index = usize::from(slot.0);
             // new shards of a slot that moves go to where it moves
-            let target = self.group.moving.filter(|(moving, _)| *moving == slot).map(|(_, disk)| disk);
+            let target =
+                self.group.moving.filter(|(moving, _)| *moving == slot).map(|(_, disk)| disk);
             let disk = target.or_else(|| self.group.homes.get(index).copied());
             let writable = disk.filter(|&disk| self.inner.health.is_writable(&map, disk));
             let home = writable.and_then(|disk| Home::of(&map, disk));
             let progress = Progress::new(self.inner.host.clock.clone(), self.room.clone());
-            let mut writer =
-                SlotWriter { state: SlotState::Missing, cells: None, crc: 0, progress, abort: None };
+            let mut writer = SlotWriter {
+                state: SlotState::Missing,
+                cells: None,
+                crc: 0,
+                progress,
+                abort: None,
+            };
             if let Some(home) = home {
                 writer.state = SlotState::Open;
                 // an extent of one stripe is sent whole, with its checksum in the head, once it is encoded
@@ -141,8 +145,11 @@ impl ExtentWriter {
 
     fn open_stream(&self, slot: Slot, home: Home, writer: &mut SlotWriter) {
         let (cells, queue) = mpsc::channel(QUEUED_CELLS);
-        let body =
-            CellBody { cells: queue, left: self.geometry.shard_bytes(), progress: writer.progress.clone() };
+        let body = CellBody {
+            cells: queue,
+            left: self.geometry.shard_bytes(),
+            progress: writer.progress.clone(),
+        };
         let (inner, id, facts) = (self.inner.clone(), self.id, self.facts());
         let progress = writer.progress.clone();
         let sending = async move {
@@ -166,7 +173,8 @@ impl ExtentWriter {
         let (sending, abort) = futures::future::abortable(sending);
         let index = usize::from(slot.0);
         let answer = sending.map(move |end| {
-            let stalled = || Err(ShardError::Broken("it made no progress while others did".to_owned()));
+            let stalled =
+                || Err(ShardError::Broken("it made no progress while others did".to_owned()));
             (index, end.unwrap_or_else(|_| stalled()))
         });
         self.answers.push(answer.boxed());
@@ -240,8 +248,10 @@ impl ExtentWriter {
             if self.slots[index].state != SlotState::Open {
                 continue;
             }
-            let slot = Slot(u8::try_from(index).expect("a slot is less than the width, which is a u8"));
-            let target = self.group.moving.filter(|(moving, _)| *moving == slot).map(|(_, disk)| disk);
+            let slot =
+                Slot(u8::try_from(index).expect("a slot is less than the width, which is a u8"));
+            let target =
+                self.group.moving.filter(|(moving, _)| *moving == slot).map(|(_, disk)| disk);
             let disk = target.unwrap_or(self.group.homes[index]);
             let Some(home) = Home::of(&map, disk) else {
                 self.slots[index].state = SlotState::Missing;
@@ -373,7 +383,8 @@ impl ExtentWriter {
             }
             return Ok(());
         }
-        let hopeless = |&index: &usize| self.slots[index].progress.idle() > self.inner.config.patience;
+        let hopeless =
+            |&index: &usize| self.slots[index].progress.idle() > self.inner.config.patience;
         if !stalled.is_empty() && stalled.iter().all(hopeless) {
             return Err(self.failed("the homes make no progress".to_owned()));
         }
@@ -393,7 +404,8 @@ impl ExtentWriter {
 
     /// Four times what the slowest of the homes usually takes: a disk that is busy for all is no stall.
     fn patience(&self) -> Duration {
-        let slowest = self.group.homes.iter().filter_map(|&disk| self.inner.health.write_p99(disk)).max();
+        let slowest =
+            self.group.homes.iter().filter_map(|&disk| self.inner.health.write_p99(disk)).max();
         self.inner.config.stall_after_min.max(slowest.unwrap_or_default() * 4)
     }
 

@@ -52,7 +52,8 @@ impl Hedges {
 
     /// Whether one more hedge keeps them within `percent` of the reads; then it is counted.
     pub(crate) fn allow(&self, percent: u32) -> bool {
-        let (reads, hedges) = (self.reads.load(Ordering::Relaxed), self.hedges.load(Ordering::Relaxed));
+        let (reads, hedges) =
+            (self.reads.load(Ordering::Relaxed), self.hedges.load(Ordering::Relaxed));
         let allowed = hedges < HEDGES_FREE + reads / 100 * u64::from(percent);
         if allowed {
             self.hedges.fetch_add(1, Ordering::Relaxed);

@@ -208,7 +208,8 @@ impl Inner {
         let pages = u32::try_from(pages).unwrap_or(u32::MAX).min(self.memory_pages);
         let waiting = self.memory.clone().acquire_many_owned(pages);
         let permit = self.host.clock.timeout(self.config.patience, waiting).await;
-        let permit = permit.map_err(|_| Failure::unavailable("all memory for streams is in use"))?;
+        let permit =
+            permit.map_err(|_| Failure::unavailable("all memory for streams is in use"))?;
         Ok(permit.expect("the semaphore is never closed"))
     }
 }

@@ -50,7 +50,10 @@ impl std::fmt::Debug for Client {
 
 impl Client {
     /// Starts a client. It returns at once: what needs the cluster waits for it when it is used.
-    #[expect(clippy::unused_async, reason = "starting belongs to the runtime in which the tasks will live")]
+    #[expect(
+        clippy::unused_async,
+        reason = "starting belongs to the runtime in which the tasks will live"
+    )]
     pub async fn start(host: Host, dialer: Dialer, config: ClientConfig) -> Self {
         let inner = Inner::new(host, dialer, config);
         inner.start();

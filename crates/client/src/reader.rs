@@ -47,7 +47,8 @@ impl Client {
         let memory = WINDOW_BYTES.saturating_mul(WINDOWS_AHEAD as u64).min(to.saturating_sub(from));
         let reading = async move {
             let permit = inner.reserve(memory).await?;
-            let plan = Plan { inner: inner.clone(), at, object, pieces: pieces.into(), next: from, to };
+            let plan =
+                Plan { inner: inner.clone(), at, object, pieces: pieces.into(), next: from, to };
             let parts = plan
                 .windows()
                 .map(move |window| fetch(inner.clone(), window))
@@ -130,15 +131,16 @@ impl Plan {
 
     async fn ask_for_more(&mut self) -> Result<(), Failure> {
         let (from, to) = (self.next, self.to);
-        let query =
-            RangeQuery::Pieces { at: self.at.clone(), object: self.object, from, to };
+        let query = RangeQuery::Pieces { at: self.at.clone(), object: self.object, from, to };
         let (answer, _) = self.inner.query(&self.at, query).await?;
         match answer {
             RangeAnswer::Pieces(pieces) if !pieces.is_empty() => {
                 self.pieces = pieces.into();
                 Ok(())
             }
-            RangeAnswer::Pieces(_) => Err(Failure::protocol("the object has fewer pieces than bytes")),
+            RangeAnswer::Pieces(_) => {
+                Err(Failure::protocol("the object has fewer pieces than bytes"))
+            }
             _ => Err(Failure::other_answer("a question for pieces")),
         }
     }

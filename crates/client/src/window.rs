@@ -6,9 +6,9 @@
 //! A shard that is recorded as missing, or whose home is believed down, is never asked for: parity stands in from the
 //! start. One that fails is replaced, one that is slow is doubled (hedged) once its disk's 95th percentile has passed.
 
+use crate::Failure;
 use crate::inner::Inner;
 use crate::shard::{Frames, Home, ShardError};
-use crate::Failure;
 use ashlar_erasure::{CellRange, Codec, Geometry};
 use ashlar_types::{ClusterMap, DiskId, Extent, Slot, SlotSet};
 use ashlar_wire::shard::{ShardPath, ShardRefusal};
@@ -93,7 +93,10 @@ impl<'a> Window<'a> {
             let (start, end) = (cell.shard_offset, cell.shard_offset + cell.length);
             let run = wanted.entry(cell.slot).or_insert(start..end);
             // cells of consecutive stripes follow each other in the shard
-            debug_assert!(run.end == end || run.end == start, "a slot's share of a window has no gap");
+            debug_assert!(
+                run.end == end || run.end == start,
+                "a slot's share of a window has no gap"
+            );
             run.end = end;
             band = band.start.min(start)..band.end.max(end);
         }
@@ -265,7 +268,8 @@ impl<'a> Window<'a> {
                     ShardError::Unreachable(_) => "unreachable",
                     ShardError::Broken(_) => "broken",
                 };
-                metrics::counter!("ashlar_client_failed_shard_reads_total", "reason" => reason).increment(1);
+                metrics::counter!("ashlar_client_failed_shard_reads_total", "reason" => reason)
+                    .increment(1);
                 self.failed.insert(slot);
             }
         }
@@ -290,8 +294,12 @@ impl<'a> Window<'a> {
             let frames = self.banded.remove(&slot).or_else(|| self.direct.get(&slot).cloned());
             bands.insert(slot, self.joined(frames.unwrap_or_default(), length));
         }
-        let cells: Vec<Option<&[u8]>> =
-            self.extent.profile.slots().map(|slot| bands.get(&slot).map(|band| &band[..])).collect();
+        let cells: Vec<Option<&[u8]>> = self
+            .extent
+            .profile
+            .slots()
+            .map(|slot| bands.get(&slot).map(|band| &band[..]))
+            .collect();
         let mut buffers: Vec<_> = lost.iter().map(|_| self.inner.pool.take(length)).collect();
         let mut out: Vec<&mut [u8]> = buffers.iter_mut().map(|buffer| &mut buffer[..]).collect();
         let codec = Codec::new(self.extent.profile);
@@ -303,7 +311,8 @@ impl<'a> Window<'a> {
         metrics::counter!("ashlar_client_decoded_cells_total").increment(lost.len() as u64);
         for (slot, buffer) in lost.into_iter().zip(buffers) {
             let run = &self.wanted[&slot];
-            let within = |offset: u64| usize::try_from(offset - self.band.start).unwrap_or(usize::MAX);
+            let within =
+                |offset: u64| usize::try_from(offset - self.band.start).unwrap_or(usize::MAX);
             let bytes = buffer.freeze().slice(within(run.start)..within(run.end));
             self.direct.insert(slot, Frames::from([bytes]));
         }
@@ -330,7 +339,8 @@ impl<'a> Window<'a> {
             let frames = self.direct.get_mut(&cell.slot).expect("every wanted slot is there");
             let mut left = usize::try_from(cell.length).unwrap_or(usize::MAX);
             while left > 0 {
-                let frame = frames.front_mut().expect("a shard gave as many bytes as were asked for");
+                let frame =
+                    frames.front_mut().expect("a shard gave as many bytes as were asked for");
                 let part = frame.split_to(left.min(frame.len()));
                 if !frame.has_remaining() {
                     frames.pop_front();

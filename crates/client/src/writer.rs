@@ -54,13 +54,20 @@ struct Run {
 impl std::fmt::Debug for ObjectWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (length, written) = (self.length, self.written);
-        f.debug_struct("ObjectWriter").field("length", &length).field("written", &written).finish_non_exhaustive()
+        f.debug_struct("ObjectWriter")
+            .field("length", &length)
+            .field("written", &written)
+            .finish_non_exhaustive()
     }
 }
 
 impl Client {
     /// Begins to write content of `length` bytes for an object of `bucket`. It waits for its share of memory.
-    pub async fn writer(&self, bucket: BucketId, length: Option<u64>) -> Result<ObjectWriter, Failure> {
+    pub async fn writer(
+        &self,
+        bucket: BucketId,
+        length: Option<u64>,
+    ) -> Result<ObjectWriter, Failure> {
         let length = length.ok_or(Failure::LengthRequired)?;
         let memory = self.0.reserve((length * 2).min(MEMORY_BYTES_MAX)).await?;
         let session = self.0.session().await?;
