@@ -38,8 +38,7 @@ impl Step<'_, '_> {
         content: &Content,
     ) -> Result<StoredContent, CatalogError> {
         let too_many = |_| CatalogError::Inconsistent("a content has more than 2^32 extents");
-        let (near, apart) =
-            content.extents.split_at(content.extents.len().min(EXTENTS_PER_ROW));
+        let (near, apart) = content.extents.split_at(content.extents.len().min(EXTENTS_PER_ROW));
         let mut offset = near.iter().map(|extent| extent.length).sum::<u64>();
         for (count, chunk) in apart.chunks(EXTENTS_PER_ROW).enumerate() {
             let end = offset + chunk.iter().map(|extent| extent.length).sum::<u64>();

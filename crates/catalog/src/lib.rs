@@ -44,7 +44,9 @@ pub enum CatalogError {
     #[error("a row of the catalog is not readable: {0}")]
     Row(#[from] ashlar_types::DecodeError),
     /// Rows contradict each other.
-    #[error("the catalog contradicts itself: {0}; rebuild this replica from a snapshot and the log")]
+    #[error(
+        "the catalog contradicts itself: {0}; rebuild this replica from a snapshot and the log"
+    )]
     Inconsistent(&'static str),
     /// The log asks for a version of apply that this binary lacks.
     #[error("the range applies by version {found}, this binary knows {APPLY_VERSION}: upgrade it")]
@@ -53,3 +55,6 @@ pub enum CatalogError {
         found: u32,
     },
 }
+
+#[cfg(test)]
+mod tests;

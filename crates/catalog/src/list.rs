@@ -34,9 +34,7 @@ impl Walk<'_> {
         }
         let behind = match self.common_prefix(after) {
             Some(rolled) => key::successor(&key::point(self.family, self.bucket, rolled)),
-            None => {
-                key::successor(&key::of_key(self.family, &KeyPoint::new(self.bucket, after)))
-            }
+            None => key::successor(&key::of_key(self.family, &KeyPoint::new(self.bucket, after))),
         };
         behind.map(|behind| behind.max(prefix))
     }

@@ -3,9 +3,7 @@
 //! A slot that is moved keeps its old home until the move is named a second time: the first time it is noted as moving,
 //! so that the shard is copied, verified and committed before anything is dropped (D4).
 
-use ashlar_types::{
-    ClusterMap, DiskId, DiskState, PgId, PlacementDiff, PlacementGroup, Slot,
-};
+use ashlar_types::{ClusterMap, DiskId, DiskState, PgId, PlacementDiff, PlacementGroup, Slot};
 use std::collections::BTreeSet;
 
 /// Changes `map`, except for its epoch; gives the groups that changed, or why the change breaks an invariant.

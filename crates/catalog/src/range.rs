@@ -174,9 +174,10 @@ impl Range {
         op: &RangeOp,
     ) -> Result<Outcome, CatalogError> {
         let own = |content: &Content| {
-            content.extents.iter().all(|extent| {
-                caller.is_some_and(|caller| caller.session == extent.id.session)
-            })
+            content
+                .extents
+                .iter()
+                .all(|extent| caller.is_some_and(|caller| caller.session == extent.id.session))
         };
         if named_content(op).is_some_and(|content| !own(content)) {
             return Ok(Outcome::Refused(Refusal::ForeignExtent));
@@ -312,10 +313,7 @@ fn named_content(op: &RangeOp) -> Option<&Content> {
 
 /// Whether a caller gets no second chance under this seq.
 fn is_final(outcome: &Outcome) -> bool {
-    !matches!(
-        outcome,
-        Outcome::Refused(Refusal::BucketEpoch { .. } | Refusal::OutsideRange)
-    )
+    !matches!(outcome, Outcome::Refused(Refusal::BucketEpoch { .. } | Refusal::OutsideRange))
 }
 
 /// Whether the extents of a refused command are garbage: surely its own, and never to be named again.

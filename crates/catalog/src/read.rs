@@ -38,11 +38,7 @@ impl<E: Into<CatalogError>> From<E> for Stop {
 
 impl Range {
     /// Answers a read.
-    pub fn query(
-        &self,
-        view: &dyn View,
-        query: &RangeQuery,
-    ) -> Result<RangeAnswer, CatalogError> {
+    pub fn query(&self, view: &dyn View, query: &RangeQuery) -> Result<RangeAnswer, CatalogError> {
         let read = Read { range: self, view, txn: Txn::new(view) };
         match read.answer(query) {
             Ok(answer) => Ok(answer),
@@ -66,7 +62,9 @@ impl Read<'_> {
                 self.admit(at.bucket, *bucket_epoch)?;
                 self.object(at, *span)
             }
-            RangeQuery::Pieces { at, object, from, to } => self.more_pieces(at, *object, *from, *to),
+            RangeQuery::Pieces { at, object, from, to } => {
+                self.more_pieces(at, *object, *from, *to)
+            }
             RangeQuery::List(list) => self.list(list),
             RangeQuery::ListUploads {
                 bucket,
@@ -166,8 +164,7 @@ impl Read<'_> {
         match row.content {
             ObjectContent::Plain(_) => Ok(Vec::new()),
             ObjectContent::Parts(_) => {
-                let manifest: Option<ManifestRow> =
-                    self.txn.get(&key::manifest(at, row.object))?;
+                let manifest: Option<ManifestRow> = self.txn.get(&key::manifest(at, row.object))?;
                 let manifest = manifest
                     .ok_or(CatalogError::Inconsistent("an object's manifest is missing"))?;
                 Ok(manifest.parts)
@@ -270,7 +267,12 @@ impl Read<'_> {
             Some(UploadStateRow::Completed(done)) => {
                 let completed = Some(Box::new(done.object));
                 let record = done.upload;
-                return Ok(RangeAnswer::Upload { record, parts: Vec::new(), more: false, completed });
+                return Ok(RangeAnswer::Upload {
+                    record,
+                    parts: Vec::new(),
+                    more: false,
+                    completed,
+                });
             }
             Some(UploadStateRow::Open(generation)) => generation,
         };

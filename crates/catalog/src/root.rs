@@ -182,9 +182,7 @@ impl Root {
                 ranges.sort_by(|left, right| left.interval.start.cmp(&right.interval.start));
                 RootAnswer::Ranges(ranges)
             }
-            RootQuery::Bucket(name) => {
-                RootAnswer::Bucket(self.buckets.get(name.as_str()).cloned())
-            }
+            RootQuery::Bucket(name) => RootAnswer::Bucket(self.buckets.get(name.as_str()).cloned()),
             RootQuery::Buckets { after, limit } => {
                 let from = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
                 let limit = (*limit).min(PAGE_ENTRIES_MAX) as usize;
@@ -450,9 +448,11 @@ impl Root {
         }
         let mut seen = BTreeSet::new();
         for disk in disks {
-            let grown = self.map.disks.get(&disk.id).is_none_or(|known| {
-                known.node == id && known.incarnation < disk.incarnation
-            });
+            let grown = self
+                .map
+                .disks
+                .get(&disk.id)
+                .is_none_or(|known| known.node == id && known.incarnation < disk.incarnation);
             if disk.node != id || !grown || !seen.insert(disk.id) {
                 return Err(RootRefusal::StaleDisk(disk.id));
             }
@@ -591,9 +591,10 @@ impl Root {
     }
 
     fn set_voters(&mut self, txn: &mut Txn<'_>, range: &RangeDescriptor) -> Judged {
-        let known = self.ranges.get(&range.id).filter(|known| {
-            known.interval == range.interval && known.epoch.next() == range.epoch
-        });
+        let known = self
+            .ranges
+            .get(&range.id)
+            .filter(|known| known.interval == range.interval && known.epoch.next() == range.epoch);
         if known.is_none() {
             return Err(RootRefusal::NoSuchRange);
         }

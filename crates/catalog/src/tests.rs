@@ -1,0 +1,7 @@
+//! Tests of the state machine: stories, a model, the root, and the bytes of format 1.
+
+mod format;
+mod model;
+mod root;
+mod stories;
+mod support;

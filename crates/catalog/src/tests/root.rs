@@ -1,0 +1,259 @@
+//! What the root promises. Every entry is applied on two replicas, one of them loaded anew.
+
+use super::support::Rows;
+use crate::{Root, root_export};
+use ashlar_types::*;
+
+struct Roots {
+    root: Root,
+    rows: Rows,
+    index: u64,
+    nonce: u128,
+}
+
+impl Roots {
+    fn new() -> Self {
+        let (root, writes) = Root::create();
+        let mut rows = Rows::default();
+        rows.write(&writes);
+        Self { root, rows, index: 0, nonce: 0 }
+    }
+
+    fn bootstrapped() -> Self {
+        let mut roots = Self::new();
+        assert_eq!(roots.send(bootstrap()), done());
+        roots
+    }
+
+    fn send(&mut self, op: RootOp) -> RootOutcome {
+        self.nonce += 1;
+        self.send_as(self.nonce, op)
+    }
+
+    fn send_as(&mut self, nonce: u128, op: RootOp) -> RootOutcome {
+        self.apply(vec![RootCommand { nonce, op }]).remove(0)
+    }
+
+    fn apply(&mut self, commands: Vec<RootCommand>) -> Vec<RootOutcome> {
+        self.index += 1;
+        let batch = RootBatch { proposed_ms: 0, commands };
+        let mut other = Root::load(&self.rows).unwrap().unwrap();
+        assert_eq!(other, self.root, "the rows say what memory says");
+        let theirs = other.apply(&self.rows, self.index, &batch).unwrap();
+        let ours = self.root.apply(&self.rows, self.index, &batch).unwrap();
+        assert_eq!(ours, theirs);
+        self.rows.write(&ours.1);
+        let mut sum = 0_u128;
+        root_export(&self.rows, &mut |key, value| {
+            if key != [b'z', 255] {
+                sum = sum.wrapping_add(crate::txn::row_hash(key, value));
+            }
+        })
+        .unwrap();
+        assert_eq!(sum, self.root.state_hash());
+        ours.0
+    }
+}
+
+fn done() -> RootOutcome {
+    RootOutcome::Applied(Applied::Done)
+}
+
+fn refused(refusal: RootRefusal) -> RootOutcome {
+    RootOutcome::Refused(refusal)
+}
+
+fn range(id: u64, start: u64, end: Option<u64>) -> RangeDescriptor {
+    let point = |bucket| KeyPoint::new(BucketId(bucket), []);
+    let interval = Interval { start: point(start), end: end.map(point) };
+    RangeDescriptor { id: RangeId(id), epoch: Epoch(1), interval, voters: vec![NodeId(1)] }
+}
+
+fn bootstrap() -> RootOp {
+    let node = Node {
+        id: NodeId(1),
+        name: "one".into(),
+        zone: "z".into(),
+        address: "a:1".into(),
+        roles: vec![Role::Meta],
+        incarnation: 0,
+    };
+    RootOp::Bootstrap {
+        cluster: ClusterId(5),
+        nodes: vec![node],
+        ranges: vec![range(2, 100, None), range(1, 0, Some(100))],
+        region: "here".into(),
+    }
+}
+
+fn disk(id: u128, incarnation: u64) -> Disk {
+    Disk {
+        id: DiskId(id),
+        node: NodeId(1),
+        capacity_bytes: 1,
+        incarnation,
+        state: DiskState::Healthy,
+    }
+}
+
+fn boot(incarnation: u64, disks: Vec<Disk>) -> RootOp {
+    RootOp::Boot { node: NodeId(1), incarnation, address: "b:2".into(), disks }
+}
+
+#[test]
+fn nothing_happens_before_bootstrap_and_bootstrap_happens_once() {
+    let mut root = Roots::new();
+    assert_eq!(root.root.query(&RootQuery::Ranges), RootAnswer::NotBootstrapped);
+    assert_eq!(root.send(RootOp::AdvanceTime { now_ms: 1 }), refused(RootRefusal::NotBootstrapped));
+    let RootOp::Bootstrap { cluster, nodes, region, .. } = bootstrap() else { panic!() };
+    let gap = RootOp::Bootstrap { cluster, nodes, ranges: vec![range(1, 1, None)], region };
+    assert_eq!(root.send(gap), refused(RootRefusal::NoSuchRange));
+    assert_eq!(root.send(bootstrap()), done());
+    assert_eq!(root.send(bootstrap()), refused(RootRefusal::Bootstrapped));
+    assert_eq!(root.send_as(3, bootstrap()), done(), "a resend is answered as the first time");
+}
+
+#[test]
+fn a_token_admits_one_node_under_an_id_that_is_never_used_again() {
+    let mut root = Roots::bootstrapped();
+    let join = |hash: u8, now_ms| RootOp::Join {
+        token: [hash; 32],
+        now_ms,
+        name: "n".into(),
+        zone: "z".into(),
+        address: "a".into(),
+        roles: vec![Role::Data],
+    };
+    for hash in 1..=3 {
+        root.send(RootOp::IssueToken { hash: [hash; 32], expires_ms: 100 });
+    }
+    let commands = [(100, join(1, 50)), (101, join(2, 50))];
+    let joined = root.apply(commands.map(|(nonce, op)| RootCommand { nonce, op }).to_vec());
+    let first = root.index * 4096;
+    assert_eq!(
+        joined,
+        [RootOutcome::Joined(NodeId(first)), RootOutcome::Joined(NodeId(first + 1))]
+    );
+    assert_eq!(root.send(join(1, 50)), refused(RootRefusal::BadToken), "used");
+    assert_eq!(root.send(join(3, 101)), refused(RootRefusal::BadToken), "expired");
+    assert_eq!(root.root.map().nodes.len(), 3);
+}
+
+#[test]
+fn incarnations_grow_or_it_is_an_old_image() {
+    let mut root = Roots::bootstrapped();
+    assert_eq!(root.send(boot(1, vec![disk(1, 1)])), done());
+    let stale = RootRefusal::StaleIncarnation { node: NodeId(1), found: 1, known: 1 };
+    assert_eq!(root.send(boot(1, vec![])), refused(stale));
+    assert_eq!(root.send(boot(2, vec![disk(1, 1)])), refused(RootRefusal::StaleDisk(DiskId(1))));
+    root.send(RootOp::SetDiskState { disk: DiskId(1), state: DiskState::Dead });
+    assert_eq!(root.send(boot(2, vec![disk(1, 2), disk(2, 1)])), done());
+    assert_eq!(root.root.map().disks[&DiskId(1)].state, DiskState::Dead, "a boot revives no disk");
+    let open = |incarnation| RootOp::OpenSession { node: NodeId(1), incarnation };
+    assert!(matches!(
+        root.send(open(1)),
+        RootOutcome::Refused(RootRefusal::StaleIncarnation { .. })
+    ));
+    let RootOutcome::Session(session) = root.send(open(2)) else { panic!() };
+    assert_eq!(
+        root.root.query(&RootQuery::Sessions),
+        RootAnswer::Sessions(vec![(session, NodeId(1))])
+    );
+    root.send(RootOp::EndSession { session });
+    assert_eq!(root.root.query(&RootQuery::Sessions), RootAnswer::Sessions(vec![]));
+}
+
+#[test]
+fn placement_is_checked_against_the_map_it_changes() {
+    let mut root = Roots::bootstrapped();
+    root.send(boot(1, (1..=4).map(|id| disk(id, 1)).collect()));
+    let group = |homes: &[u128]| PlacementGroup {
+        id: PgId(1),
+        profile: Profile::RS_2_1,
+        epoch: Epoch(1),
+        homes: homes.iter().map(|&id| DiskId(id)).collect(),
+        moving: None,
+        open: true,
+    };
+    let place = |root: &mut Roots, homes: &[u128], moved: &[u128]| {
+        let base = root.root.map().epoch;
+        let added = if homes.is_empty() { vec![] } else { vec![group(homes)] };
+        let moved = moved.iter().map(|&id| (PgId(1), Slot(0), DiskId(id))).collect();
+        root.send(RootOp::Place(PlacementDiff { base, added, moved, ..PlacementDiff::default() }))
+    };
+    let bad = |outcome: RootOutcome| {
+        matches!(outcome, RootOutcome::Refused(RootRefusal::BadPlacement(_)))
+    };
+    assert!(bad(place(&mut root, &[1, 2], &[])), "too few homes");
+    assert!(bad(place(&mut root, &[1, 2, 2], &[])), "two on one disk");
+    assert!(bad(place(&mut root, &[1, 2, 9], &[])), "an unknown disk");
+    assert_eq!(place(&mut root, &[1, 2, 3], &[]), done());
+    let stale = PlacementDiff { base: Epoch(1), ..PlacementDiff::default() };
+    assert!(matches!(
+        root.send(RootOp::Place(stale)),
+        RootOutcome::Refused(RootRefusal::StaleMap { .. })
+    ));
+    assert_eq!(place(&mut root, &[], &[4]), done());
+    let moving = root.root.map().groups[&PgId(1)].clone();
+    assert_eq!((moving.homes[0], moving.moving), (DiskId(1), Some((Slot(0), DiskId(4)))), "D4");
+    assert_eq!(place(&mut root, &[], &[4]), done());
+    assert_eq!(root.root.map().groups[&PgId(1)].homes[0], DiskId(4));
+}
+
+#[test]
+fn c11_a_bucket_name_has_one_owner_until_its_deletion_is_done() {
+    let mut root = Roots::bootstrapped();
+    let name = BucketName::parse("photos").unwrap();
+    let create = |id| RootOp::CreateBucket {
+        name: name.clone(),
+        bucket: BucketId(id),
+        owner: "me".into(),
+        created_ms: 1,
+    };
+    let bucket = BucketId(1);
+    let RootOutcome::Bucket(first) = root.send(create(1)) else { panic!() };
+    assert_eq!(root.send(create(2)), refused(RootRefusal::BucketExists(Box::new(first))));
+    let begin = || RootOp::DeleteBucketBegin { name: name.clone(), bucket };
+    let finish = || RootOp::DeleteBucketDone { name: name.clone(), bucket };
+    let back = || RootOp::DeleteBucketRollBack { name: name.clone(), bucket };
+    assert!(matches!(root.send(finish()), RootOutcome::Refused(RootRefusal::BucketExists(_))));
+    let RootOutcome::Bucket(fenced) = root.send(begin()) else { panic!() };
+    assert_eq!((fenced.row.epoch, fenced.is_open()), (Epoch(2), false));
+    assert_eq!(root.send(begin()), refused(RootRefusal::BucketBusy));
+    assert_eq!(root.send(create(3)), refused(RootRefusal::BucketBusy));
+    let RootOutcome::Bucket(open) = root.send(back()) else { panic!() };
+    assert_eq!((open.row.epoch, open.is_open()), (Epoch(3), true));
+    root.send(begin());
+    assert_eq!(root.send(finish()), done());
+    assert_eq!(root.send(finish()), refused(RootRefusal::NoSuchBucket));
+    assert!(matches!(root.send(create(4)), RootOutcome::Bucket(_)));
+}
+
+#[test]
+fn time_never_goes_back_and_voters_change_by_the_next_epoch() {
+    let mut root = Roots::bootstrapped();
+    root.send(RootOp::AdvanceTime { now_ms: 9 });
+    root.send(RootOp::AdvanceTime { now_ms: 3 });
+    assert_eq!(root.root.time_ms(), 9);
+    let mut moved = range(1, 0, Some(100));
+    assert_eq!(
+        root.send(RootOp::SetVoters { range: moved.clone() }),
+        refused(RootRefusal::NoSuchRange)
+    );
+    moved.epoch = Epoch(2);
+    moved.voters = vec![NodeId(1), NodeId(2)];
+    assert_eq!(root.send(RootOp::SetVoters { range: moved }), done());
+}
+
+#[test]
+fn remembered_answers_are_bounded() {
+    let mut root = Roots::bootstrapped();
+    let commands = |from: u128| {
+        (from..from + 2500)
+            .map(|nonce| RootCommand { nonce, op: RootOp::AdvanceTime { now_ms: 1 } })
+    };
+    root.apply(commands(10_000).collect());
+    root.apply(commands(20_000).collect());
+    assert_eq!(root.rows.0.keys().filter(|key| key[..2] == [b'z', 8]).count(), 4096);
+    assert_eq!(root.send_as(1, bootstrap()), refused(RootRefusal::Bootstrapped), "long forgotten");
+}

@@ -1,0 +1,326 @@
+//! Two replicas over maps in memory. Every entry is applied on both, of which one is loaded anew from its rows before
+//! each entry: results, writes and hashes must agree (R9), and the hash must be that of the rows (R4).
+
+use crate::key::family;
+use crate::txn::row_hash;
+use crate::{MapError, Range, View, Writes, export};
+use ashlar_types::*;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+
+pub(crate) const BUCKET: BucketId = BucketId(7);
+pub(crate) const EPOCH: Epoch = Epoch(1);
+pub(crate) const SESSION: SessionId = SessionId(100);
+
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Rows(pub(crate) BTreeMap<Vec<u8>, Vec<u8>>);
+
+impl Rows {
+    pub(crate) fn write(&mut self, writes: &Writes) {
+        for (key, value) in &writes.0 {
+            match value {
+                Some(value) => drop(self.0.insert(key.clone(), value.clone())),
+                None => drop(self.0.remove(key)),
+            }
+        }
+    }
+
+    pub(crate) fn of(&self, family: u8) -> impl Iterator<Item = (&Vec<u8>, &Vec<u8>)> {
+        self.0.iter().filter(move |(key, _)| key[0] == family)
+    }
+}
+
+impl View for Rows {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, MapError> {
+        Ok(self.0.get(key).cloned())
+    }
+
+    fn scan(
+        &self,
+        from: &[u8],
+        to: Option<&[u8]>,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
+    ) -> Result<(), MapError> {
+        let to = to.map_or(Bound::Unbounded, Bound::Excluded);
+        for (key, value) in self.0.range::<[u8], _>((Bound::Included(from), to)) {
+            if visit(key, value).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+pub(crate) struct Replicas {
+    pub(crate) range: Range,
+    pub(crate) rows: Rows,
+    index: u64,
+    seq: u64,
+    pub(crate) now_ms: u64,
+}
+
+pub(crate) fn descriptor() -> RangeDescriptor {
+    RangeDescriptor {
+        id: RangeId(1),
+        epoch: Epoch(1),
+        interval: Interval { start: KeyPoint::least(), end: Some(KeyPoint::new(BucketId(9), [])) },
+        voters: vec![NodeId(1)],
+    }
+}
+
+impl Replicas {
+    /// A range that knows one open bucket.
+    pub(crate) fn with_bucket() -> Self {
+        let (range, writes) = Range::create(&descriptor());
+        let mut rows = Rows::default();
+        rows.write(&writes);
+        let mut replicas = Self { range, rows, index: 0, seq: 0, now_ms: 1_000 };
+        replicas.duty(RangeOp::SetBucket(bucket_row(EPOCH)));
+        replicas
+    }
+
+    pub(crate) fn apply(&mut self, commands: Vec<Command>) -> Vec<Outcome> {
+        self.index += 1;
+        let batch = Batch { epoch: Epoch(1), proposed_ms: self.now_ms, commands };
+        let mut other = Range::load(&self.rows, RangeId(1)).unwrap().unwrap();
+        assert_eq!(other, self.range, "the rows say what memory says");
+        let theirs = other.apply(&self.rows, self.index, &batch).unwrap();
+        let ours = self.range.apply(&self.rows, self.index, &batch).unwrap();
+        assert_eq!(ours, theirs, "apply is a function of state and entry");
+        self.rows.write(&ours.1);
+        self.check_hash();
+        ours.0
+    }
+
+    fn check_hash(&self) {
+        let mut sum = 0_u128;
+        let mut visited = 0;
+        export(&self.rows, self.range.descriptor(), &mut |key, value| {
+            visited += 1;
+            if key != crate::key::state(RangeId(1), 3) {
+                sum = sum.wrapping_add(row_hash(key, value));
+            }
+        })
+        .unwrap();
+        assert_eq!(visited, self.rows.0.len(), "the owned intervals hold every row");
+        assert_eq!(self.range.state_hash(), sum);
+    }
+
+    /// A command under the next seq, and the caller to send it by again.
+    pub(crate) fn send(&mut self, op: RangeOp) -> Outcome {
+        let caller = self.caller();
+        self.send_as(caller, op)
+    }
+
+    pub(crate) fn caller(&mut self) -> Caller {
+        self.seq += 1;
+        Caller { session: SESSION, seq: self.seq, answered_below: 0, base_index: 0 }
+    }
+
+    pub(crate) fn send_as(&mut self, caller: Caller, op: RangeOp) -> Outcome {
+        self.apply(vec![Command { caller: Some(caller), op }]).remove(0)
+    }
+
+    pub(crate) fn duty(&mut self, op: RangeOp) -> Outcome {
+        self.apply(vec![Command { caller: None, op }]).remove(0)
+    }
+
+    pub(crate) fn query(&self, query: &RangeQuery) -> RangeAnswer {
+        self.range.query(&self.rows, query).unwrap()
+    }
+
+    pub(crate) fn object(&self, key: &str, span: Span) -> RangeAnswer {
+        self.query(&RangeQuery::Object { at: at(key), bucket_epoch: EPOCH, span })
+    }
+
+    pub(crate) fn usage(&self) -> (u64, u64) {
+        match self.query(&RangeQuery::Usage { bucket: BUCKET }) {
+            RangeAnswer::Usage { objects, bytes } => (objects, bytes),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn garbage(&self) -> Vec<u64> {
+        match self.query(&RangeQuery::Collectable { after: None, limit: 1000 }) {
+            RangeAnswer::Extents { extents, .. } => {
+                extents.iter().map(|(extent, ..)| extent.id.counter).collect()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn missing(&self) -> Vec<u64> {
+        match self.query(&RangeQuery::Missing { after: None, limit: 1000 }) {
+            RangeAnswer::Extents { extents, .. } => {
+                extents.iter().map(|(extent, ..)| extent.id.counter).collect()
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Keys, and common prefixes with a star behind.
+    pub(crate) fn list(
+        &self,
+        prefix: &str,
+        delimiter: &str,
+        after: &str,
+        limit: u32,
+    ) -> (Vec<String>, bool) {
+        let list = ListObjects {
+            bucket: BUCKET,
+            bucket_epoch: EPOCH,
+            prefix: prefix.into(),
+            delimiter: Some(delimiter.into()),
+            after: after.into(),
+            limit,
+        };
+        let text = |key: Vec<u8>| String::from_utf8(key).unwrap();
+        match self.query(&RangeQuery::List(list)) {
+            RangeAnswer::Page(page) => {
+                let entries = page.entries.into_iter().map(|entry| match entry {
+                    ListEntry::Key { key, .. } => text(key),
+                    ListEntry::CommonPrefix(prefix) => text(prefix) + "*",
+                });
+                (entries.collect(), page.more)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) fn count(&self, family: u8) -> usize {
+        self.rows.of(family).count()
+    }
+
+    pub(crate) fn rows_of_objects(&self) -> usize {
+        family::OF_OBJECTS.iter().map(|&family| self.count(family)).sum()
+    }
+}
+
+pub(crate) fn bucket_row(epoch: Epoch) -> BucketRow {
+    BucketRow { bucket: BUCKET, epoch, state: BucketState::Open, versioning: Versioning::Off }
+}
+
+pub(crate) fn at(key: &str) -> KeyPoint {
+    KeyPoint::new(BUCKET, key)
+}
+
+pub(crate) fn etag(mark: u8) -> Etag {
+    Etag { md5: [mark; 16], parts: 0 }
+}
+
+pub(crate) fn token(mark: u8) -> Option<RequestToken> {
+    Some(RequestToken([mark; 16]))
+}
+
+pub(crate) fn extent(counter: u64, length: u64, missing: &[u8]) -> Extent {
+    Extent {
+        id: ExtentId { session: SESSION, counter },
+        pg: PgId(1),
+        profile: Profile::RS_4_2,
+        cell_bytes: 65_536,
+        length,
+        missing: missing.iter().map(|&slot| Slot(slot)).collect(),
+        ownership: Ownership::Owned,
+        crc64: counter,
+    }
+}
+
+pub(crate) fn inline(text: &str) -> Content {
+    Content { extents: Vec::new(), tail: Bytes::copy_from_slice(text.as_bytes()) }
+}
+
+pub(crate) fn extents(counters: std::ops::Range<u64>, length: u64) -> Content {
+    let extents = counters.map(|counter| extent(counter, length, &[])).collect();
+    Content { extents, tail: Bytes::new() }
+}
+
+pub(crate) fn put(key: &str, mark: u8, content: Content) -> Put {
+    Put {
+        at: at(key),
+        bucket_epoch: EPOCH,
+        condition: WriteCondition::Always,
+        object: ObjectId(u128::from(mark)),
+        modified_ms: u64::from(mark),
+        etag: etag(mark),
+        checksums: Vec::new(),
+        description: Description::default(),
+        content,
+        token: None,
+    }
+}
+
+pub(crate) fn put_op(key: &str, mark: u8, content: Content) -> RangeOp {
+    RangeOp::Put(Box::new(put(key, mark, content)))
+}
+
+pub(crate) fn delete(key: &str, condition: WriteCondition) -> RangeOp {
+    RangeOp::Delete(Delete {
+        at: at(key),
+        bucket_epoch: EPOCH,
+        condition,
+        deleted_ms: 1,
+        token: None,
+    })
+}
+
+pub(crate) fn create_upload(key: &str, upload: u128) -> RangeOp {
+    RangeOp::CreateUpload(CreateUpload {
+        at: at(key),
+        bucket_epoch: EPOCH,
+        upload: UploadId(upload),
+        record: UploadRecord {
+            generation: Generation(0),
+            created_ms: 5,
+            description: Description::default(),
+            checksum: None,
+        },
+    })
+}
+
+pub(crate) fn put_part(
+    key: &str,
+    upload: u128,
+    number: u16,
+    object: u128,
+    content: Content,
+) -> RangeOp {
+    RangeOp::PutPart(Box::new(PutPart {
+        at: at(key),
+        bucket_epoch: EPOCH,
+        upload: UploadId(upload),
+        number,
+        object: ObjectId(object),
+        modified_ms: 6,
+        etag: etag(9),
+        checksums: Vec::new(),
+        content,
+    }))
+}
+
+pub(crate) fn complete(
+    key: &str,
+    upload: u128,
+    object: u128,
+    parts: &[(u16, u64, u128)],
+) -> CompleteUpload {
+    let part = |&(number, size, object): &(u16, u64, u128)| {
+        (PartSummary { number, size, checksum: None }, ObjectId(object))
+    };
+    CompleteUpload {
+        at: at(key),
+        bucket_epoch: EPOCH,
+        upload: UploadId(upload),
+        condition: WriteCondition::Always,
+        object: ObjectId(object),
+        modified_ms: 7,
+        parts: parts.iter().map(part).collect(),
+        etag: Etag { md5: [3; 16], parts: 2 },
+        checksums: Vec::new(),
+        token: None,
+    }
+}
+
+pub(crate) fn abort(key: &str, upload: u128) -> RangeOp {
+    RangeOp::AbortUpload(AbortUpload { at: at(key), bucket_epoch: EPOCH, upload: UploadId(upload) })
+}
