@@ -5,6 +5,7 @@ use ashlar_host::Disk;
 use ashlar_types::{NodeId, Profile, Role};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// A node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -102,6 +103,10 @@ pub struct DataSection {
     pub small_segment_bytes: u64,
     /// The size of a segment for the others.
     pub large_segment_bytes: u64,
+    /// Room on each disk that only deletions and moves may use.
+    pub reserve_bytes: u64,
+    /// Large shards past the page cache, where the file system allows it.
+    pub direct_io: bool,
     /// The profile of extents that are not small, where the cluster's size shall not choose it.
     pub profile: Option<String>,
 }
@@ -190,6 +195,8 @@ impl Default for DataSection {
             disks: Vec::new(),
             small_segment_bytes: 64 << 20,
             large_segment_bytes: 1 << 30,
+            reserve_bytes: 1 << 30,
+            direct_io: true,
             profile: None,
         }
     }
@@ -197,7 +204,7 @@ impl Default for DataSection {
 
 impl NodeConfig {
     /// Reads and checks a file.
-    pub fn load(disk: &dyn Disk, path: &Path) -> Result<Self> {
+    pub fn load(disk: &Arc<dyn Disk>, path: &Path) -> Result<Self> {
         let bytes = disk.read(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
         let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
         let config: Self = toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;

@@ -28,6 +28,7 @@ const GATEWAYS: u16 = 2;
 const WAL_FILE_BYTES: u64 = 8 << 20;
 const SMALL_SEGMENT_BYTES: u64 = 16 << 20;
 const LARGE_SEGMENT_BYTES: u64 = 128 << 20;
+const RESERVE_BYTES: u64 = 64 << 20;
 /// How long all nodes may take to be ready.
 const READY_PATIENCE: Duration = Duration::from_secs(60);
 
@@ -185,6 +186,8 @@ fn node_config(wish: &DemoWish, founder: Founder, admin: u16, s3_port: u16, foun
             disks: (1..=DISKS_A_NODE).map(|number| dir.join(format!("disk-{number}"))).collect(),
             small_segment_bytes: SMALL_SEGMENT_BYTES,
             large_segment_bytes: LARGE_SEGMENT_BYTES,
+            reserve_bytes: RESERVE_BYTES,
+            direct_io: true,
             profile: None,
         },
         founding: Some(founding),
@@ -303,7 +306,7 @@ impl Demo {
 async fn start_inside(host: &Host, facts: &DemoFacts) -> Result<Vec<RunningNode>> {
     let mut starts = Vec::new();
     for node in &facts.nodes {
-        let config = NodeConfig::load(host.disk.as_ref(), &node.config)?;
+        let config = NodeConfig::load(&host.disk, &node.config)?;
         starts.push(RunningNode::start(host.clone().with_own_shutdown(), config));
     }
     let mut nodes = Vec::new();

@@ -10,7 +10,9 @@ use ashlar_client::Client;
 use ashlar_host::Host;
 use ashlar_node::DataNode;
 use ashlar_placement::Settings;
-use ashlar_types::{ClusterMap, Epoch, NodeId, Profile, Role, RootOp, RootOutcome};
+use ashlar_types::{
+    ClusterMap, Epoch, NodeId, Profile, RangeQuery, Role, RootAnswer, RootOp, RootOutcome, RootQuery,
+};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,10 +86,20 @@ impl Duties {
         self.readiness.set("metadata", false, "not every range has a leader that answers yet");
         let mut pause = POLL_EVERY;
         while self.waits(pause).await {
-            let answers = self.client.probe().await;
+            let answers = self.ranges_answer().await;
             self.readiness.set("metadata", answers, "not every range has a leader that answers");
             pause = if answers { CHECK_EVERY } else { POLL_EVERY };
         }
+    }
+
+    /// Whether every range has a leader that answers a read.
+    async fn ranges_answer(&self) -> bool {
+        let Ok(RootAnswer::Ranges(ranges)) = self.client.root_query(RootQuery::Ranges).await else { return false };
+        let reads = ranges.into_iter().map(|range| async move {
+            let bucket = range.interval.start.bucket;
+            self.client.query(&range.interval.start, RangeQuery::Usage { bucket }).await.is_ok()
+        });
+        futures::future::join_all(reads).await.into_iter().all(|answered| answered)
     }
 
     /// Puts disks that no group names into new groups. The difference is judged by the root, so a second proposer does
@@ -105,7 +117,6 @@ impl Duties {
                 Ok(_) => tracing::info!("new disks were placed"),
                 Err(failure) => tracing::debug!(%failure, "a placement could not be proposed"),
             }
-            self.client.refresh().await;
         }
     }
 

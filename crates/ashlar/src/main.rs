@@ -186,7 +186,7 @@ async fn server(host: Host, args: ServerArgs) -> Result<()> {
 
 fn server_config(host: &Host, args: ServerArgs) -> Result<NodeConfig> {
     let mut config = match (&args.config, args.dirs.first()) {
-        (Some(path), _) => NodeConfig::load(host.disk.as_ref(), path)?,
+        (Some(path), _) => NodeConfig::load(&host.disk, path)?,
         (None, Some(first)) => NodeConfig::on_disks(first, &args.dirs),
         (None, None) => bail!("name at least one directory to keep data in, or a --config file"),
     };
@@ -214,7 +214,7 @@ async fn token(host: Host, args: TokenArgs) -> Result<()> {
     let config = if args.member.is_dir() {
         NodeConfig::on_disks(&args.member, std::slice::from_ref(&args.member))
     } else {
-        NodeConfig::load(host.disk.as_ref(), &args.member)?
+        NodeConfig::load(&host.disk, &args.member)?
     };
     let security = NodeDir::security_of(&host, &config.dir, config.internal.tls)?;
     let address = NodeDir::address_of(&host, &config.dir)?.unwrap_or_else(|| config.address());

@@ -157,15 +157,12 @@ impl RunningNode {
 
     /// Stops: leaders are handed over while the ports still answer, then the ports close, then all is flushed.
     pub async fn stop(self) {
-        if let Some(meta) = &self.meta {
-            meta.hand_over().await;
+        if let Some(meta) = self.meta {
+            meta.stop().await;
         }
         self.host.shutdown.request();
         for task in self.tasks {
             task.join().await;
-        }
-        if let Some(meta) = self.meta {
-            meta.stop().await;
         }
         if let Some(data) = self.data {
             data.stop().await;
@@ -291,11 +288,13 @@ async fn start_data(host: &Host, config: &NodeConfig, identity: &Identity) -> Re
     }
     let data = DataConfig {
         node: identity.node(),
+        incarnation: identity.incarnation,
         cluster: identity.cluster,
         disks: config.data.disks.clone(),
         small_segment_bytes: config.data.small_segment_bytes,
         large_segment_bytes: config.data.large_segment_bytes,
-        ..DataConfig::default()
+        reserve_bytes: config.data.reserve_bytes,
+        direct_io: config.data.direct_io,
     };
     Ok(Some(DataNode::start(host.clone(), data).await?))
 }
@@ -346,12 +345,7 @@ fn member(founder: &Founder) -> Node {
 }
 
 fn client_config(enrolled: &Enrolled) -> ClientConfig {
-    ClientConfig {
-        seeds: enrolled.seeds.clone(),
-        node: enrolled.identity.node(),
-        incarnation: enrolled.identity.incarnation,
-        ..ClientConfig::default()
-    }
+    ClientConfig::new(enrolled.seeds.clone(), enrolled.identity.node(), enrolled.identity.incarnation)
 }
 
 fn internal_router(
@@ -402,5 +396,7 @@ fn gateway_tls(host: &Host, config: &NodeConfig) -> Result<Option<ashlar_gateway
         let bytes = host.disk.read(path).with_context(|| format!("cannot read {}", path.display()))?;
         String::from_utf8(bytes).with_context(|| format!("{} is not PEM", path.display()))
     };
-    Ok(Some(ashlar_gateway::TlsConfig { cert_pem: read(cert)?, key_pem: read(key)? }))
+    let tls = ashlar_gateway::TlsConfig { cert_pem: read(cert)?, key_pem: read(key)? };
+    tls.check()?;
+    Ok(Some(tls))
 }
