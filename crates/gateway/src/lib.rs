@@ -13,6 +13,8 @@ mod failure;
 mod md5_lane;
 mod server;
 mod store;
+#[cfg(test)]
+mod tests;
 
 pub use server::{TlsConfig, TlsError, serve};
 

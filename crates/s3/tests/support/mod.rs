@@ -171,6 +171,11 @@ pub fn client_in(region: &str) -> Client {
     Client { service: service(backend.clone(), config), backend }
 }
 
+/// A client of another service.
+pub fn client_of(service: S3Service) -> Client {
+    Client { service, backend: Arc::default() }
+}
+
 /// A client and a bucket.
 pub async fn with_bucket() -> Client {
     let client = new_client();
