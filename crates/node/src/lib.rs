@@ -11,3 +11,6 @@ mod shards;
 
 pub use node::{DataConfig, DataNode, DataNodeError};
 pub use service::DataService;
+
+#[cfg(test)]
+mod tests;

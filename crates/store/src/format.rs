@@ -415,3 +415,137 @@ impl Trailer {
 fn trailer_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&bytes[..60]), &bytes[TRAILER_HEAD_BYTES..])
 }
+
+#[cfg(test)]
+mod tests {
+    //! The bytes of format 1: these tests change only if the format does, and then the old bytes stay.
+
+    use super::*;
+    use ashlar_types::SessionId;
+
+    const DISK: DiskId = DiskId(0x0f0e_0d0c_0b0a_0908_0706_0504_0302_0100);
+    const META: ShardMeta = ShardMeta {
+        key: ShardKey {
+            extent: ExtentId { session: SessionId(0x0102), counter: 0x0304 },
+            slot: Slot(5),
+        },
+        profile: Profile::RS_4_2,
+        pg: PgId(0x0607),
+        pg_epoch: Epoch(0x0809),
+        bucket: BucketId(0x0a0b),
+        length: 100_000,
+        created_ms: 0x0c0d,
+    };
+    const HEADER: RecordHeader = RecordHeader {
+        kind: Kind::Shard,
+        meta: META,
+        generation: 0x11,
+        sequence: 0x12,
+        offset: 0x1000,
+        span: 0x1b000,
+        acked: 0x10,
+        crc: 0xdead_beef,
+    };
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    #[test]
+    fn superblock_bytes() {
+        let superblock = Superblock {
+            cluster: ClusterId(1),
+            disk: DISK,
+            node: NodeId(3),
+            incarnation: 4,
+            sequence: 5,
+            checkpoint: 6,
+            clean: true,
+        };
+        let page = superblock.encode();
+        let expected = concat!(
+            "4153485355504552",
+            "01000000",
+            "01000000",
+            "01000000000000000000000000000000",
+            "000102030405060708090a0b0c0d0e0f",
+            "0300000000000000",
+            "0400000000000000",
+            "0500000000000000",
+            "0600000000000000",
+        );
+        assert_eq!(hex(&page[..80]), expected);
+        assert!(page[80..4092].iter().all(|&byte| byte == 0));
+        assert_eq!(hex(&page[4092..]), "9803b498");
+        assert_eq!(Superblock::decode(&page), SuperPage::Good(superblock));
+        let mut torn = page;
+        torn[100] = 1;
+        assert_eq!(Superblock::decode(&torn), SuperPage::Damaged);
+    }
+
+    #[test]
+    fn segment_header_bytes() {
+        let header =
+            SegmentHeader { class: Class::Large, disk: DISK, generation: 0x11, bytes: 0x10_0000 };
+        let page = header.encode();
+        let expected = concat!(
+            "4153485345474d54",
+            "01000000",
+            "02000000",
+            "000102030405060708090a0b0c0d0e0f",
+            "1100000000000000",
+            "0000100000000000",
+        );
+        assert_eq!(hex(&page[..48]), expected);
+        assert_eq!(hex(&page[4092..]), "c4523712");
+        assert_eq!(SegmentHeader::decode(&page), Some(header));
+    }
+
+    #[test]
+    fn record_header_bytes() {
+        let seed = Seed::new(DISK, 0x11);
+        let bytes = HEADER.encode(seed);
+        let expected = concat!(
+            "4153485201010504020000000706000011000000000000001200000000000000",
+            "000000000000010200000000000003040908000000000000a086010000000000",
+            "0b0a0000000000000d0c000000000000001000000000000000b0010000000000",
+            "1000000000000000fe1b01dd00000000000000000000000000000000673d5145",
+        );
+        assert_eq!(hex(&bytes), expected);
+        assert_eq!(RecordHeader::decode(&bytes, seed, 0x1000), Some(HEADER));
+        assert_eq!(RecordHeader::decode(&bytes, seed, 0x2000), None, "misdirected");
+        assert_eq!(RecordHeader::decode(&bytes, Seed::new(DISK, 0x12), 0x1000), None, "recycled");
+        assert_eq!(
+            RecordHeader::decode(&bytes, Seed::new(DiskId(1), 0x11), 0x1000),
+            None,
+            "foreign"
+        );
+    }
+
+    #[test]
+    fn trailer_bytes_and_layout() {
+        let seed = Seed::new(DISK, 0x11);
+        let trailer = Trailer {
+            generation: 0x11,
+            reservation: 0x12,
+            sequence: 0x13,
+            length: 70_000,
+            offset: 0x1000,
+            acked: 0x10,
+            crc: 0x0102_0304,
+            blocks: vec![0x0506_0708, 0x090a_0b0c],
+        };
+        let bytes = trailer.encode(seed);
+        let expected = concat!(
+            "4153485401000000110000000000000012000000000000001300000000000000",
+            "70110100000000000010000000000000100000000000000015a6ae02bc0b5278",
+            "19a2aa061daea60a",
+        );
+        assert_eq!(hex(&bytes), expected);
+        assert_eq!(Trailer::decode(&bytes, seed, &HEADER), Some(trailer));
+        let other = RecordHeader { sequence: 0x14, ..HEADER };
+        assert_eq!(Trailer::decode(&bytes, seed, &other), None, "of another reservation");
+        assert_eq!((large_span(100_000), small_span(100)), (4096 + 102_400 + 4096, 256));
+        assert_eq!(trailer_offset(4096, 100_000), 4096 + 4096 + 102_400);
+    }
+}

@@ -61,13 +61,12 @@ impl Segment {
 
     fn make_large(disk: &dyn Disk, path: &Path, header: &SegmentHeader) -> io::Result<()> {
         let file = disk.open(path, OpenMode::CreateNew)?;
-        match file.allocate(0, header.bytes) {
+        let allocated = file.allocate(0, header.bytes).or_else(|error| match error.kind() {
             // then room is not certain, but the length is
-            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                file.set_len(header.bytes)?
-            }
-            allocated => allocated?,
-        }
+            io::ErrorKind::Unsupported => file.set_len(header.bytes),
+            _ => Err(error),
+        });
+        allocated?;
         write_header(file.as_ref(), header)?;
         disk.sync_dir(path.parent().expect("a segment lies in a directory"))
     }

@@ -9,7 +9,7 @@ use crate::segment::Segment;
 use crate::store::Core;
 use ashlar_host::{Disk, OpenMode};
 use std::io::{self, IoSlice};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
@@ -41,7 +41,7 @@ pub(crate) fn run_chores(disk: &dyn Disk, chores: &Receiver<Chore>) {
 }
 
 /// Through a file handle of its own: an error of this sync is then not taken away from a batch's sync.
-fn prefill(disk: &dyn Disk, path: &PathBuf, from: u64, to: u64) -> io::Result<()> {
+fn prefill(disk: &dyn Disk, path: &Path, from: u64, to: u64) -> io::Result<()> {
     let file = disk.open(path, OpenMode::ReadWrite)?;
     let zeroes = vec![0; ZEROES_BYTES];
     let mut at = from;

@@ -1,5 +1,7 @@
 //! What the store promises, on real files: bytes, idempotence, refusals, damage, recycling, restarts, and failing disks.
 
+mod power_cut;
+
 use crate::format::{Class, PAGE, SegmentHeader};
 use crate::{Owner, ShardKey, ShardMeta, Store, StoreConfig, StoreError};
 use ashlar_host::{Disk, DiskUsage, File, Host, OpenMode, RealDisk};

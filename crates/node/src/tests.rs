@@ -1,0 +1,242 @@
+//! A data node through its router, as a client sees it.
+
+use crate::{DataConfig, DataNode, DataNodeError};
+use ashlar_host::Host;
+use ashlar_store::StoreError;
+use ashlar_types::{
+    BucketId, ClusterId, ClusterMap, DiskId, Epoch, ExtentId, NodeId, PgId, PlacementGroup,
+    Profile, SessionId, Slot,
+};
+use ashlar_wire::proto::PingRequest;
+use ashlar_wire::proto::data_server::Data;
+use ashlar_wire::shard::{
+    CRC_HEADER, ERROR_HEADER, LENGTH_HEADER, ShardFacts, ShardPath, ShardRefusal, format_crc,
+};
+use axum::body::Body;
+use bytes::Bytes;
+use futures::stream;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
+use http_body_util::{BodyExt, StreamBody};
+use std::path::PathBuf;
+use std::sync::Arc;
+use tower::ServiceExt;
+
+fn config(disks: Vec<PathBuf>) -> DataConfig {
+    DataConfig {
+        node: NodeId(3),
+        incarnation: 6,
+        cluster: ClusterId(7),
+        disks,
+        small_segment_bytes: 1 << 20,
+        large_segment_bytes: 8 << 20,
+        reserve_bytes: 1 << 20,
+        direct_io: true,
+    }
+}
+
+struct Fixture {
+    node: Arc<DataNode>,
+    disk: DiskId,
+    _dir: tempfile::TempDir,
+}
+
+async fn start() -> Fixture {
+    let dir = tempfile::tempdir().unwrap();
+    let node = DataNode::start(Host::real(), config(vec![dir.path().to_owned()])).await.unwrap();
+    let disk = node.disks()[0].id;
+    Fixture { node, disk, _dir: dir }
+}
+
+fn bytes(length: usize) -> Bytes {
+    (0..length).map(|i| u8::try_from(i % 251).unwrap()).collect()
+}
+
+fn facts(length: usize) -> ShardFacts {
+    ShardFacts {
+        pg: PgId(1),
+        pg_epoch: Epoch(5),
+        profile: Profile::RS_4_2,
+        bucket: BucketId(42),
+        length: length as u64,
+    }
+}
+
+impl Fixture {
+    fn path(&self, counter: u64) -> ShardPath {
+        let extent = ExtentId { session: SessionId(5), counter };
+        ShardPath { disk: self.disk, extent, slot: Slot(2) }
+    }
+
+    async fn send(&self, request: Request<Body>) -> Response<Body> {
+        self.node.router().oneshot(request).await.unwrap()
+    }
+
+    async fn put(&self, counter: u64, content: Bytes) -> Response<Body> {
+        let uri = format!("{}?{}", self.path(counter), facts(content.len()));
+        let request = Request::put(uri)
+            .header("content-length", content.len())
+            .header(CRC_HEADER, format_crc(crc32c::crc32c(&content)));
+        self.send(request.body(Body::from(content)).unwrap()).await
+    }
+
+    async fn get(&self, counter: u64, range: Option<&str>) -> (StatusCode, HeaderMap, Bytes) {
+        let mut request = Request::get(self.path(counter).to_string());
+        if let Some(range) = range {
+            request = request.header("range", range);
+        }
+        let response = self.send(request.body(Body::empty()).unwrap()).await;
+        let (head, body) = response.into_parts();
+        (head.status, head.headers, body.collect().await.unwrap().to_bytes())
+    }
+}
+
+fn refusal<B>(response: &Response<B>) -> Option<ShardRefusal> {
+    let refusal = response.headers().get(ERROR_HEADER)?.to_str().unwrap().parse().unwrap();
+    assert_eq!(ShardRefusal::status(refusal), response.status());
+    Some(refusal)
+}
+
+#[tokio::test]
+async fn shards_are_put_read_in_ranges_and_deleted() {
+    let fixture = start().await;
+    for (counter, length) in [(1, 10), (2, 65_536), (3, 1_000_000)] {
+        let content = bytes(length);
+        let put = fixture.put(counter, content.clone()).await;
+        assert_eq!((put.status(), refusal(&put)), (StatusCode::OK, None));
+        assert_eq!(put.headers()[CRC_HEADER], format_crc(crc32c::crc32c(&content)));
+        let (status, headers, all) = fixture.get(counter, None).await;
+        assert_eq!((status, &all), (StatusCode::OK, &content));
+        assert_eq!(headers[LENGTH_HEADER], length.to_string());
+        assert_eq!(headers["content-length"], length.to_string());
+        let (status, headers, part) = fixture.get(counter, Some("bytes=3-600000")).await;
+        let end = length.min(600_001);
+        assert_eq!((status, part), (StatusCode::PARTIAL_CONTENT, content.slice(3..end)));
+        assert_eq!(headers["content-range"], format!("bytes 3-{}/{length}", end - 1));
+        let (status, _, _) = fixture.get(counter, Some("bytes=1000000-")).await;
+        assert_eq!(status, StatusCode::RANGE_NOT_SATISFIABLE);
+        for expected in [StatusCode::NO_CONTENT, StatusCode::NOT_FOUND] {
+            let request = Request::delete(fixture.path(counter).to_string());
+            let deleted = fixture.send(request.body(Body::empty()).unwrap()).await;
+            assert_eq!(deleted.status(), expected);
+        }
+        assert_eq!(fixture.get(counter, None).await.0, StatusCode::NOT_FOUND);
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_what_it_says_is_not_stored() {
+    let fixture = start().await;
+    for length in [1_000, 100_000] {
+        let content = bytes(length);
+        let uri = format!("{}?{}", fixture.path(1), facts(length));
+        let send = |crc: Option<u32>, body: Bytes| {
+            let mut request = Request::put(uri.clone());
+            if let Some(crc) = crc {
+                request = request.header(CRC_HEADER, format_crc(crc));
+            }
+            fixture.send(request.body(Body::from(body)).unwrap())
+        };
+        let crc = crc32c::crc32c(&content);
+        let wrong = send(Some(crc ^ 1), content.clone()).await;
+        assert_eq!(refusal(&wrong), Some(ShardRefusal::BadBody));
+        let short = send(Some(crc32c::crc32c(&content[1..])), content.slice(1..)).await;
+        assert_eq!(refusal(&short), Some(ShardRefusal::BadBody));
+        let long = send(None, bytes(length + 1)).await;
+        assert_eq!(refusal(&long), Some(ShardRefusal::BadBody));
+        assert_eq!(fixture.get(1, None).await.0, StatusCode::NOT_FOUND);
+    }
+}
+
+#[tokio::test]
+async fn a_checksum_in_the_trailer_is_judged_and_may_end_a_body_early() {
+    let fixture = start().await;
+    for (counter, length) in [(1, 1_000), (2, 200_000)] {
+        let content = bytes(length);
+        let send = |crc: u32| {
+            let mut trailer = HeaderMap::new();
+            trailer.insert(CRC_HEADER, HeaderValue::try_from(format_crc(crc)).unwrap());
+            let frames = [
+                Ok::<_, std::io::Error>(http_body::Frame::data(content.clone())),
+                Ok(http_body::Frame::trailers(trailer)),
+            ];
+            let body = Body::new(StreamBody::new(stream::iter(frames)));
+            let uri = format!("{}?{}", fixture.path(counter), facts(length + 5_000));
+            fixture.send(Request::put(uri).body(body).unwrap())
+        };
+        let wrong = send(7).await;
+        assert_eq!(refusal(&wrong), Some(ShardRefusal::BadBody));
+        assert_eq!(send(crc32c::crc32c(&content)).await.status(), StatusCode::OK);
+        assert_eq!(fixture.get(counter, None).await.2, content);
+    }
+}
+
+#[tokio::test]
+async fn refusals_have_their_word() {
+    let fixture = start().await;
+    fixture.put(1, bytes(10)).await;
+    let other = fixture.put(1, bytes(11)).await;
+    assert_eq!(refusal(&other), Some(ShardRefusal::Conflict));
+
+    let unknown = ShardPath { disk: DiskId(1), ..fixture.path(1) };
+    let request = Request::get(unknown.to_string()).body(Body::empty()).unwrap();
+    assert_eq!(refusal(&fixture.send(request).await), Some(ShardRefusal::UnknownDisk));
+
+    let request = Request::put(fixture.path(9).to_string()).body(Body::empty()).unwrap();
+    assert_eq!(refusal(&fixture.send(request).await), Some(ShardRefusal::Malformed));
+
+    let group = PlacementGroup {
+        id: PgId(1),
+        profile: Profile::RS_4_2,
+        epoch: Epoch(6),
+        homes: Vec::new(),
+        moving: None,
+        open: true,
+    };
+    let mut map = ClusterMap { epoch: Epoch(9), ..ClusterMap::default() };
+    map.groups.insert(PgId(1), group);
+    fixture.node.set_map(Arc::new(map));
+    fixture.node.set_map(Arc::new(ClusterMap::default()));
+    let stale = fixture.put(2, bytes(10)).await;
+    assert_eq!(refusal(&stale), Some(ShardRefusal::StaleEpoch));
+
+    fixture.node.stop().await;
+    let request = Request::delete(fixture.path(1).to_string()).body(Body::empty()).unwrap();
+    let closed = fixture.send(request).await;
+    assert_eq!(refusal(&closed), Some(ShardRefusal::NotWritable));
+}
+
+#[tokio::test]
+async fn a_ping_says_how_the_disks_are() {
+    let fixture = start().await;
+    fixture.put(1, bytes(10)).await;
+    let service = crate::DataService::new(fixture.node.clone());
+    let reply = service.ping(tonic::Request::new(PingRequest {})).await.unwrap().into_inner();
+    assert_eq!((reply.node, reply.incarnation, reply.disks.len()), (3, 6, 1));
+    assert!(reply.disks[0].writable && reply.disks[0].free_bytes > 0);
+    assert_eq!(reply.disks[0].shards, 1);
+    assert_eq!(reply.disks[0].disk, fixture.disk.0.to_be_bytes()[..]);
+}
+
+#[tokio::test]
+async fn a_copied_or_doubled_directory_is_refused_and_the_others_are_let_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let disks: Vec<PathBuf> = ["a", "b"].map(|name| dir.path().join(name)).into();
+    let host = Host::real();
+    for disk in &disks {
+        host.disk.create_dir_all(disk).unwrap();
+    }
+    let node = DataNode::start(host.clone(), config(disks[..1].to_vec())).await.unwrap();
+    node.stop().await;
+    let superblock = host.disk.read(&disks[0].join("ashlar.super")).unwrap();
+    host.disk.replace(&disks[1].join("ashlar.super"), &superblock).unwrap();
+    for name in ["seg", "idx", "free"] {
+        host.disk.create_dir_all(&disks[1].join(name)).unwrap();
+    }
+    let copied = DataNode::start(host.clone(), config(disks.clone())).await.unwrap_err();
+    assert!(matches!(copied, DataNodeError::SameDisk { .. }), "{copied}");
+    let doubled = vec![disks[0].clone(), disks[0].clone()];
+    let doubled = DataNode::start(host.clone(), config(doubled)).await.unwrap_err();
+    assert!(matches!(doubled, DataNodeError::Store(StoreError::InUse(_))), "{doubled}");
+    let node = DataNode::start(host, config(disks[..1].to_vec())).await.unwrap();
+    assert_eq!(node.disks().len(), 1);
+}
