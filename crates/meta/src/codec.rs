@@ -47,7 +47,8 @@ impl Fields {
     }
 
     fn need(&self, count: usize) -> Result<(), BadBytes> {
-        let short = || bad(self.what, format!("{} bytes where {count} are needed", self.bytes.len()));
+        let short =
+            || bad(self.what, format!("{} bytes where {count} are needed", self.bytes.len()));
         (self.bytes.len() >= count).then_some(()).ok_or_else(short)
     }
 
@@ -80,7 +81,8 @@ impl Fields {
     }
 
     fn slice(&mut self) -> Result<Bytes, BadBytes> {
-        let length = usize::try_from(self.u32()?).map_err(|_| bad(self.what, "a length beyond memory"))?;
+        let length =
+            usize::try_from(self.u32()?).map_err(|_| bad(self.what, "a length beyond memory"))?;
         self.need(length)?;
         Ok(self.bytes.split_to(length))
     }
@@ -88,7 +90,12 @@ impl Fields {
     fn version(&mut self, known: u8) -> Result<(), BadBytes> {
         let found = self.u8()?;
         let newer = || {
-            bad(self.what, format!("format {found} is not known, {known} is: use one release of ashlar on all nodes"))
+            bad(
+                self.what,
+                format!(
+                    "format {found} is not known, {known} is: use one release of ashlar on all nodes"
+                ),
+            )
         };
         (found == known).then_some(()).ok_or_else(newer)
     }
@@ -131,7 +138,9 @@ fn put_vote(to: &mut BytesMut, vote: &Vote) {
 }
 
 fn put_count(to: &mut BytesMut, count: usize) {
-    to.put_u32_le(u32::try_from(count).expect("bounded by the batch limits, far below four thousand million"));
+    to.put_u32_le(
+        u32::try_from(count).expect("bounded by the batch limits, far below four thousand million"),
+    );
 }
 
 /// A vote, as the WAL keeps it.
@@ -208,7 +217,12 @@ pub(crate) fn read_entry(term: u64, index: u64, bytes: Bytes) -> Result<Entry, B
             let membership = membership(&mut fields)?;
             fields.end().map(|()| EntryPayload::Membership(membership))?
         }
-        other => return Err(bad("log entry", format!("kind {other} is not known: upgrade this binary"))),
+        other => {
+            return Err(bad(
+                "log entry",
+                format!("kind {other} is not known: upgrade this binary"),
+            ));
+        }
     };
     Ok(Entry::new(log_id(term, index), payload))
 }
@@ -471,11 +485,14 @@ mod tests {
             [1, 7, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0]
         );
         let voters = BTreeSet::from([5]);
-        let one = Membership::new(vec![voters.clone()], BTreeMap::from([(5, peer_node())]));
+        let one = Membership::new(vec![voters], BTreeMap::from([(5, peer_node())]));
         let entry = Entry::new(log_id(1, 0), EntryPayload::Membership(one.expect("valid")));
         assert_eq!(
             payload_bytes(&entry).as_ref(),
-            [1, 2, 1, 0, 0, 0, 1, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0]
+            [
+                1, 2, 1, 0, 0, 0, 1, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 5, 0, 0, 0, 0, 0,
+                0, 0
+            ]
         );
         assert_eq!(payload_bytes(&Entry::new(log_id(1, 0), EntryPayload::Blank)).as_ref(), [1, 0]);
         assert_eq!(batch_operation(b"xy").0.as_ref(), [1, 1, b'x', b'y']);
@@ -509,7 +526,10 @@ mod tests {
         let (found, message) = read_message(body.clone()).expect("well formed");
         assert_eq!(found, envelope);
         let Message::Append(read) = message else { panic!("another kind") };
-        assert_eq!((read.vote, read.prev_log_id, read.entries), (request.vote, request.prev_log_id, request.entries));
+        assert_eq!(
+            (read.vote, read.prev_log_id, read.entries),
+            (request.vote, request.prev_log_id, request.entries)
+        );
         for length in 0..body.len() {
             assert!(read_message(body.slice(..length)).is_err(), "{length}");
         }

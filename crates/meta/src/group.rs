@@ -15,8 +15,8 @@ use ashlar_host::{Host, Monotonic, TaskKind};
 use ashlar_types::{Epoch, NodeId, RangeDescriptor};
 use ashlar_wal::{GroupHealth, Record};
 use metrics::{Counter, Histogram};
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -131,8 +131,10 @@ impl Group {
         let policy = if lease_reads { ReadPolicy::LeaseRead } else { ReadPolicy::ReadIndex };
         // both end when the group is dropped, which closes their queues
         let _batcher = host.tasks.spawn(TaskKind::Background("propose"), Box::pin(batcher.run()));
-        let _confirmer =
-            host.tasks.spawn(TaskKind::Background("confirm reads"), Box::pin(confirm_reads(raft, waiting, policy)));
+        let _confirmer = host.tasks.spawn(
+            TaskKind::Background("confirm reads"),
+            Box::pin(confirm_reads(raft, waiting, policy)),
+        );
         group
     }
 
@@ -141,10 +143,14 @@ impl Group {
         let (done, end) = oneshot::channel();
         let way = Arc::new(AtomicU8::new(QUEUED));
         let queued = Queued { proposal, bytes, way: way.clone(), done };
-        self.commands.try_send(queued).map_err(|_| busy(RETRY_LATER_MS, "too many commands wait for this range"))?;
+        self.commands
+            .try_send(queued)
+            .map_err(|_| busy(RETRY_LATER_MS, "too many commands wait for this range"))?;
         match self.host.clock.timeout(COMMAND_PATIENCE, end).await {
             Ok(Ok(result)) => result,
-            _ if withdraw(&way) => Err(busy(RETRY_LATER_MS, "the command was not proposed in time")),
+            _ if withdraw(&way) => {
+                Err(busy(RETRY_LATER_MS, "the command was not proposed in time"))
+            }
             Ok(Err(_)) => Err(NotDone::Unknown("this node is stopping".to_owned())),
             Err(_) => Err(NotDone::Unknown("no quorum answered in time".to_owned())),
         }
@@ -153,7 +159,9 @@ impl Group {
     /// Waits until a read of the map sees everything that was acknowledged before the call (R11).
     pub(crate) async fn confirm_read(&self) -> Result<(), NotDone> {
         let (done, confirmed) = oneshot::channel();
-        self.reads.try_send(done).map_err(|_| busy(RETRY_LATER_MS, "too many reads wait for this range"))?;
+        self.reads
+            .try_send(done)
+            .map_err(|_| busy(RETRY_LATER_MS, "too many reads wait for this range"))?;
         match self.host.clock.timeout(READ_PATIENCE, confirmed).await {
             Ok(Ok(result)) => result,
             _ => Err(busy(RETRY_LATER_MS, "the read was not confirmed in time")),
@@ -177,7 +185,9 @@ impl Group {
 
     /// The WAL shall not tell of the torn tail again.
     fn note_mended(&self) {
-        if let Err(error) = self.state.wal.submit(self.descriptor.id, Record::CaughtUp, Box::new(drop)) {
+        if let Err(error) =
+            self.state.wal.submit(self.descriptor.id, Record::CaughtUp, Box::new(drop))
+        {
             tracing::debug!(%error, "the mended tail was not noted");
         }
     }
@@ -245,11 +255,13 @@ impl Batcher {
             }
             bytes += queued.bytes;
             // from here on its caller can no longer withdraw it
-            let claimed = queued.way.compare_exchange(QUEUED, PROPOSED, Ordering::AcqRel, Ordering::Acquire);
+            let claimed =
+                queued.way.compare_exchange(QUEUED, PROPOSED, Ordering::AcqRel, Ordering::Acquire);
             if claimed.is_ok() {
                 batch.push(queued);
             }
-            candidate = if batch.len() < BATCH_COMMANDS_MAX { self.queue.try_recv().ok() } else { None };
+            candidate =
+                if batch.len() < BATCH_COMMANDS_MAX { self.queue.try_recv().ok() } else { None };
         }
         Some(batch)
     }
@@ -270,7 +282,8 @@ impl Batcher {
                 let index = response.log_id.index;
                 let mut results = split(response.data).into_iter();
                 for done in waiting {
-                    let lost = || NotDone::Unknown("the entry could not be applied as a batch".to_owned());
+                    let lost =
+                        || NotDone::Unknown("the entry could not be applied as a batch".to_owned());
                     drop(done.send(results.next().map(|result| (index, result)).ok_or_else(lost)));
                 }
             }
@@ -295,7 +308,9 @@ impl Batcher {
 /// The library refused before it did anything.
 fn forward(node: NodeId, leader: Option<u64>, reason: ForwardReason) -> NotDone {
     match (leader.map(NodeId), reason) {
-        (_, ForwardReason::LeaseExpired) => busy(RETRY_SOON_MS, "the leader is not sure of a quorum yet"),
+        (_, ForwardReason::LeaseExpired) => {
+            busy(RETRY_SOON_MS, "the leader is not sure of a quorum yet")
+        }
         (Some(leader), _) if leader == node => busy(RETRY_SOON_MS, "leadership is changing"),
         (Some(leader), _) => NotDone::Leader(Some(leader)),
         (None, _) => busy(RETRY_LATER_MS, "the range has no leader at the moment"),

@@ -33,7 +33,10 @@ async fn look_after(inner: &Inner, group: &Arc<Group>) {
     let range = group.descriptor.id.0.to_string();
     let leads = group.leader() == Some(inner.node);
     metrics::gauge!("ashlar_raft_leader", "range" => range).set(f64::from(u8::from(leads)));
-    if group.health == GroupHealth::TornTail && group.leader().is_none() && group.age() > TORN_TAIL_PATIENCE {
+    if group.health == GroupHealth::TornTail
+        && group.leader().is_none()
+        && group.age() > TORN_TAIL_PATIENCE
+    {
         group.allow_votes();
     }
     let size = group.state.newest().map_or(0, |file| file.length);

@@ -58,7 +58,10 @@ pub(crate) fn split(results: Results) -> Vec<CommandResult> {
 
 impl Ledger {
     /// The state machine as the rows of `view` say; where there are none, a new one and the rows that make it.
-    pub(crate) fn load(view: &dyn View, descriptor: &RangeDescriptor) -> Result<(Self, Writes), CatalogError> {
+    pub(crate) fn load(
+        view: &dyn View,
+        descriptor: &RangeDescriptor,
+    ) -> Result<(Self, Writes), CatalogError> {
         if descriptor.id == RangeId::ROOT {
             let root = Root::load(view)?;
             let (root, writes) = root.map_or_else(Root::create, |root| (root, Writes::default()));
@@ -114,7 +117,10 @@ impl Ledger {
 }
 
 fn unreadable(index: u64) -> (Results, Writes) {
-    tracing::error!(index, "an entry of the log is no batch that this binary knows: it has no effect");
+    tracing::error!(
+        index,
+        "an entry of the log is no batch that this binary knows: it has no effect"
+    );
     (Results::None, Writes::default())
 }
 
@@ -136,7 +142,11 @@ pub(crate) enum Reader {
 
 impl Reader {
     /// A read of a data range.
-    pub(crate) fn range(&self, view: &dyn View, query: &RangeQuery) -> Result<RangeAnswer, CatalogError> {
+    pub(crate) fn range(
+        &self,
+        view: &dyn View,
+        query: &RangeQuery,
+    ) -> Result<RangeAnswer, CatalogError> {
         match self {
             Self::Range(range) => range.query(view, query),
             Self::Root(_) => Err(CatalogError::Inconsistent("the root was read as a range")),
@@ -146,7 +156,9 @@ impl Reader {
     /// A read of the root.
     pub(crate) fn root(&self, query: &RootQuery) -> Result<RootAnswer, CatalogError> {
         match self {
-            Self::Root(root) => Ok(root.read().unwrap_or_else(PoisonError::into_inner).query(query)),
+            Self::Root(root) => {
+                Ok(root.read().unwrap_or_else(PoisonError::into_inner).query(query))
+            }
             Self::Range(_) => Err(CatalogError::Inconsistent("a range was read as the root")),
         }
     }

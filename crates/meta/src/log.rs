@@ -118,7 +118,11 @@ impl RaftLogReader<Types> for LogReader {
         if from < to { self.entries(from, to) } else { Ok(Vec::new()) }
     }
 
-    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Entry>, io::Error> {
         self.some_entries(start, end)
     }
 
@@ -130,15 +134,16 @@ impl RaftLogReader<Types> for LogReader {
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
         let (from, to) = self.clamp(&range);
-        let steps = futures::stream::try_unfold((self.clone(), from), move |(reader, at)| async move {
-            if at >= to {
-                return Ok::<_, io::Error>(None);
-            }
-            let entries = reader.some_entries(at, to)?;
-            let next = at + entries.len() as u64;
-            let items = futures::stream::iter(entries.into_iter().map(Ok::<Entry, io::Error>));
-            Ok(Some((items, (reader, next))))
-        });
+        let steps =
+            futures::stream::try_unfold((self.clone(), from), move |(reader, at)| async move {
+                if at >= to {
+                    return Ok::<_, io::Error>(None);
+                }
+                let entries = reader.some_entries(at, to)?;
+                let next = at + entries.len() as u64;
+                let items = futures::stream::iter(entries.into_iter().map(Ok::<Entry, io::Error>));
+                Ok(Some((items, (reader, next))))
+            });
         Box::pin(steps.try_flatten())
     }
 
@@ -191,12 +196,16 @@ impl RaftLogStorage<Types> for LogStore {
                 payload: payload_bytes(&entry),
             })
             .collect();
-        let (clock, seconds, began) = (self.clock.clone(), self.append_seconds.clone(), self.clock.now());
+        let (clock, seconds, began) =
+            (self.clock.clone(), self.append_seconds.clone(), self.clock.now());
         let done = move |result: Result<(), WalError>| {
             seconds.record(elapsed(&*clock, began));
             callback.io_completed(result.map_err(failed));
         };
-        self.reader.wal.submit(self.reader.group, Record::Append(entries), Box::new(done)).map_err(failed)
+        self.reader
+            .wal
+            .submit(self.reader.group, Record::Append(entries), Box::new(done))
+            .map_err(failed)
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {

@@ -236,7 +236,11 @@ impl State {
             let view = self.map.view();
             let scanned = view.scan(&from, to, &mut |key, _| {
                 writes.remove(key.to_vec());
-                if writes.0.len() < REMOVE_STEP { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                if writes.0.len() < REMOVE_STEP {
+                    ControlFlow::Continue(())
+                } else {
+                    ControlFlow::Break(())
+                }
             });
             scanned.map_err(failed)?;
             let Some(last) = writes.0.keys().next_back().cloned() else { return Ok(()) };

@@ -59,9 +59,7 @@ impl RaftNetworkFactory<Types> for Peers {
     type Network = Peer;
 
     async fn new_client(&mut self, target: u64, _: &crate::raft::PeerNode) -> Peer {
-        let count = |service: &'static str| {
-            metrics::counter!("ashlar_rpc_sent_total", "peer" => target.to_string(), "service" => service)
-        };
+        let count = |service: &'static str| metrics::counter!("ashlar_rpc_sent_total", "peer" => target.to_string(), "service" => service);
         Peer {
             sender: self.sender.clone(),
             range: self.range,
@@ -94,7 +92,8 @@ impl Peer {
 
     fn client(&self) -> Result<RaftClient<Channel>, Unreachable<Types>> {
         let address = (self.sender.addresses)(NodeId(self.target));
-        let address = address.ok_or_else(|| unreachable(&format!("node-{} has no known address", self.target)))?;
+        let address = address
+            .ok_or_else(|| unreachable(&format!("node-{} has no known address", self.target)))?;
         let channel = self.sender.dialer.channel(&address, Class::Raft);
         Ok(RaftClient::new(channel)
             .max_decoding_message_size(FRAME_BYTES_MAX)
@@ -122,7 +121,12 @@ impl Peer {
     }
 
     /// One message, one answer, before the deadline.
-    async fn ask(&self, message: &Message, action: RPCTypes, option: &RPCOption) -> Result<Bytes, RPCError<Types>> {
+    async fn ask(
+        &self,
+        message: &Message,
+        action: RPCTypes,
+        option: &RPCOption,
+    ) -> Result<Bytes, RPCError<Types>> {
         self.votes.increment(1);
         let (mut client, frame, span) = (self.client()?, self.frame(message), option.soft_ttl());
         let asked = async {
@@ -138,7 +142,12 @@ impl Peer {
         }
     }
 
-    async fn ask_vote(&self, pre: bool, request: VoteRequest<Types>, option: RPCOption) -> Result<VoteResponse<Types>, RPCError<Types>> {
+    async fn ask_vote(
+        &self,
+        pre: bool,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
         let message = Message::Vote { pre, request };
         let body = self.ask(&message, RPCTypes::Vote, &option).await?;
         read_vote_response(body).map_err(|error| NetworkError::new(&error).into())
@@ -155,11 +164,17 @@ impl Peer {
         let waiting = Arc::new(Waiting::new(self.sender.host.clock.clone()));
         let (asked, envelope, range, sent) =
             (waiting.clone(), self.envelope(), self.range.0, self.appends.clone());
-        let frames = futures::stream::once(async { first }).chain(input).take_until(stopped).map(move |request| {
-            asked.asked();
-            sent.increment(1);
-            Frame { range, body: message_bytes(&envelope, &Message::Append(request)), last: false }
-        });
+        let frames = futures::stream::once(async { first }).chain(input).take_until(stopped).map(
+            move |request| {
+                asked.asked();
+                sent.increment(1);
+                Frame {
+                    range,
+                    body: message_bytes(&envelope, &Message::Append(request)),
+                    last: false,
+                }
+            },
+        );
         let mut client = self.client()?;
         let span = self.sender.patience;
         match self.clock().timeout(span, client.append(frames)).await {
@@ -175,7 +190,11 @@ impl Peer {
         }
     }
 
-    async fn send_snapshot(&self, vote: Vote, snapshot: Snapshot<Arc<SnapshotFile>>) -> Result<SnapshotResponse<Types>, RPCError<Types>> {
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        snapshot: Snapshot<Arc<SnapshotFile>>,
+    ) -> Result<SnapshotResponse<Types>, RPCError<Types>> {
         let message = Message::Snapshot {
             vote,
             last: snapshot.meta.last_log_id,
@@ -187,7 +206,10 @@ impl Peer {
         let frames = header.chain(snapshot_frames(self, snapshot.snapshot, broken));
         let mut client = self.client()?;
         let answered = client.install_snapshot(frames).await;
-        if let Ok(error) = { let mut broke = broke; broke.try_recv() } {
+        if let Ok(error) = {
+            let mut broke = broke;
+            broke.try_recv()
+        } {
             return Err(NetworkError::new(&error).into());
         }
         let body = answered.map_err(|status| unreachable(&status))?.into_inner().body;
@@ -202,7 +224,8 @@ fn snapshot_frames(
     file: Arc<SnapshotFile>,
     broken: oneshot::Sender<std::io::Error>,
 ) -> impl Stream<Item = Frame> + Send + 'static + use<> {
-    let (tasks, range, sent) = (peer.sender.host.tasks.clone(), peer.range.0, peer.snapshots.clone());
+    let (tasks, range, sent) =
+        (peer.sender.host.tasks.clone(), peer.range.0, peer.snapshots.clone());
     futures::stream::unfold(Some((file, 0_u64, broken)), move |state| {
         let (tasks, sent) = (tasks.clone(), sent.clone());
         async move {
@@ -307,7 +330,9 @@ impl AppendAnswers {
         };
         self.waiting.answered();
         let result = match answer.transpose()? {
-            Ok(frame) => read_append_result(frame.body).map_err(|error| NetworkError::new(&error).into()),
+            Ok(frame) => {
+                read_append_result(frame.body).map_err(|error| NetworkError::new(&error).into())
+            }
             Err(status) => Err(unreachable(&status).into()),
         };
         if !matches!(result, Ok(Ok(_))) {
@@ -354,11 +379,19 @@ impl RaftNetworkV2<Types> for Peer {
         })
     }
 
-    async fn vote(&mut self, request: VoteRequest<Types>, option: RPCOption) -> Result<VoteResponse<Types>, RPCError<Types>> {
+    async fn vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
         self.ask_vote(false, request, option).await
     }
 
-    async fn pre_vote(&mut self, request: VoteRequest<Types>, option: RPCOption) -> Result<VoteResponse<Types>, RPCError<Types>> {
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RPCError<Types>> {
         self.ask_vote(true, request, option).await
     }
 

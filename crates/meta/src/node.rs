@@ -34,6 +34,7 @@ const TRANSFER_PATIENCE: Duration = Duration::from_millis(1500);
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a founder asks for an election until its group has its first leader.
 const FOUNDING_PERIOD: Duration = Duration::from_millis(50);
+const FOUNDING_PERIOD_MAX: Duration = Duration::from_secs(1);
 /// Says that the map was synced and closed: it may be trusted under every engine.
 const CLEAN_MARK: &str = "map.clean";
 
@@ -100,13 +101,17 @@ pub enum MetaError {
     #[error("the metadata map cannot be opened: {0}")]
     Map(String),
     /// A snapshot is needed and not whole.
-    #[error("{0}, and the log below it is gone: restore the file, or let the node join as a new one")]
+    #[error(
+        "{0}, and the log below it is gone: restore the file, or let the node join as a new one"
+    )]
     Snapshot(String),
     /// Stored bytes are not understood.
     #[error("the metadata of {0} is not understood: {1}")]
     Stored(RangeId, String),
     /// Another cluster's directory.
-    #[error("the metadata directory belongs to cluster {found}, not to {wanted}: use another directory")]
+    #[error(
+        "the metadata directory belongs to cluster {found}, not to {wanted}: use another directory"
+    )]
     OtherCluster {
         /// What is stored.
         found: ClusterId,
@@ -114,7 +119,9 @@ pub enum MetaError {
         wanted: ClusterId,
     },
     /// There is nothing stored, and nothing was said to be founded.
-    #[error("the metadata directory is empty, and no founding members were given: start the node as a founder, or without the role meta")]
+    #[error(
+        "the metadata directory is empty, and no founding members were given: start the node as a founder, or without the role meta"
+    )]
     Nothing,
     /// The settings contradict each other.
     #[error("the settings of the metadata role do not fit together: {0}")]
@@ -210,7 +217,13 @@ fn first_ranges(voters: &[NodeId]) -> Vec<RangeDescriptor> {
         voters: voters.to_vec(),
     };
     (0..FIRST_RANGES)
-        .map(|number| descriptor(number + 1, start(number), (number + 1 < FIRST_RANGES).then(|| start(number + 1))))
+        .map(|number| {
+            descriptor(
+                number + 1,
+                start(number),
+                (number + 1 < FIRST_RANGES).then(|| start(number + 1)),
+            )
+        })
         .collect()
 }
 
@@ -254,13 +267,23 @@ impl MetaNode {
     }
 
     /// Sends a command to a range.
-    pub async fn execute(&self, range: RangeId, epoch: Epoch, command: Command) -> Result<CommandReply, NotDone> {
+    pub async fn execute(
+        &self,
+        range: RangeId,
+        epoch: Epoch,
+        command: Command,
+    ) -> Result<CommandReply, NotDone> {
         let bytes = encode(&command).len();
         self.0.execute(range, epoch, command, bytes).await
     }
 
     /// Reads from a range.
-    pub async fn query(&self, range: RangeId, epoch: Epoch, query: RangeQuery) -> Result<RangeAnswer, NotDone> {
+    pub async fn query(
+        &self,
+        range: RangeId,
+        epoch: Epoch,
+        query: RangeQuery,
+    ) -> Result<RangeAnswer, NotDone> {
         self.0.query(range, epoch, query).await
     }
 
@@ -329,8 +352,13 @@ struct Opening {
 impl Opening {
     fn open(host: Host, config: MetaConfig) -> Result<Self, MetaError> {
         let snapshots = config.dir.join("snapshots");
-        host.disk.create_dir_all(&snapshots).map_err(|error| MetaError::Directory(snapshots, error))?;
-        let wal = WalConfig { file_bytes: config.wal_file_bytes, ..WalConfig::new(config.dir.join("wal")) };
+        host.disk
+            .create_dir_all(&snapshots)
+            .map_err(|error| MetaError::Directory(snapshots, error))?;
+        let wal = WalConfig {
+            file_bytes: config.wal_file_bytes,
+            ..WalConfig::new(config.dir.join("wal"))
+        };
         let wal = Wal::open(&host, wal)?;
         Ok(Self { host, config, wal })
     }
@@ -338,7 +366,9 @@ impl Opening {
     /// The groups that are stored; where none is, those of the formation, made durable.
     async fn found(&self, formation: Option<&Formation>) -> Result<Vec<Created>, MetaError> {
         let mut stored = self.stored()?;
-        let Some(formation) = formation.filter(|formation| formation.voters.contains(&self.config.node)) else {
+        let Some(formation) =
+            formation.filter(|formation| formation.voters.contains(&self.config.node))
+        else {
             return if stored.is_empty() { Err(MetaError::Nothing) } else { Ok(stored) };
         };
         // a crash may have left some of them; the root comes last, so that with it all are there
@@ -369,7 +399,11 @@ impl Opening {
         Ok(stored)
     }
 
-    fn cluster(&self, groups: &[Created], formation: Option<&Formation>) -> Result<ClusterId, MetaError> {
+    fn cluster(
+        &self,
+        groups: &[Created],
+        formation: Option<&Formation>,
+    ) -> Result<ClusterId, MetaError> {
         let found = groups.first().ok_or(MetaError::Nothing)?.cluster;
         match formation {
             Some(formation) if formation.cluster != found => {
@@ -435,7 +469,8 @@ impl Opening {
         if stored.installing.is_some() {
             state.forget_applied().map_err(|error| refused(error.to_string()))?;
         }
-        let library = library_config(range.to_string(), self.config.timing).map_err(MetaError::Settings)?;
+        let library =
+            library_config(range.to_string(), self.config.timing).map_err(MetaError::Settings)?;
         let log = LogStore::new(self.wal.clone(), range, self.host.clock.clone());
         let machine = Machine::new(state.clone()).map_err(|error| refused(error.to_string()))?;
         let peers = Peers { sender: sender.clone(), range };
@@ -447,7 +482,11 @@ impl Opening {
         Ok(group)
     }
 
-    fn open_state(&self, map: &Arc<dyn OrderedMap>, descriptor: &RangeDescriptor) -> Result<State, MetaError> {
+    fn open_state(
+        &self,
+        map: &Arc<dyn OrderedMap>,
+        descriptor: &RangeDescriptor,
+    ) -> Result<State, MetaError> {
         let range = descriptor.id;
         let directory = self.config.dir.join("snapshots");
         let snapshots = Snapshots::new(self.host.disk.clone(), directory, range.0);
@@ -487,7 +526,8 @@ impl Opening {
         tracing::warn!("the map is rebuilt from snapshots and logs");
         disk.remove_dir_all(&dir).map_err(at)?;
         disk.create_dir_all(&dir).map_err(at)?;
-        ashlar_map::open(self.config.engine, &dir).map_err(|error| MetaError::Map(error.to_string()))
+        ashlar_map::open(self.config.engine, &dir)
+            .map_err(|error| MetaError::Map(error.to_string()))
     }
 
     /// Whether the map lies nowhere ahead of its log: what is not in the log is not known to be committed.
@@ -526,7 +566,11 @@ impl Inner {
     fn group_at(&self, range: RangeId, epoch: Epoch) -> Result<Arc<Group>, NotDone> {
         let group = self.group(range).ok_or(NotDone::Epoch(None))?;
         let known = group.descriptor.epoch;
-        if range != RangeId::ROOT && known != epoch { Err(NotDone::Epoch(Some(known))) } else { Ok(group) }
+        if range != RangeId::ROOT && known != epoch {
+            Err(NotDone::Epoch(Some(known)))
+        } else {
+            Ok(group)
+        }
     }
 
     pub(crate) async fn execute(
@@ -539,25 +583,40 @@ impl Inner {
         let group = self.group_at(range, epoch)?;
         match group.propose(Proposal::Range(Box::new(command)), bytes).await? {
             (index, CommandResult::Range(outcome)) => Ok(CommandReply { index, outcome }),
-            (_, CommandResult::Root(_)) => Err(NotDone::Unknown("a range answered as the root".to_owned())),
+            (_, CommandResult::Root(_)) => {
+                Err(NotDone::Unknown("a range answered as the root".to_owned()))
+            }
         }
     }
 
-    pub(crate) async fn root_execute(&self, command: RootCommand, bytes: usize) -> Result<RootOutcome, NotDone> {
+    pub(crate) async fn root_execute(
+        &self,
+        command: RootCommand,
+        bytes: usize,
+    ) -> Result<RootOutcome, NotDone> {
         let group = self.group_at(RangeId::ROOT, Epoch(0))?;
         match group.propose(Proposal::Root(Box::new(command)), bytes).await? {
             (_, CommandResult::Root(outcome)) => Ok(*outcome),
-            (_, CommandResult::Range(_)) => Err(NotDone::Unknown("the root answered as a range".to_owned())),
+            (_, CommandResult::Range(_)) => {
+                Err(NotDone::Unknown("the root answered as a range".to_owned()))
+            }
         }
     }
 
-    pub(crate) async fn query(&self, range: RangeId, epoch: Epoch, query: RangeQuery) -> Result<RangeAnswer, NotDone> {
+    pub(crate) async fn query(
+        &self,
+        range: RangeId,
+        epoch: Epoch,
+        query: RangeQuery,
+    ) -> Result<RangeAnswer, NotDone> {
         let group = self.group_at(range, epoch)?;
         group.confirm_read().await?;
         let state = group.state.clone();
         let reader = reader_of(&group)?;
+        let blocks = is_long(&query);
         let read = move || reader.range(&*state.map.view(), &query);
-        self.host.tasks.run_blocking(read).await.map_err(|error| view_failed(&error))
+        let answer = if blocks { self.host.tasks.run_blocking(read).await } else { read() };
+        answer.map_err(|error| view_failed(&error))
     }
 
     pub(crate) async fn root_query(&self, query: RootQuery) -> Result<RootAnswer, NotDone> {
@@ -572,7 +631,11 @@ impl Inner {
         for group in self.groups() {
             let voters = &group.descriptor.voters;
             let turn = usize::try_from(group.descriptor.id.0).unwrap_or(0) % voters.len().max(1);
-            let task = Box::pin(elect_first_leader(self.clone(), group.clone(), voters.get(turn).copied()));
+            let task = Box::pin(elect_first_leader(
+                self.clone(),
+                group.clone(),
+                voters.get(turn).copied(),
+            ));
             let _electing = self.host.tasks.spawn(TaskKind::Background("first election"), task);
         }
     }
@@ -603,7 +666,8 @@ impl Inner {
         let Some(root) = self.group(RangeId::ROOT) else { return true };
         if root.leader() != Some(self.node) {
             // the leader does it; this node only watches that somebody leads it, and applied an entry of ours
-            let known = root.state.reader().map(|reader| reader.root(&RootQuery::Map { newer_than: None }));
+            let known =
+                root.state.reader().map(|reader| reader.root(&RootQuery::Map { newer_than: None }));
             return matches!(known, Some(Ok(answer)) if answer != RootAnswer::NotBootstrapped);
         }
         match self.root_query(RootQuery::Map { newer_than: None }).await {
@@ -635,7 +699,9 @@ impl Inner {
         self.close_groups(groups).await;
         match self.last_map().await.map(|map| map.sync()) {
             Some(Ok(())) => self.mark_clean(),
-            Some(Err(error)) => tracing::warn!(%error, "the map was not synced: it will be checked or rebuilt"),
+            Some(Err(error)) => {
+                tracing::warn!(%error, "the map was not synced: it will be checked or rebuilt");
+            }
             None => tracing::warn!("somebody still uses the map: it will be checked or rebuilt"),
         }
         self.wal.close().await;
@@ -671,16 +737,22 @@ impl Inner {
         let mut metrics = group.raft.metrics();
         let heir = {
             let now = metrics.borrow_watched();
-            let replicated = now.replication.as_ref().filter(|_| now.current_leader == Some(self.node.0));
-            let voters: Vec<u64> = now.membership_config.voter_ids().filter(|&id| id != self.node.0).collect();
-            replicated.and_then(|progress| voters.into_iter().max_by_key(|id| progress.get(id).copied().flatten()))
+            let replicated =
+                now.replication.as_ref().filter(|_| now.current_leader == Some(self.node.0));
+            let voters: Vec<u64> =
+                now.membership_config.voter_ids().filter(|&id| id != self.node.0).collect();
+            replicated.and_then(|progress| {
+                voters.into_iter().max_by_key(|id| progress.get(id).copied().flatten())
+            })
         };
         let Some(heir) = heir else { return };
         if group.raft.trigger().transfer_leader(heir).await.is_err() {
             return;
         }
         let handed = async {
-            while metrics.borrow_watched().current_leader == Some(self.node.0) && metrics.changed().await.is_ok() {}
+            while metrics.borrow_watched().current_leader == Some(self.node.0)
+                && metrics.changed().await.is_ok()
+            {}
         };
         if self.host.clock.timeout(TRANSFER_PATIENCE, handed).await.is_err() {
             tracing::warn!(range = %group.descriptor.id, "nobody took over leadership in time");
@@ -688,8 +760,21 @@ impl Inner {
     }
 }
 
+/// Whether a read visits many rows: those run where they may block, a point read costs less than the way there.
+fn is_long(query: &RangeQuery) -> bool {
+    match query {
+        RangeQuery::Object { .. } | RangeQuery::Pieces { .. } | RangeQuery::Usage { .. } => false,
+        RangeQuery::List(_)
+        | RangeQuery::ListUploads { .. }
+        | RangeQuery::Upload { .. }
+        | RangeQuery::Collectable { .. }
+        | RangeQuery::Missing { .. } => true,
+    }
+}
+
 fn reader_of(group: &Group) -> Result<Reader, NotDone> {
-    let closed = || NotDone::Busy { retry_after_ms: 50, reason: "the range is being opened".to_owned() };
+    let closed =
+        || NotDone::Busy { retry_after_ms: 50, reason: "the range is being opened".to_owned() };
     group.state.reader().ok_or_else(closed)
 }
 
@@ -700,21 +785,26 @@ fn view_failed(error: &CatalogError) -> NotDone {
 async fn elect_first_leader(node: Arc<Inner>, group: Arc<Group>, founder: Option<NodeId>) {
     let raft = &group.raft;
     let fresh = !matches!(raft.is_initialized().await, Ok(true));
-    if fresh && founder == Some(node.node) {
-        let members: BTreeMap<u64, _> = group.descriptor.voters.iter().map(|id| (id.0, peer_node())).collect();
+    let founds = fresh && founder == Some(node.node);
+    if founds {
+        let members: BTreeMap<u64, _> =
+            group.descriptor.voters.iter().map(|id| (id.0, peer_node())).collect();
         if let Err(error) = raft.initialize(members).await {
             tracing::warn!(range = %group.descriptor.id, %error, "the range was not founded here");
         }
     }
     // a single voter need not wait for anybody, at no start
     let alone = group.descriptor.voters.len() == 1;
-    if !alone && !(fresh && founder == Some(node.node)) {
+    if !alone && !founds {
         return;
     }
+    // the other founders may still be starting; on a slow disk an election takes longer than the first pauses
+    let mut pause = FOUNDING_PERIOD;
     while group.leader().is_none() && !node.is_stopping() && !node.host.shutdown.is_requested() {
         if raft.trigger().elect(!alone).await.is_err() {
             return;
         }
-        node.host.clock.sleep(FOUNDING_PERIOD).await;
+        node.host.clock.sleep(pause).await;
+        pause = (pause * 2).min(FOUNDING_PERIOD_MAX);
     }
 }

@@ -13,8 +13,8 @@ pub(crate) use openraft::async_runtime::WatchReceiver;
 pub(crate) use openraft::base::{BoxFuture, BoxStream};
 pub(crate) use openraft::entry::RaftEntry;
 pub(crate) use openraft::errors::{
-    ClientWriteError, ForwardReason, LinearizableReadError, NetworkError, RPCError,
-    RaftError, ReplicationClosed, StreamingError, Timeout, Unreachable,
+    ClientWriteError, ForwardReason, LinearizableReadError, NetworkError, RPCError, RaftError,
+    ReplicationClosed, StreamingError, Timeout, Unreachable,
 };
 pub(crate) use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory};
 pub(crate) use openraft::raft::{
@@ -122,7 +122,10 @@ pub(crate) const APPEND_ENTRIES_MAX: u64 = 64;
 const SNAPSHOT_PATIENCE: Duration = Duration::from_secs(600);
 
 /// The library's configuration of a group, or why it is refused.
-pub(crate) fn library_config(name: String, timing: Timing) -> Result<Arc<openraft::Config>, String> {
+pub(crate) fn library_config(
+    name: String,
+    timing: Timing,
+) -> Result<Arc<openraft::Config>, String> {
     let millis = |span: Duration| u64::try_from(span.as_millis()).unwrap_or(u64::MAX);
     let config = openraft::Config {
         cluster_name: name,

@@ -38,17 +38,25 @@ impl RaftService {
         let (envelope, message) = read_message(frame.body).map_err(|error| malformed(&error))?;
         self.check(&envelope)?;
         let group = self.0.group(RangeId(frame.range));
-        let group = group.ok_or_else(|| Status::not_found(format!("range-{} is not on this node", frame.range)))?;
+        let group = group.ok_or_else(|| {
+            Status::not_found(format!("range-{} is not on this node", frame.range))
+        })?;
         Ok((group, message))
     }
 
     fn check(&self, envelope: &Envelope) -> Result<(), Status> {
         let here = &self.0;
         if envelope.cluster != here.cluster {
-            return Err(Status::failed_precondition(format!("this node belongs to cluster {}", here.cluster)));
+            return Err(Status::failed_precondition(format!(
+                "this node belongs to cluster {}",
+                here.cluster
+            )));
         }
         if envelope.to != here.node.0 {
-            return Err(Status::failed_precondition(format!("this is {}, not node-{}", here.node, envelope.to)));
+            return Err(Status::failed_precondition(format!(
+                "this is {}, not node-{}",
+                here.node, envelope.to
+            )));
         }
         if here.peers.is_stale(envelope.from, envelope.incarnation) {
             return Err(Status::failed_precondition(format!(
@@ -66,7 +74,8 @@ pub(crate) struct Incarnations(Mutex<std::collections::BTreeMap<u64, Arc<AtomicU
 
 impl Incarnations {
     fn is_stale(&self, peer: u64, incarnation: u64) -> bool {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(peer).or_default().clone();
+        let known =
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(peer).or_default().clone();
         known.fetch_max(incarnation, Ordering::Relaxed) > incarnation
     }
 }
@@ -75,7 +84,10 @@ impl Incarnations {
 impl raft_server::Raft for RaftService {
     type AppendStream = BoxStream<'static, Result<Frame, Status>>;
 
-    async fn append(&self, request: Request<Streaming<Frame>>) -> Result<Response<Self::AppendStream>, Status> {
+    async fn append(
+        &self,
+        request: Request<Streaming<Frame>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
         let mut frames = request.into_inner();
         let Some(first) = frames.message().await? else {
             return Ok(Response::new(Box::pin(futures::stream::empty())));
@@ -83,15 +95,21 @@ impl raft_server::Raft for RaftService {
         let range = first.range;
         let (group, message) = self.open(first)?;
         let commits = Arc::new(Mutex::new(VecDeque::new()));
-        let inbound =
-            Inbound { service: Self(self.0.clone()), range, first: Some(message), frames, commits: commits.clone() };
+        let inbound = Inbound {
+            service: Self(self.0.clone()),
+            range,
+            first: Some(message),
+            frames,
+            commits: commits.clone(),
+        };
         let appends = futures::stream::unfold(inbound, |mut inbound| async move {
             inbound.next().await.map(|append| (append, inbound))
         });
         let watched = group.clone();
         let answers = group.raft.stream_append(appends).map(move |answer| {
             let result = answer.map_err(|fatal| Status::unavailable(fatal.to_string()))?;
-            let commit = commits.lock().unwrap_or_else(PoisonError::into_inner).pop_front().flatten();
+            let commit =
+                commits.lock().unwrap_or_else(PoisonError::into_inner).pop_front().flatten();
             watch_recovery(&watched, &result, commit);
             Ok(Frame { range, body: append_result_bytes(&result), last: false })
         });
@@ -107,16 +125,23 @@ impl raft_server::Raft for RaftService {
             return Err(Status::invalid_argument("a vote was expected"));
         };
         if !group.may_vote() {
-            return Err(Status::unavailable("the log's tail was torn: no vote until a leader has caught this node up"));
+            return Err(Status::unavailable(
+                "the log's tail was torn: no vote until a leader has caught this node up",
+            ));
         }
-        let voted = if pre { group.raft.pre_vote(request).await } else { group.raft.vote(request).await };
+        let voted =
+            if pre { group.raft.pre_vote(request).await } else { group.raft.vote(request).await };
         let response = voted.map_err(|error| Status::unavailable(error.to_string()))?;
         Ok(Response::new(Frame { range, body: vote_response_bytes(&response), last: false }))
     }
 
-    async fn install_snapshot(&self, request: Request<Streaming<Frame>>) -> Result<Response<Frame>, Status> {
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<Frame>>,
+    ) -> Result<Response<Frame>, Status> {
         let mut frames = request.into_inner();
-        let first = frames.message().await?.ok_or_else(|| Status::invalid_argument("no frame came"))?;
+        let first =
+            frames.message().await?.ok_or_else(|| Status::invalid_argument("no frame came"))?;
         let range = first.range;
         let (group, message) = self.open(first)?;
         let Message::Snapshot { vote, last, membership, length } = message else {
@@ -244,7 +269,9 @@ fn reply(result: Result<Bytes, NotDone>) -> Response<MetadataReply> {
         Ok(body) => ReplyResult::Body(body),
         Err(NotDone::Leader(node)) => ReplyResult::Leader(node.map_or(0, |node| node.0)),
         Err(NotDone::Epoch(epoch)) => ReplyResult::Epoch(epoch.map_or(0, |epoch| epoch.0)),
-        Err(NotDone::Busy { retry_after_ms, reason }) => ReplyResult::Busy(Busy { retry_after_ms, reason }),
+        Err(NotDone::Busy { retry_after_ms, reason }) => {
+            ReplyResult::Busy(Busy { retry_after_ms, reason })
+        }
         Err(NotDone::Unknown(why)) => ReplyResult::Unknown(why),
     };
     Response::new(MetadataReply { result: Some(result) })
@@ -260,30 +287,45 @@ fn write_body<T: Versioned>(value: &T) -> Bytes {
 
 #[tonic::async_trait]
 impl metadata_server::Metadata for MetadataService {
-    async fn execute(&self, request: Request<MetadataRequest>) -> Result<Response<MetadataReply>, Status> {
+    async fn execute(
+        &self,
+        request: Request<MetadataRequest>,
+    ) -> Result<Response<MetadataReply>, Status> {
         let MetadataRequest { range, epoch, body } = request.into_inner();
         let bytes = body.len();
         let result = if RangeId(range) == RangeId::ROOT {
             self.0.root_execute(read_body(&body)?, bytes).await.map(|outcome| write_body(&outcome))
         } else {
-            self.0.execute(RangeId(range), Epoch(epoch), read_body(&body)?, bytes).await.map(|outcome| write_body(&outcome))
+            self.0
+                .execute(RangeId(range), Epoch(epoch), read_body(&body)?, bytes)
+                .await
+                .map(|outcome| write_body(&outcome))
         };
         Ok(reply(result))
     }
 
-    async fn query(&self, request: Request<MetadataRequest>) -> Result<Response<MetadataReply>, Status> {
+    async fn query(
+        &self,
+        request: Request<MetadataRequest>,
+    ) -> Result<Response<MetadataReply>, Status> {
         let MetadataRequest { range, epoch, body } = request.into_inner();
         let result = if RangeId(range) == RangeId::ROOT {
             self.0.root_query(read_body(&body)?).await.map(|answer| write_body(&answer))
         } else {
-            self.0.query(RangeId(range), Epoch(epoch), read_body(&body)?).await.map(|answer| write_body(&answer))
+            self.0
+                .query(RangeId(range), Epoch(epoch), read_body(&body)?)
+                .await
+                .map(|answer| write_body(&answer))
         };
         Ok(reply(result))
     }
 }
 
 /// The two services, with their limits.
-pub(crate) fn add_routes(inner: &Arc<Inner>, routes: tonic::service::Routes) -> tonic::service::Routes {
+pub(crate) fn add_routes(
+    inner: &Arc<Inner>,
+    routes: tonic::service::Routes,
+) -> tonic::service::Routes {
     let raft = raft_server::RaftServer::new(RaftService(inner.clone()))
         .max_decoding_message_size(FRAME_BYTES_MAX)
         .max_encoding_message_size(FRAME_BYTES_MAX);

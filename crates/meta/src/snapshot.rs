@@ -106,9 +106,7 @@ impl SnapshotFile {
         let mut opened =
             Self { path: path.to_owned(), file, length, contents, sums: Sums::default(), body };
         let mut sums = Sums::default();
-        opened.chunks(&mut |chunk| {
-            rows_of(&chunk, &mut |key, value| sums.add(&key, &value))
-        })?;
+        opened.chunks(&mut |chunk| rows_of(&chunk, &mut |key, value| sums.add(&key, &value)))?;
         opened.check_trailer(sums)?;
         opened.sums = sums;
         Ok(opened)
@@ -126,7 +124,7 @@ impl SnapshotFile {
             failed = take(rows);
             if failed.is_err() { Err("the taker failed".to_owned()) } else { Ok(()) }
         })
-        .or_else(|error| failed.and(Err(error.into())))
+        .or_else(|error| failed.and_then(|()| Err(error.into())))
     }
 
     fn damaged(&self, detail: impl Into<String>) -> SnapshotError {
@@ -146,12 +144,18 @@ impl SnapshotFile {
             number += 1;
             visit(chunk).map_err(|detail| self.damaged(detail))?;
         }
-        if at == trailer_at { Ok(()) } else { Err(self.damaged("a chunk reaches into the trailer")) }
+        if at == trailer_at {
+            Ok(())
+        } else {
+            Err(self.damaged("a chunk reaches into the trailer"))
+        }
     }
 
     fn chunk(&self, at: u64, number: u32) -> Result<Bytes, SnapshotError> {
         let read = |buffer: &mut [u8], at| {
-            self.file.read_exact_at(buffer, at).map_err(|error| SnapshotError::Disk(self.path.clone(), error))
+            self.file
+                .read_exact_at(buffer, at)
+                .map_err(|error| SnapshotError::Disk(self.path.clone(), error))
         };
         let mut head = [0; CHUNK_HEAD_BYTES];
         read(&mut head, at)?;
@@ -279,10 +283,21 @@ pub(crate) struct SnapshotWriter {
 
 impl SnapshotWriter {
     /// Begins a file; one that an earlier crash left under this name is replaced.
-    pub(crate) fn create(disk: &dyn Disk, path: &Path, contents: &Contents) -> Result<Self, SnapshotError> {
-        let file = create(disk, path).map_err(|error| SnapshotError::Disk(path.to_owned(), error))?;
-        let mut writer =
-            Self { file, path: path.to_owned(), at: 0, chunk: Vec::new(), number: 0, sums: Sums::default() };
+    pub(crate) fn create(
+        disk: &dyn Disk,
+        path: &Path,
+        contents: &Contents,
+    ) -> Result<Self, SnapshotError> {
+        let file =
+            create(disk, path).map_err(|error| SnapshotError::Disk(path.to_owned(), error))?;
+        let mut writer = Self {
+            file,
+            path: path.to_owned(),
+            at: 0,
+            chunk: Vec::new(),
+            number: 0,
+            sums: Sums::default(),
+        };
         writer.put(&header_bytes(contents))?;
         Ok(writer)
     }
@@ -358,7 +373,11 @@ impl Snapshots {
     /// The newest snapshot, verified; `None`: there is none.
     pub(crate) fn newest(&self) -> Result<Option<SnapshotFile>, SnapshotError> {
         let path = self.path("snapshot");
-        if self.disk.exists(&path) { SnapshotFile::open(&*self.disk, &path, self.range).map(Some) } else { Ok(None) }
+        if self.disk.exists(&path) {
+            SnapshotFile::open(&*self.disk, &path, self.range).map(Some)
+        } else {
+            Ok(None)
+        }
     }
 
     /// Begins one of our own state.
@@ -442,7 +461,8 @@ mod tests {
 
     const HEADER_SUM: [u8; 4] = [60, 77, 44, 189];
     const CHUNK_SUM: [u8; 4] = [242, 27, 51, 146];
-    const ROW_HASH: [u8; 16] = [37, 44, 78, 241, 29, 69, 57, 26, 229, 186, 78, 91, 226, 77, 115, 242];
+    const ROW_HASH: [u8; 16] =
+        [37, 44, 78, 241, 29, 69, 57, 26, 229, 186, 78, 91, 226, 77, 115, 242];
     const TRAILER_SUM: [u8; 4] = [216, 197, 81, 159];
 
     #[test]

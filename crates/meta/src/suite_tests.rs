@@ -28,13 +28,17 @@ impl StoreBuilder<Types, LogStore, Machine, ()> for Stores {
         let descriptor = RangeDescriptor {
             id: RangeId(id),
             epoch: Epoch(1),
-            interval: Interval { start: KeyPoint::least(), end: Some(KeyPoint::new(BucketId(9), [])) },
+            interval: Interval {
+                start: KeyPoint::least(),
+                end: Some(KeyPoint::new(BucketId(9), [])),
+            },
             voters: Vec::new(),
         };
         let record = Record::Created { first: Vec::new().into() };
         self.wal.submit_durable(RangeId(id), record).await.expect("created");
         let log = LogStore::new(self.wal.clone(), RangeId(id), self.host.clock.clone());
-        let snapshots = Snapshots::new(self.host.disk.clone(), self.directory.path().to_owned(), id);
+        let snapshots =
+            Snapshots::new(self.host.disk.clone(), self.directory.path().to_owned(), id);
         let map = Arc::new(MemMap::default());
         let state = State::open(&self.host, map, descriptor, snapshots, self.wal.clone(), 0);
         let machine = Machine::new(Arc::new(state.expect("no snapshot yet"))).expect("empty");

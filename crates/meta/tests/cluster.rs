@@ -159,7 +159,11 @@ impl Cluster {
                     done => return done,
                 }
             }
-            assert!(self.host.clock.now() - began < PATIENCE, "no node did it: {:?}", self.nodes.values().map(|n| n.meta.status()).collect::<Vec<_>>());
+            assert!(
+                self.host.clock.now() - began < PATIENCE,
+                "no node did it: {:?}",
+                self.nodes.values().map(|n| n.meta.status()).collect::<Vec<_>>()
+            );
             self.host.clock.sleep(Duration::from_millis(10)).await;
         }
     }
@@ -326,17 +330,23 @@ async fn a_lagging_follower_gets_a_snapshot_and_a_lost_map_is_rebuilt() {
     for number in 0..200 {
         cluster.put(&format!("key-{number}"), number).await;
     }
-    cluster.wait("the log is purged", |cluster| {
-        cluster.nodes.keys().all(|&node| {
-            let status = cluster.status(node, RANGE);
-            // R8: nothing is purged but below a snapshot
-            assert!(status.purged <= status.snapshot && status.snapshot <= status.applied, "{status:?}");
-            status.purged > Some(64)
+    cluster
+        .wait("the log is purged", |cluster| {
+            cluster.nodes.keys().all(|&node| {
+                let status = cluster.status(node, RANGE);
+                // R8: nothing is purged but below a snapshot
+                assert!(
+                    status.purged <= status.snapshot && status.snapshot <= status.applied,
+                    "{status:?}"
+                );
+                status.purged > Some(64)
+            })
         })
-    })
-    .await;
+        .await;
     cluster.boot(lagging).await;
-    cluster.wait("the snapshot arrives", |cluster| cluster.status(lagging, RANGE).snapshot.is_some()).await;
+    cluster
+        .wait("the snapshot arrives", |cluster| cluster.status(lagging, RANGE).snapshot.is_some())
+        .await;
     cluster.put("last", 1000).await;
     cluster.converge().await;
 
@@ -363,7 +373,11 @@ async fn concurrent_commands_share_entries_and_a_wrong_epoch_is_told() {
         meta.execute(RANGE, EPOCH, command)
     });
     let replies = futures::future::join_all(puts).await;
-    assert!(replies.iter().all(|reply| matches!(reply, Ok(CommandReply { outcome: Outcome::Applied(_), .. }))));
+    assert!(
+        replies
+            .iter()
+            .all(|reply| matches!(reply, Ok(CommandReply { outcome: Outcome::Applied(_), .. })))
+    );
     let entries = cluster.status(leader, RANGE).last.expect("entries") - before;
     assert!(entries < 50, "{entries} entries for 500 commands");
 
@@ -372,7 +386,11 @@ async fn concurrent_commands_share_entries_and_a_wrong_epoch_is_told() {
     assert_eq!(epoch, Err(NotDone::Epoch(Some(EPOCH))));
     assert_eq!(meta.execute(RangeId(77), EPOCH, command.clone()).await, Err(NotDone::Epoch(None)));
     let follower = cluster.voters.iter().copied().find(|&node| node != leader).expect("three");
-    cluster.wait("the follower knows", |cluster| cluster.status(follower, RANGE).leader == Some(leader)).await;
+    cluster
+        .wait("the follower knows", |cluster| {
+            cluster.status(follower, RANGE).leader == Some(leader)
+        })
+        .await;
     let asked = cluster.nodes[&follower].meta.execute(RANGE, EPOCH, command).await;
     assert_eq!(asked, Err(NotDone::Leader(Some(leader))));
     cluster.stop_all().await;
