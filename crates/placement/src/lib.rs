@@ -1,1 +1,18 @@
-//! ashlar-placement
+//! Where shards live: groups of homes, made by weights, zones and the ring, and the group of each new extent.
+//!
+//! - [`extend`] and [`rebalance`] compute a difference of the tables; the root commits it, nobody recomputes it.
+//! - [`validate`] is what the root's apply asks of a table.
+//! - [`Chooser`] is what a gateway asks for each extent.
+//!
+//! The only crate that names `consistent_hash`. No I/O, no clock, no randomness: the same map gives the same plan.
+
+mod choose;
+mod domains;
+mod plan;
+mod ring;
+mod solver;
+mod validate;
+
+pub use choose::{Chooser, PerMille};
+pub use plan::{Settings, extend, profiles, rebalance};
+pub use validate::{BadPlacement, validate, validate_group};
