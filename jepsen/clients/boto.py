@@ -210,7 +210,8 @@ def presigned_get_and_put(cluster):
         equal((answer.headers["content-type"], answer.headers["content-disposition"]), ("text/x-mine", "attachment"), "overrides")
         assert answer.read() == data
     expired = s3.generate_presigned_url("get_object", Params={"Bucket": BUCKET, "Key": "pre/signed"}, ExpiresIn=1)
-    for address, code in [(url.replace("X-Amz-Signature=", "X-Amz-Signature=0"), "SignatureDoesNotMatch"), (expired, "AccessDenied")]:
+    forged = url[:-1] + ("1" if url.endswith("0") else "0")
+    for address, code in [(forged, "SignatureDoesNotMatch"), (expired, "AccessDenied")]:
         if address == expired:
             time.sleep(2.1)  # the address lives one second of the gateway's clock
         answer = fetch(address)

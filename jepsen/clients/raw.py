@@ -32,6 +32,8 @@ def signed_headers(cluster, method, url, headers, body, at=None, region=None, ke
     request = AWSRequest(method=method, url=url, headers=headers, data=body)
     if unsigned:
         request.context["client_config"] = Config(s3={"payload_signing_enabled": False})
+    if headers.get("x-amz-content-sha256") == "STREAMING-UNSIGNED-PAYLOAD-TRAILER":
+        request.context["checksum"] = {"request_algorithm": {"in": "trailer"}}
     signer = S3SigV4Auth(Credentials(access_key, secret_key), "s3", region or cluster.region)
     if at is None:
         signer.add_auth(request)
