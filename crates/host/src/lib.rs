@@ -9,12 +9,14 @@ mod clock;
 mod disk;
 mod network;
 mod random;
+mod sim_disk;
 mod tasks;
 
 pub use clock::{Clock, Elapsed, Monotonic, RealClock};
 pub use disk::{Disk, DiskUsage, File, OpenMode, RealDisk};
 pub use network::{Connection, Listener, Network, RealNetwork};
 pub use random::{Random, RealRandom, SeededRandom};
+pub use sim_disk::{CutStyle, SimDisk};
 pub use tasks::{RealTasks, Shutdown, TaskHandle, TaskKind, Tasks};
 
 use std::sync::Arc;
