@@ -26,7 +26,7 @@ mod txn;
 mod upload;
 
 pub use key::system_key;
-pub use map::{MapError, OrderedMap, View, Writes};
+pub use map::{MapError, OrderedMap, View, Visit, Writes};
 pub use range::{Range, export, owned_intervals};
 pub use root::{Root, root_export, root_owned_intervals};
 

@@ -11,18 +11,16 @@ use std::ops::ControlFlow;
 #[error("the ordered map failed: {0}")]
 pub struct MapError(pub String);
 
+/// What a scan calls with each row's key and value.
+pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
+
 /// One state of the map: it does not change while it is held.
 pub trait View: Send {
     /// The value under `key`.
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>, MapError>;
 
     /// Visits the rows from `from` up to and without `to` (`None`: to the end), in byte order, until the visitor breaks.
-    fn scan(
-        &self,
-        from: &[u8],
-        to: Option<&[u8]>,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), MapError>;
+    fn scan(&self, from: &[u8], to: Option<&[u8]>, visit: Visit<'_>) -> Result<(), MapError>;
 }
 
 /// Rows to write (`Some`) or remove (`None`), each key once.

@@ -1,4 +1,5 @@
-//! What a change of the placement groups makes of the cluster map, and whether it may be.
+//! What a change of the placement groups makes of the cluster map, and whether it may be. What holds for every table is
+//! judged by `ashlar_placement::validate`; here is what depends on the step: nothing is placed on a dead disk.
 //!
 //! A slot that is moved keeps its old home until the move is named a second time: the first time it is noted as moving,
 //! so that the shard is copied, verified and committed before anything is dropped (D4).
@@ -28,12 +29,8 @@ pub(crate) fn place(
         group.epoch = group.epoch.next();
         changed.insert(id);
     }
-    if let Some(wide) = diff.wide {
-        if map.groups_of(wide).next().is_none() {
-            return Err(format!("there is no placement group of the wide profile {wide}"));
-        }
-        map.wide = Some(wide);
-    }
+    map.wide = diff.wide.or(map.wide);
+    ashlar_placement::validate(map).map_err(|bad| bad.to_string())?;
     Ok(changed.iter().filter_map(|id| map.groups.get(id).cloned()).collect())
 }
 
@@ -43,19 +40,11 @@ fn group(map: &mut ClusterMap, id: PgId) -> Result<&mut PlacementGroup, String> 
 
 fn check_new(map: &ClusterMap, group: &PlacementGroup) -> Result<(), String> {
     let id = group.id;
-    let width = usize::from(group.profile.data) + usize::from(group.profile.parity);
     if map.groups.contains_key(&id) {
         return Err(format!("{id} exists"));
     }
-    if group.profile.data == 0 || width > 32 || group.homes.len() != width {
-        return Err(format!("{id} has {} homes for {}", group.homes.len(), group.profile));
-    }
     if group.moving.is_some() {
         return Err(format!("{id} is new, it has nothing to move"));
-    }
-    let distinct: BTreeSet<DiskId> = group.homes.iter().copied().collect();
-    if distinct.len() != width {
-        return Err(format!("{id} has two homes on one disk"));
     }
     group.homes.iter().try_for_each(|&disk| check_home(map, disk))
 }

@@ -62,13 +62,13 @@ impl Range {
     /// The range as its rows in `view` say; `None`: it has none there.
     pub fn load(view: &dyn View, id: RangeId) -> Result<Option<Self>, CatalogError> {
         let txn = Txn::new(view);
-        let missing = CatalogError::Inconsistent("a row of a range's head is missing");
+        let missing = || CatalogError::Inconsistent("a row of a range's head is missing");
         let Some(DescriptorRow(descriptor)) = txn.get(&key::state(id, DESCRIPTOR_FIELD))? else {
             return Ok(None);
         };
-        let head: HeadRow = txn.get(&key::state(id, HEAD_FIELD))?.ok_or(missing.clone())?;
-        let floor: FloorRow = txn.get(&key::state(id, FLOOR_FIELD))?.ok_or(missing.clone())?;
-        let HashRow(hash) = txn.get(&key::state(id, HASH_FIELD))?.ok_or(missing)?;
+        let head: HeadRow = txn.get(&key::state(id, HEAD_FIELD))?.ok_or_else(missing)?;
+        let floor: FloorRow = txn.get(&key::state(id, FLOOR_FIELD))?.ok_or_else(missing)?;
+        let HashRow(hash) = txn.get(&key::state(id, HASH_FIELD))?.ok_or_else(missing)?;
         if head.apply_version > APPLY_VERSION {
             return Err(CatalogError::ApplyVersion { found: head.apply_version });
         }

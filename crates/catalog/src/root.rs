@@ -231,9 +231,9 @@ impl Root {
     }
 
     fn load_row(&mut self, row: &[u8], value: &[u8]) -> Result<(), CatalogError> {
-        let malformed = CatalogError::Inconsistent("a root row's key");
-        let [_, field, id @ ..] = row else { return Err(malformed) };
-        let short = || key::read_u64(id).ok_or(malformed.clone());
+        let malformed = || CatalogError::Inconsistent("a root row's key");
+        let [_, field, id @ ..] = row else { return Err(malformed()) };
+        let short = || key::read_u64(id).ok_or_else(malformed);
         let map = Arc::make_mut(&mut self.map);
         match *field {
             field::HEAD => {}
@@ -263,7 +263,7 @@ impl Root {
                 self.sessions.insert(SessionId(short()?), decode(value)?);
             }
             field::TOKEN => {
-                let hash = id.try_into().map_err(|_| malformed.clone())?;
+                let hash = id.try_into().map_err(|_| malformed())?;
                 self.tokens.insert(hash, decode::<TokenRow>(value)?.0);
             }
             field::ANSWER => {

@@ -52,7 +52,10 @@ fn rows_of_format_1() {
 
 #[test]
 fn the_state_hash_of_format_1() {
-    assert_eq!(format!("{:032x}", crate::txn::row_hash(b"key", b"value")), "e84582f5c8fe2c1351ad8f295ea71283");
+    assert_eq!(
+        format!("{:032x}", crate::txn::row_hash(b"key", b"value")),
+        "e84582f5c8fe2c1351ad8f295ea71283"
+    );
 }
 
 fn hex(bytes: &[u8]) -> String {

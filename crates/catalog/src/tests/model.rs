@@ -43,11 +43,16 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
+/// Number -> length and content.
+type Parts = BTreeMap<u16, (u64, u128)>;
+/// What an operation does to the model, and whether it is applied at all.
+type Change = Box<dyn FnOnce(&mut Model) -> bool>;
+
 #[derive(Default)]
 struct Model {
     objects: BTreeMap<&'static str, (Etag, u64)>,
     /// By key: the upload that is open, and its parts.
-    uploads: BTreeMap<&'static str, (u128, BTreeMap<u16, (u64, u128)>)>,
+    uploads: BTreeMap<&'static str, (u128, Parts)>,
     named: BTreeSet<ExtentId>,
     collected: BTreeSet<ExtentId>,
     fresh: u64,
@@ -65,7 +70,7 @@ impl Model {
             Content { tail: bytes::Bytes::from_static(b"tail"), ..Content::default() };
         for _ in 0..count {
             let counter = self.fresh();
-            let missing: &[u8] = if counter % 3 == 0 { &[1] } else { &[] };
+            let missing: &[u8] = if counter.is_multiple_of(3) { &[1] } else { &[] };
             content.extents.push(extent(counter, counter % 5 + 1, missing));
         }
         self.named.extend(content.extents.iter().map(|extent| extent.id));
@@ -73,7 +78,7 @@ impl Model {
     }
 
     fn condition(&self, key: &str, choice: u8) -> WriteCondition {
-        let current = self.objects.get(key).map_or(etag(0), |(etag, _)| *etag);
+        let current = self.objects.get(key).map_or_else(|| etag(0), |(etag, _)| *etag);
         [
             WriteCondition::Always,
             WriteCondition::Absent,
@@ -95,7 +100,7 @@ fn wide_etag(number: u64) -> Etag {
 
 fn run(range: &mut Replicas, model: &mut Model, act: &Act) {
     let key = |index: usize| KEYS[index];
-    let (op, change): (RangeOp, Box<dyn FnOnce(&mut Model) -> bool>) = match *act {
+    let (op, change): (RangeOp, Change) = match *act {
         Act::Put { key: index, extents, condition } => {
             let key = key(index);
             let mut op = put(key, 0, model.content(extents));

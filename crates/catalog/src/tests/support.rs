@@ -3,11 +3,11 @@
 
 use crate::key::family;
 use crate::txn::row_hash;
-use crate::{MapError, Range, View, Writes, export};
+use crate::{MapError, Range, View, Visit, Writes, export};
 use ashlar_types::*;
 use bytes::Bytes;
 use std::collections::BTreeMap;
-use std::ops::{Bound, ControlFlow};
+use std::ops::Bound;
 
 pub(crate) const BUCKET: BucketId = BucketId(7);
 pub(crate) const EPOCH: Epoch = Epoch(1);
@@ -36,12 +36,7 @@ impl View for Rows {
         Ok(self.0.get(key).cloned())
     }
 
-    fn scan(
-        &self,
-        from: &[u8],
-        to: Option<&[u8]>,
-        visit: &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>,
-    ) -> Result<(), MapError> {
+    fn scan(&self, from: &[u8], to: Option<&[u8]>, visit: Visit<'_>) -> Result<(), MapError> {
         let to = to.map_or(Bound::Unbounded, Bound::Excluded);
         for (key, value) in self.0.range::<[u8], _>((Bound::Included(from), to)) {
             if visit(key, value).is_break() {
