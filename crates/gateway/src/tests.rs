@@ -328,7 +328,6 @@ async fn the_port_answers_keeps_connections_and_stops() {
     let host = Host::real();
     let listener = host.network.listen("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let serving = tokio::task::LocalSet::new();
     let port = serve(host.clone(), listener, None, gateway(&Fake::default()));
     let client = async {
         let mut stream = host.network.connect(&address).await.unwrap();
@@ -348,7 +347,7 @@ async fn the_port_answers_keeps_connections_and_stops() {
         host.shutdown.request();
         assert_eq!(talk(&mut stream, "", "never").await, "", "an idle connection is closed");
     };
-    serving.run_until(async { tokio::join!(port, client) }).await;
+    Box::pin(async { tokio::join!(port, client) }).await;
 }
 
 #[test]

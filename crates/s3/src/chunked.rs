@@ -189,7 +189,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn decode(body: &[u8], cut: usize) -> S3Result<(Vec<u8>, Vec<(String, String)>)> {
+    type Decoded = (Vec<u8>, Vec<(String, String)>);
+
+    fn decode(body: &[u8], cut: usize) -> S3Result<Decoded> {
         let mut decoder = Decoder::new(None, true);
         let mut payload = Vec::new();
         for piece in body.chunks(cut.max(1)) {
