@@ -30,6 +30,8 @@ use std::time::Duration;
 const FIRST_RANGES: u64 = 8;
 /// How long a leader waits for another one when it stops.
 const TRANSFER_PATIENCE: Duration = Duration::from_millis(1500);
+/// How long one that was asked to lead may take before it is asked again.
+const TRANSFER_RETRY: Duration = Duration::from_millis(200);
 /// How long tasks of a stopped group may take to let go of the map.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 /// How often a founder asks for an election until its group has its first leader.
@@ -732,31 +734,37 @@ impl Inner {
         }
     }
 
-    /// Leadership goes to the voter that has most of the log.
+    /// Leadership goes to the voter that has most of the log; one that lacks the newest entry refuses, and is asked again.
     async fn hand_over(&self, group: &Group) {
+        let began = self.host.clock.now();
         let mut metrics = group.raft.metrics();
-        let heir = {
-            let now = metrics.borrow_watched();
-            let replicated =
-                now.replication.as_ref().filter(|_| now.current_leader == Some(self.node.0));
-            let voters: Vec<u64> =
-                now.membership_config.voter_ids().filter(|&id| id != self.node.0).collect();
-            replicated.and_then(|progress| {
-                voters.into_iter().max_by_key(|id| progress.get(id).copied().flatten())
-            })
-        };
-        let Some(heir) = heir else { return };
-        if group.raft.trigger().transfer_leader(heir).await.is_err() {
-            return;
+        while let Some(heir) = self.heir(group) {
+            if self.host.clock.now() - began > TRANSFER_PATIENCE {
+                tracing::warn!(range = %group.descriptor.id, "nobody took over leadership in time");
+                return;
+            }
+            if group.raft.trigger().transfer_leader(heir).await.is_err() {
+                return;
+            }
+            let handed = async {
+                while metrics.borrow_watched().current_leader == Some(self.node.0)
+                    && metrics.changed().await.is_ok()
+                {}
+            };
+            if self.host.clock.timeout(TRANSFER_RETRY, handed).await.is_err() {
+                tracing::debug!(range = %group.descriptor.id, heir, "asked again to lead");
+            }
         }
-        let handed = async {
-            while metrics.borrow_watched().current_leader == Some(self.node.0)
-                && metrics.changed().await.is_ok()
-            {}
-        };
-        if self.host.clock.timeout(TRANSFER_PATIENCE, handed).await.is_err() {
-            tracing::warn!(range = %group.descriptor.id, "nobody took over leadership in time");
-        }
+    }
+
+    /// Who should lead after this node; `None`: it leads no more, or is alone.
+    fn heir(&self, group: &Group) -> Option<u64> {
+        let metrics = group.raft.metrics();
+        let now = metrics.borrow_watched();
+        let progress =
+            now.replication.as_ref().filter(|_| now.current_leader == Some(self.node.0))?;
+        let others = now.membership_config.voter_ids().filter(|&id| id != self.node.0);
+        others.max_by_key(|id| progress.get(id).copied().flatten())
     }
 }
 
