@@ -3,7 +3,9 @@
 
 use crate::Failure;
 use crate::inner::Inner;
-use ashlar_types::{ClusterMap, ExtentId, PgId, PlacementGroup, Profile, SMALL_EXTENT_BYTES_MAX};
+use ashlar_types::{
+    ClusterMap, DiskId, ExtentId, PgId, PlacementGroup, Profile, SMALL_EXTENT_BYTES_MAX,
+};
 use std::collections::BTreeSet;
 
 /// The profiles for an extent of `length` bytes, the wanted one first.
@@ -36,43 +38,42 @@ impl Inner {
                 return Err(Failure::unavailable("there are no placement groups yet"));
             }
         }
-        let map = self.map.load_full();
-        let mut saw_full = false;
+        let (map, chooser) = (self.map.load_full(), self.chooser.load_full());
+        let live = |disk| self.health.is_writable(&map, disk);
+        let free = |disk| self.health.free_per_mille(disk);
         for profile in profiles(&map, length) {
-            let mut short = None;
-            for group in ordered(&map, profile, id).filter(|group| !tried.contains(&group.id)) {
-                let live = self.live_homes(&map, group);
-                if live == usize::from(profile.width()) {
-                    return Ok(group.clone());
-                }
-                if live >= usize::from(profile.acks_min()) && short.is_none() {
-                    short = Some(group);
-                }
-                saw_full |= group.homes.iter().any(|&disk| self.health.is_full(disk));
-            }
-            if let Some(group) = short {
+            let chosen = if tried.is_empty() {
+                chooser.choose(id, profile, &live, &free)
+            } else {
+                let untried =
+                    chooser.preference(id, profile).filter(|group| !tried.contains(&group.id));
+                liveliest(untried, &live)
+            };
+            if let Some(group) = chosen {
                 return Ok(group.clone());
             }
         }
-        if saw_full {
+        if map.disks.keys().any(|&disk| self.health.is_full(disk)) {
             return Err(Failure::NoSpace);
         }
         Err(Failure::unavailable("no placement group has enough live homes"))
     }
-
-    fn live_homes(&self, map: &ClusterMap, group: &PlacementGroup) -> usize {
-        group.homes.iter().filter(|&&disk| self.health.is_writable(map, disk)).count()
-    }
 }
 
-/// The open groups of a profile, beginning at one that the id chooses, so that load spreads evenly.
-fn ordered(
-    map: &ClusterMap,
-    profile: Profile,
-    id: ExtentId,
-) -> impl Iterator<Item = &PlacementGroup> {
-    let open = || map.groups_of(profile).filter(|group| group.open);
-    let hash = usize::try_from(crc32c::crc32c(&id.to_bytes())).unwrap_or(0);
-    let first = hash % open().count().max(1);
-    open().skip(first).chain(open().take(first))
+/// After a group has failed: the first whose homes all live, else the first with enough of them.
+fn liveliest<'a>(
+    groups: impl Iterator<Item = &'a PlacementGroup>,
+    live: &dyn Fn(DiskId) -> bool,
+) -> Option<&'a PlacementGroup> {
+    let mut short = None;
+    for group in groups {
+        let count = group.homes.iter().filter(|&&disk| live(disk)).count();
+        if count == usize::from(group.profile.width()) {
+            return Some(group);
+        }
+        if count >= usize::from(group.profile.acks_min()) && short.is_none() {
+            short = Some(group);
+        }
+    }
+    short
 }

@@ -82,6 +82,8 @@ struct DiskBelief {
     /// `false` once its node has said so.
     unwritable: bool,
     full: bool,
+    /// How much is used of it, of a thousand; nothing is, until its node has said.
+    used_per_mille: u16,
     /// For so many looks it has been much slower than the others.
     slow_looks: u32,
     reads: Samples,
@@ -145,6 +147,14 @@ impl Health {
     /// Whether it is known that `disk` has no room.
     pub(crate) fn is_full(&self, disk: DiskId) -> bool {
         self.with(|beliefs| beliefs.disks.get(&disk).is_some_and(|disk| disk.full))
+    }
+
+    /// How much of a disk is free, of a thousand; 0: it takes no new extents.
+    pub(crate) fn free_per_mille(&self, disk: DiskId) -> u16 {
+        self.with(|beliefs| {
+            let belief = beliefs.disks.get(&disk);
+            belief.map_or(1000, |disk| if disk.full { 0 } else { 1000 - disk.used_per_mille })
+        })
     }
 
     /// No connection to the node could be made: nothing is tried there until a ping is answered.
@@ -221,9 +231,16 @@ impl Health {
                 let disk = beliefs.disks.entry(DiskId(u128::from_be_bytes(id))).or_default();
                 disk.unwritable = !status.writable;
                 disk.full = false;
+                disk.used_per_mille = used_per_mille(status.capacity_bytes, status.free_bytes);
             }
         });
     }
+}
+
+/// Never all of it: that a disk is full is for its node to say, by refusing.
+fn used_per_mille(capacity: u64, free: u64) -> u16 {
+    let used = u128::from(capacity.saturating_sub(free)) * 1000 / u128::from(capacity.max(1));
+    u16::try_from(used).unwrap_or(999).min(999)
 }
 
 impl Beliefs {

@@ -9,6 +9,7 @@ use crate::session::Session;
 use crate::{ClientConfig, Failure};
 use arc_swap::ArcSwap;
 use ashlar_host::{Host, Monotonic, TaskKind};
+use ashlar_placement::Chooser;
 use ashlar_types::{
     ClusterMap, RootAnswer, RootCommand, RootOp, RootOutcome, RootQuery, decode, encode,
 };
@@ -30,6 +31,8 @@ pub(crate) struct Inner {
     pub(crate) dialer: Dialer,
     pub(crate) config: ClientConfig,
     pub(crate) map: ArcSwap<ClusterMap>,
+    /// The rings of that map.
+    pub(crate) chooser: ArcSwap<Chooser>,
     pub(crate) directory: Directory,
     /// When the directory was last read: held while it is being read, so that one reads for all.
     pub(crate) directory_refreshed: AsyncMutex<Option<Monotonic>>,
@@ -53,6 +56,7 @@ impl Inner {
             .clamp(1, u32::try_from(Semaphore::MAX_PERMITS).unwrap_or(u32::MAX));
         Arc::new(Self {
             map: ArcSwap::default(),
+            chooser: ArcSwap::from_pointee(Chooser::new(&ClusterMap::default())),
             directory: Directory::default(),
             directory_refreshed: AsyncMutex::default(),
             buckets: BucketCache::default(),
@@ -155,6 +159,7 @@ impl Inner {
     fn install_map(&self, map: Arc<ClusterMap>) {
         if map.epoch > self.map.load().epoch {
             let epoch = map.epoch.0;
+            self.chooser.store(Arc::new(Chooser::new(&map)));
             self.map.store(map);
             metrics::gauge!("ashlar_client_map_epoch").set(epoch_as_gauge(epoch));
             self.map_epoch.send_replace(epoch);

@@ -88,7 +88,7 @@ impl<'a> Window<'a> {
         let geometry = Geometry::new(extent.profile, extent.cell_bytes, extent.length);
         let cells: Vec<CellRange> = geometry.locate(from, to - from).collect();
         let mut wanted: BTreeMap<Slot, Range<u64>> = BTreeMap::new();
-        let mut band = u64::MAX..0;
+        let (mut band_start, mut band_end) = (u64::MAX, 0);
         for cell in &cells {
             let (start, end) = (cell.shard_offset, cell.shard_offset + cell.length);
             let run = wanted.entry(cell.slot).or_insert(start..end);
@@ -98,7 +98,7 @@ impl<'a> Window<'a> {
                 "a slot's share of a window has no gap"
             );
             run.end = end;
-            band = band.start.min(start)..band.end.max(end);
+            (band_start, band_end) = (band_start.min(start), band_end.max(end));
         }
         Self {
             map: inner.map.load_full(),
@@ -107,7 +107,7 @@ impl<'a> Window<'a> {
             geometry,
             cells,
             wanted,
-            band,
+            band: band_start..band_end,
             answered: SlotSet::EMPTY,
             failed: SlotSet::EMPTY,
             band_asked: SlotSet::EMPTY,

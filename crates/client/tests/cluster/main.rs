@@ -1,5 +1,7 @@
 //! The client against fakes over the real wire: what it does when nodes are dead, slow, lying, or change their mind.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests: where they fail, the test fails")]
+
 mod fake;
 
 use ashlar_client::{Failure, Ticket};
@@ -12,7 +14,7 @@ use std::time::Duration;
 const MIB: usize = 1 << 20;
 
 fn content_of(length: usize) -> Bytes {
-    (0..length).map(|at| (at * 31 + at / 251 + at / 65_537).to_le_bytes()[0]).collect()
+    (0..length).map(|at| u8::try_from((at * 31 + at / 251 + at / 65_537) % 256).unwrap()).collect()
 }
 
 async fn write(cluster: &FakeCluster, bytes: &Bytes) -> Result<(Content, Ticket), Failure> {
