@@ -142,7 +142,7 @@ pub(crate) enum Kind {
     Installing = 9,
     Installed = 10,
     CaughtUp = 11,
-    /// All that is known of a group but its entries; at the end of the first batch of each file.
+    /// All that is known of a group but its entries; in the first batch of each file.
     State = 12,
     /// An entry that moved here out of an old file.
     Moved = 13,
@@ -172,7 +172,7 @@ pub(crate) struct RecordHeader {
     pub(crate) lsn: u64,
     /// Of an entry, or the bound of a truncation or purge; else 0.
     pub(crate) index: u64,
-    /// Of an entry; else 0.
+    /// Of an entry; of the last entry in a `State`; else 0.
     pub(crate) term: u64,
 }
 
@@ -348,7 +348,7 @@ mod tests {
             hex(&bytes),
             "61736877616c0100887766554433221105000000000000000900000000000000\
              0400000000000000000400000000000003000000000000003300000001000000\
-             00000000HEADCRC_"
+             0000000098f788b2"
         );
         assert_eq!(BatchHeader::decode(&bytes), Ok(HEADER));
         let record =
@@ -357,7 +357,7 @@ mod tests {
         bytes.extend(b"abc");
         assert_eq!(
             hex(&bytes),
-            "RECDCRC_03000000010000000000000007000000000000000900000000000000\
+            "ca6976a903000000010000000000000007000000000000000900000000000000\
              0c000000000000000200000000000000616263"
         );
         assert_eq!(RecordHeader::decode(seed(5), &bytes), Some((Ok(record), 51)));

@@ -5,8 +5,13 @@
 //! each with a known end but for the newest. Damage before a known end, or before a sound batch, lies below what was
 //! synced: corruption. Damage after the last sound batch of the newest file is a torn tail.
 //!
-//! A group whose entries have a hole keeps those before it. After corruption every group counts as corrupt: what was
-//! lost may have been anybody's vote. Nothing is written here, so that a cut during recovery changes nothing: the writer
+//! Damage severs every group: what was lost may have been anybody's vote, or a truncation, so that what follows need not
+//! continue what is there. A severed group keeps its entries from before the damage and takes no later ones, until the
+//! state that begins a later file says again what it holds: then only the log that the state speaks of is kept. A group
+//! that is severed in the end, or has a hole, is corrupt. So damage that an earlier recovery has dealt with, and that still
+//! lies in a pinned file, is not held against entries that were refilled since.
+//!
+//! Nothing is written here, so that a cut during recovery changes nothing: the writer
 //! begins a new file, whose first batch makes the outcome durable.
 
 use crate::WalError;
@@ -55,6 +60,8 @@ struct Replayed {
     entries: BTreeMap<u64, Slot>,
     /// First and last index that the log says are there.
     claimed: Option<(u64, u64)>,
+    /// Something before here was damaged.
+    severed: bool,
 }
 
 /// The reading of the log.
@@ -151,11 +158,13 @@ fn read_chain(
     let Some(oldest) = newest_live(&mut seen, &mut unused, &mut replay)? else {
         return Ok((replay, BTreeMap::new(), unused, Position::default()));
     };
-    let (chain, broken) = link(seen, oldest, &mut unused);
-    replay.corrupt |= broken;
+    let chain = link(seen, oldest, &mut unused);
     let mut synced = Position::default();
     let mut files = BTreeMap::new();
-    for (seen, end) in chain {
+    for Link { seen, end, broken } in chain {
+        if broken {
+            replay.sever();
+        }
         let result = replay.file(&seen, end, true)?;
         synced = Position { generation: seen.generation, offset: result.end };
         if end.is_none() {
@@ -184,41 +193,41 @@ fn newest_live(
     Ok(None)
 }
 
-/// The live files from the oldest on, each with its known end; and whether one is missing.
-fn link(
-    mut seen: Vec<Seen>,
-    oldest: u64,
-    unused: &mut Vec<Seen>,
-) -> (Vec<(Seen, Option<u64>)>, bool) {
-    let mut chain = Vec::new();
-    let mut broken = false;
+/// A file of the chain.
+struct Link {
+    seen: Seen,
+    /// Where the file behind it says that it ended; `None`: it is the newest.
+    end: Option<u64>,
+    /// The file that should lie before it is not there.
+    broken: bool,
+}
+
+/// The live files from the oldest on.
+fn link(mut seen: Vec<Seen>, oldest: u64, unused: &mut Vec<Seen>) -> Vec<Link> {
+    let mut chain: Vec<Link> = Vec::new();
     let mut before: Option<Position> = None;
     while let Some(next) = seen.pop() {
-        if next.generation < oldest {
+        // dead, or begun in a life that ended before it was synced, and never part of the log
+        let stray = before.is_some_and(|before| next.generation > before.generation);
+        if next.generation < oldest || stray {
             unused.push(next);
             continue;
         }
-        let end = before.filter(|before| before.generation == next.generation);
-        match before {
-            // begun, cut, and never part of the log
-            Some(before) if next.generation > before.generation => {
-                unused.push(next);
-                continue;
-            }
-            Some(before) => broken |= before.generation != next.generation,
-            None => {}
+        let reaches = before.is_some_and(|before| before.generation == next.generation);
+        if let Some(newer) = chain.last_mut() {
+            newer.broken = !reaches;
         }
-        broken |= next.first.is_none();
+        let end = before.map(|before| if reaches { before.offset } else { next.length });
         // with a damaged first header the link is unknown: take the next older file
         let lower = Position { generation: next.generation - 1, offset: 0 };
         before = Some(next.first.map_or(lower, |first| first.synced));
-        let end =
-            if chain.is_empty() { None } else { Some(end.map_or(next.length, |end| end.offset)) };
-        chain.push((next, end));
+        chain.push(Link { seen: next, end, broken: false });
     }
-    broken |= before.is_some_and(|before| before.generation >= oldest);
+    if let (Some(first), Some(before)) = (chain.last_mut(), before) {
+        first.broken = before.generation >= oldest;
+    }
     chain.reverse();
-    (chain, broken)
+    chain
 }
 
 /// Parts unused files into spares and those that are too many. Neither is touched here: an unused file may be the only
@@ -248,7 +257,7 @@ impl Replay {
             }
             let next = self.sound_batch_after(&seen.file, at, stop, seen.generation)?;
             if let Some(next) = next {
-                self.corrupt = true;
+                self.sever();
                 at = next;
                 continue;
             }
@@ -261,7 +270,7 @@ impl Replay {
             break;
         }
         if end.is_some_and(|end| read.end < end) {
-            self.corrupt = true;
+            self.sever();
             read.end = end.unwrap_or(read.end);
         }
         Ok(read)
@@ -304,6 +313,14 @@ impl Replay {
         Ok(records.map(|records| (*header, records)))
     }
 
+    /// Something that had been synced is damaged or missing here.
+    fn sever(&mut self) {
+        self.corrupt = true;
+        for group in self.groups.values_mut() {
+            group.severed = true;
+        }
+    }
+
     fn sound_batch_after(
         &self,
         file: &WalFile,
@@ -320,10 +337,10 @@ impl Replay {
         for (record, offset, payload) in records {
             let offset = at + BATCH_HEADER_BYTES as u64 + offset;
             let place = Place { generation: header.generation, offset };
-            let group = self.groups.entry(record.group).or_default();
-            if !group.apply(record, place, &payload) {
-                self.corrupt = true;
-            }
+            let severed = self.corrupt;
+            let unknown = || Replayed { severed, ..Replayed::default() };
+            let group = self.groups.entry(record.group).or_insert_with(unknown);
+            group.apply(record, place, &payload);
         }
     }
 
@@ -332,7 +349,7 @@ impl Replay {
         let mut table = Table::default();
         for (id, mut group) in std::mem::take(&mut self.groups) {
             let complete = group.cut_at_hole();
-            if self.corrupt || !complete {
+            if group.severed || !complete {
                 group.state.health = GroupHealth::Corrupt;
             } else if self.torn && group.state.health == GroupHealth::Sound {
                 group.state.health = GroupHealth::TornTail;
@@ -344,21 +361,12 @@ impl Replay {
 }
 
 impl Replayed {
-    /// Takes a record in. `false`: its checksum is right, but it says nothing.
-    fn apply(&mut self, record: RecordHeader, place: Place, payload: &Bytes) -> bool {
+    fn apply(&mut self, record: RecordHeader, place: Place, payload: &Bytes) {
         // copied: a vote must not keep the batch that it was read with in memory
         let own = || Bytes::copy_from_slice(payload);
         match record.kind {
-            Kind::Entry => {
-                self.insert(&record, place, payload);
-                let first = self.claimed.map_or(record.index, |(first, _)| first);
-                self.claimed = Some((first, record.index));
-            }
-            Kind::Moved => {
-                if self.claimed.is_none_or(|(_, last)| record.index <= last) {
-                    self.insert(&record, place, payload);
-                }
-            }
+            Kind::Entry => self.append(&record, place, payload),
+            Kind::Moved => self.take_moved(&record, place, payload),
             Kind::Vote => self.state.vote = Some(own()),
             Kind::TruncateAfter => self.truncate(record.index + 1),
             Kind::TruncateAll => self.truncate(0),
@@ -375,12 +383,30 @@ impl Replayed {
             Kind::Installing => self.state.installing = Some(own()),
             Kind::Installed => self.state.installing = None,
             Kind::CaughtUp => self.state.health = GroupHealth::Sound,
-            Kind::State => {
-                let Some(state) = StateBody::decode(payload.clone()) else { return false };
-                self.restate(state);
-            }
+            Kind::State => match StateBody::decode(payload.clone()) {
+                Some(state) => self.restate(state, record.term),
+                None => self.severed = true,
+            },
         }
-        true
+    }
+
+    fn append(&mut self, record: &RecordHeader, place: Place, payload: &Bytes) {
+        // after damage the log may have begun before this entry
+        let after_purge = self.state.purged.as_ref().map_or(0, |(upto, _)| upto + 1);
+        let begin = if self.severed { after_purge.min(record.index) } else { record.index };
+        let first = self.claimed.map_or(begin, |(first, _)| first);
+        self.claimed = Some((first, record.index));
+        if !self.severed {
+            self.insert(record, place, payload);
+        }
+    }
+
+    fn take_moved(&mut self, record: &RecordHeader, place: Place, payload: &Bytes) {
+        let known = self.entries.get(&record.index).is_some_and(|slot| slot.term == record.term);
+        let wanted = self.claimed.is_none_or(|(_, last)| record.index <= last);
+        if known || (wanted && !self.severed) {
+            self.insert(record, place, payload);
+        }
     }
 
     fn insert(&mut self, record: &RecordHeader, place: Place, payload: &Bytes) {
@@ -410,13 +436,20 @@ impl Replayed {
             .map(|(first, last)| (first.max(upto + 1), last));
     }
 
-    /// The first batch of a file says all that is known of the group.
-    fn restate(&mut self, state: StateBody) {
+    /// The first batch of a file says all that is known of the group. Entries may be missing by now without damage: they
+    /// were purged later, and their file is used for something else.
+    fn restate(&mut self, state: StateBody, last_term: u64) {
         self.claimed = state.entries;
         self.state = StateBody { entries: None, ..state };
-        match self.claimed {
-            None => self.entries.clear(),
-            Some((first, last)) => self.entries.retain(|index, _| (first..=last).contains(index)),
+        let severed = std::mem::take(&mut self.severed);
+        let Some((first, last)) = self.claimed else {
+            return self.entries.clear();
+        };
+        self.entries.retain(|index, _| (first..=last).contains(index));
+        // index and term of the last entry stand for all before it (R2)
+        let same = self.entries.get(&last).is_some_and(|slot| slot.term == last_term);
+        if severed && !same {
+            self.entries.clear();
         }
     }
 

@@ -125,9 +125,12 @@ impl Table {
         self.groups.get(&group).map_or(0, |group| group.live_bytes)
     }
 
-    /// The states of all groups, for the first batch of a file.
-    pub(crate) fn states(&self) -> Vec<(RangeId, Bytes)> {
-        self.groups.iter().map(|(id, group)| (*id, group.body().encode())).collect()
+    /// The states of all groups with the terms of their last entries, for the first batch of a file.
+    pub(crate) fn states(&self) -> Vec<(RangeId, u64, Bytes)> {
+        let state = |(id, group): (&RangeId, &Group)| {
+            (*id, group.last().map_or(0, |(_, term)| term), group.body().encode())
+        };
+        self.groups.iter().map(state).collect()
     }
 
     /// Whether `record` may be submitted.

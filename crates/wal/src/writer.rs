@@ -1,7 +1,7 @@
 //! The writer thread: takes everything that waits, writes it as one batch, syncs once, answers in order.
 //!
 //! Since a batch holds all that was submitted, the table at that moment is exactly what the log says after it. That is
-//! why the first batch of a file can end with the state of every group, and why a file may be given up as soon as the
+//! why the first batch of a file can end with the state of every group (the very first one of a process begins with it), and why a file may be given up as soon as the
 //! table has nothing live in it. At most one batch is un-synced at any time: a sound batch behind a damaged one
 //! proves that the damaged one had been synced.
 //!
@@ -43,6 +43,8 @@ pub(crate) struct Writer {
     end: End,
     /// The file of generation `end.synced.generation`, once this process has begun one.
     current: Option<WalFile>,
+    /// The states that recovery found, until they are written.
+    recovered: Option<Vec<GroupLine>>,
     metrics: Metrics,
 }
 
@@ -53,11 +55,22 @@ struct Metrics {
     records: metrics::Histogram,
 }
 
+/// A group, the term of its last entry, its encoded state.
+pub(crate) type GroupLine = (RangeId, u64, Bytes);
+
+/// The states that the first batch of a file holds.
+enum States {
+    /// Those that recovery found, before the batch's records: damage is judged by what this process went on from.
+    Before(Vec<GroupLine>),
+    /// Those after the batch's records.
+    After(Vec<GroupLine>),
+}
+
 /// What was taken from the table at one moment.
 struct Taken {
     queue: Vec<Queued>,
-    /// A new file begins: the states of all groups.
-    states: Option<Vec<(RangeId, Bytes)>>,
+    /// A new file begins.
+    states: Option<States>,
     moves: Vec<(RangeId, u64, Slot)>,
     oldest: u64,
 }
@@ -74,13 +87,14 @@ struct Placed {
 impl Writer {
     /// A writer that goes on behind `end`, in a new file.
     pub(crate) fn new(shared: Arc<Shared>, end: End) -> Self {
+        let recovered = Some(shared.lock().table.states());
         let metrics = Metrics {
             syncs: metrics::counter!("ashlar_wal_syncs_total"),
             sync_seconds: metrics::histogram!("ashlar_wal_sync_seconds"),
             bytes: metrics::counter!("ashlar_wal_written_bytes_total"),
             records: metrics::histogram!("ashlar_wal_batch_records"),
         };
-        Self { shared, end, current: None, metrics }
+        Self { shared, end, current: None, recovered, metrics }
     }
 
     /// Until the log is closed or has failed.
@@ -114,7 +128,10 @@ impl Writer {
         let queue: Vec<Queued> = state.queue.drain(..).collect();
         let moves = self.choose_moves(&state);
         let moved: u64 = moves.iter().map(|(_, _, slot)| slot.record_bytes()).sum();
-        let states = (!self.fits(bytes + moved)).then(|| state.table.states());
+        let states = (!self.fits(bytes + moved)).then(|| match self.recovered.take() {
+            Some(recovered) => States::Before(recovered),
+            None => States::After(state.table.states()),
+        });
         let current = self.end.synced.generation;
         let own = if states.is_some() { self.end.next_generation } else { current };
         let oldest = state.table.oldest_live().map_or(own, |oldest| oldest.min(own));
@@ -156,7 +173,7 @@ impl Writer {
     fn write_records(
         &mut self,
         records: &[(RangeId, Record, u64)],
-        states: Option<Vec<(RangeId, Bytes)>>,
+        states: Option<States>,
         moves: &[(RangeId, u64, Slot)],
         oldest: u64,
     ) -> io::Result<()> {
@@ -170,6 +187,9 @@ impl Writer {
             (self.end.synced.generation, self.end.synced.offset)
         };
         let mut batch = Batch::new(generation, self.end.next_lsn);
+        if let Some(States::Before(states)) = &states {
+            batch.states(states);
+        }
         for (group, record, first_sequence) in records {
             batch.record(*group, record, *first_sequence);
         }
@@ -177,8 +197,8 @@ impl Writer {
             let payload = self.payload_of(*group, *index, slot)?;
             batch.entry(Kind::Moved, *group, *index, slot.term, payload, slot.sequence);
         }
-        for (group, state) in states.unwrap_or_default() {
-            batch.put(Kind::State, group, 0, 0, &state);
+        if let Some(States::After(states)) = &states {
+            batch.states(states);
         }
         let header = BatchHeader {
             log_id: self.end.log_id,
@@ -378,6 +398,12 @@ impl Batch {
             Record::Installing(snapshot) => self.put(Kind::Installing, group, 0, 0, snapshot),
             Record::Installed => self.put(Kind::Installed, group, 0, 0, &Bytes::new()),
             Record::CaughtUp => self.put(Kind::CaughtUp, group, 0, 0, &Bytes::new()),
+        }
+    }
+
+    fn states(&mut self, states: &[GroupLine]) {
+        for (group, last_term, state) in states {
+            self.put(Kind::State, *group, 0, *last_term, state);
         }
     }
 
