@@ -76,6 +76,9 @@ impl<R: Rows> Snapshots<R> {
     }
 }
 
+/// Rows of a scan, and where it goes on: `None`, that was all.
+type Chunk = (BTreeMap<Vec<u8>, Vec<u8>>, Option<Bound<Vec<u8>>>);
+
 struct Snapshot<R: Rows> {
     map: Snapshots<R>,
     version: u64,
@@ -121,12 +124,8 @@ impl<R: Rows> View for Snapshot<R> {
 }
 
 impl<R: Rows> Snapshot<R> {
-    /// The rows up to where one chunk of the store ends, and where to go on: `None`, that was all.
-    fn chunk(
-        &self,
-        start: Bound<&[u8]>,
-        end: Bound<&[u8]>,
-    ) -> Result<(BTreeMap<Vec<u8>, Vec<u8>>, Option<Bound<Vec<u8>>>), MapError> {
+    /// The rows up to where one chunk of the store ends.
+    fn chunk(&self, start: Bound<&[u8]>, end: Bound<&[u8]>) -> Result<Chunk, MapError> {
         let state = self.map.read();
         let stored = state.rows.first((start, end), CHUNK_ROWS)?;
         let last = stored.last().filter(|_| stored.len() == CHUNK_ROWS).map(|(key, _)| key.clone());

@@ -82,7 +82,7 @@ impl Domains {
         let all: Vec<Bounds> = (1..=width).filter_map(tightest).collect();
         let survives = |bounds: &&Bounds| bounds.in_zone <= usize::from(profile.parity);
         // one node a slot comes first, unless only sharing nodes lets a zone be lost
-        all.iter().find(survives).or(all.first()).copied()
+        all.iter().find(survives).or_else(|| all.first()).copied()
     }
 
     /// Slots of an average group that each disk takes: they sum up to the width.
