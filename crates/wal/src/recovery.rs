@@ -11,8 +11,8 @@
 //! that is severed in the end, or has a hole, is corrupt. So damage that an earlier recovery has dealt with, and that still
 //! lies in a pinned file, is not held against entries that were refilled since.
 //!
-//! Nothing is written here, so that a cut during recovery changes nothing: the writer
-//! begins a new file, whose first batch makes the outcome durable.
+//! Nothing is written here, so that a cut during recovery changes nothing: the writer begins a new file, whose first batch
+//! makes the outcome durable.
 
 use crate::WalError;
 use crate::files::{self, WalFile};
@@ -79,6 +79,9 @@ struct Read {
     last: Option<BatchHeader>,
 }
 
+/// What was read, the files it was read from, those that are not part of the log, and where it ends.
+type Chain = (Replay, BTreeMap<u64, WalFile>, Vec<Seen>, Position);
+
 /// Reads the whole log.
 pub(crate) fn recover(host: &Host, config: &WalConfig) -> Result<Recovered, WalError> {
     let mut seen = Vec::new();
@@ -142,10 +145,7 @@ fn inspect(file: &WalFile, length: u64) -> Result<Option<(u64, Option<BatchHeade
 }
 
 /// Finds the newest file, and from it back all that are live; reads them from the oldest on.
-fn read_chain(
-    host: &Host,
-    mut seen: Vec<Seen>,
-) -> Result<(Replay, BTreeMap<u64, WalFile>, Vec<Seen>, Position), WalError> {
+fn read_chain(host: &Host, mut seen: Vec<Seen>) -> Result<Chain, WalError> {
     let log_id = seen.iter().rev().find_map(|seen| seen.first.map(|first| first.log_id));
     let mut replay = Replay {
         log_id: log_id.unwrap_or_else(|| host.random.next_u64()),

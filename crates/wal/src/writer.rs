@@ -14,7 +14,7 @@ use crate::format::{
     ALIGNMENT, BATCH_HEADER_BYTES, BatchHeader, Kind, Position, RECORD_HEADER_BYTES, RecordHeader,
     batch_bytes, seed,
 };
-use crate::record::Record;
+use crate::record::{Entry, Record};
 use crate::table::{Place, Slot};
 use crate::wal::{Done, Queued, Shared, State, read_back};
 use ashlar_types::RangeId;
@@ -166,14 +166,14 @@ impl Writer {
             records.push((group, record, first_sequence));
             dones.push(done);
         }
-        let result = self.write_records(&records, states, &moves, oldest);
+        let result = self.write_records(&records, states.as_ref(), &moves, oldest);
         (dones, result)
     }
 
     fn write_records(
         &mut self,
         records: &[(RangeId, Record, u64)],
-        states: Option<States>,
+        states: Option<&States>,
         moves: &[(RangeId, u64, Slot)],
         oldest: u64,
     ) -> io::Result<()> {
@@ -187,7 +187,7 @@ impl Writer {
             (self.end.synced.generation, self.end.synced.offset)
         };
         let mut batch = Batch::new(generation, self.end.next_lsn);
-        if let Some(States::Before(states)) = &states {
+        if let Some(States::Before(states)) = states {
             batch.states(states);
         }
         for (group, record, first_sequence) in records {
@@ -195,9 +195,9 @@ impl Writer {
         }
         for (group, index, slot) in moves {
             let payload = self.payload_of(*group, *index, slot)?;
-            batch.entry(Kind::Moved, *group, *index, slot.term, payload, slot.sequence);
+            batch.entry(Kind::Moved, *group, *index, slot.term, &payload, slot.sequence);
         }
-        if let Some(States::After(states)) = &states {
+        if let Some(States::After(states)) = states {
             batch.states(states);
         }
         let header = BatchHeader {
@@ -380,8 +380,8 @@ impl Batch {
         match record {
             Record::Append(entries) => {
                 for (sequence, entry) in (first_sequence..).zip(entries) {
-                    let payload = entry.payload.clone();
-                    self.entry(Kind::Entry, group, entry.index, entry.term, payload, sequence);
+                    let Entry { index, term, payload } = entry;
+                    self.entry(Kind::Entry, group, *index, *term, payload, sequence);
                 }
             }
             Record::Vote(vote) => self.put(Kind::Vote, group, 0, 0, vote),
@@ -413,11 +413,11 @@ impl Batch {
         group: RangeId,
         index: u64,
         term: u64,
-        payload: Bytes,
+        payload: &Bytes,
         sequence: u64,
     ) {
         self.placed.push(Placed { group, index, sequence, offset: self.bytes });
-        self.put(kind, group, index, term, &payload);
+        self.put(kind, group, index, term, payload);
     }
 
     fn put(&mut self, kind: Kind, group: RangeId, index: u64, term: u64, payload: &Bytes) {

@@ -103,9 +103,9 @@ fn record(model: &Model, what: u8, size: u16, count: u64) -> Record {
         13 | 14 => Record::Committed(tag),
         15 | 16 => Record::Purge { upto: next.saturating_sub(1 + u64::from(size) % 5), id: tag },
         17 => Record::Truncate { after: next.checked_sub(1 + u64::from(size) % 4) },
-        18 if size % 2 == 0 => Record::Installing(tag),
+        18 if size.is_multiple_of(2) => Record::Installing(tag),
         18 => Record::Installed,
-        _ if size % 8 == 0 => Record::Dropped,
+        _ if size.is_multiple_of(8) => Record::Dropped,
         _ => Record::Truncate { after: Some(next) },
     }
 }
@@ -189,7 +189,7 @@ impl Run {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
     fn after_any_cut_the_log_is_a_prefix_of_what_was_submitted(

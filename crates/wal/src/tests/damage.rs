@@ -120,11 +120,9 @@ fn a_cold_group_does_not_pin_files_for_ever() {
     let disk = SimDisk::new();
     let wal = open(&disk);
     put(&wal, 2, Record::Append(vec![entry(1, 1, 100), entry(2, 1, 100)])).unwrap();
-    let mut index = 1;
-    for _ in 0..100 {
+    for index in 1..=100 {
         put(&wal, 1, Record::Append(vec![entry(index, 1, 1000)])).unwrap();
         put(&wal, 1, Record::Purge { upto: index, id: Bytes::new() }).unwrap();
-        index += 1;
     }
     assert!(files(&disk).len() <= 6, "{:?}", files(&disk));
     disk.cut(CutStyle::DropAll);
