@@ -696,9 +696,11 @@ impl Inner {
             return;
         }
         self.stopping.request();
-        let groups = self.take_groups();
+        // they still answer meanwhile: the heirs need this node's vote, and it has to hear of its successors
+        let groups = self.groups();
         futures::future::join_all(groups.iter().map(|group| self.hand_over(group))).await;
-        self.close_groups(groups).await;
+        drop(groups);
+        self.close_groups(self.take_groups()).await;
         match self.last_map().await.map(|map| map.sync()) {
             Some(Ok(())) => self.mark_clean(),
             Some(Err(error)) => {
