@@ -67,7 +67,9 @@ impl Codec {
         let code = match (parity, data, engine) {
             (0, _, _) => Code::Bare,
             (_, 1, _) => Code::Copies,
-            (_, _, Engine::Simd) => simd(data, parity).map_or_else(|| plain(data, parity), Code::Simd),
+            (_, _, Engine::Simd) => {
+                simd(data, parity).map_or_else(|| plain(data, parity), Code::Simd)
+            }
             (_, _, Engine::Plain) => plain(data, parity),
         };
         Self(Arc::new(Inner { profile, code }))
@@ -76,6 +78,11 @@ impl Codec {
     /// Its profile.
     pub fn profile(&self) -> Profile {
         self.0.profile
+    }
+
+    /// Whether the SIMD engine computes: it does not where it refuses the profile, or where nothing is computed.
+    pub fn is_simd(&self) -> bool {
+        matches!(self.0.code, Code::Simd(_))
     }
 
     /// Computes the parity cells of a stripe. All buffers are equally long.
@@ -87,47 +94,88 @@ impl Codec {
                 parity.iter_mut().for_each(|cell| cell.copy_from_slice(data[0]));
                 Ok(())
             }
-            Code::Simd(coder) => coder.encode(data, parity).map_err(|error| CodecError::Shape(error.to_string())),
-            Code::Plain(code) => code.encode_sep(data, parity).map_err(|error| CodecError::Shape(error.to_string())),
+            Code::Simd(coder) => {
+                coder.encode(data, parity).map_err(|error| CodecError::Shape(error.to_string()))
+            }
+            Code::Plain(code) => {
+                code.encode_sep(data, parity).map_err(|error| CodecError::Shape(error.to_string()))
+            }
         }
     }
 
     fn check_shape(&self, data: &[&[u8]], parity: &[&mut [u8]]) -> Result<(), CodecError> {
         let profile = self.0.profile;
-        let counts_fit = data.len() == usize::from(profile.data) && parity.len() == usize::from(profile.parity);
+        let counts_fit =
+            data.len() == usize::from(profile.data) && parity.len() == usize::from(profile.parity);
         let length = data.first().map_or(0, |cell| cell.len());
-        let lengths_fit = data.iter().all(|cell| cell.len() == length) && parity.iter().all(|cell| cell.len() == length);
+        let lengths_fit = data.iter().all(|cell| cell.len() == length)
+            && parity.iter().all(|cell| cell.len() == length);
         if counts_fit && lengths_fit {
             return Ok(());
         }
-        Err(CodecError::Shape(format!("{} data and {} parity cells for {profile}", data.len(), parity.len())))
+        Err(CodecError::Shape(format!(
+            "{} data and {} parity cells for {profile}",
+            data.len(),
+            parity.len()
+        )))
     }
 
     /// Computes the cells `wanted` into `out` from those of `cells` that are there; a slot is an index into `cells`.
-    pub fn rebuild(&self, cells: &[Option<&[u8]>], wanted: &[Slot], out: &mut [&mut [u8]]) -> Result<(), CodecError> {
+    pub fn rebuild(
+        &self,
+        cells: &[Option<&[u8]>],
+        wanted: &[Slot],
+        out: &mut [&mut [u8]],
+    ) -> Result<(), CodecError> {
         let needed = usize::from(self.0.profile.data);
         let present = cells.iter().flatten().count();
         if present < needed {
             return Err(CodecError::TooFew { present, needed });
         }
         if cells.len() != usize::from(self.0.profile.width()) || wanted.len() != out.len() {
-            return Err(CodecError::Shape(format!("{} cells, {} wanted, {} out", cells.len(), wanted.len(), out.len())));
+            return Err(CodecError::Shape(format!(
+                "{} cells, {} wanted, {} out",
+                cells.len(),
+                wanted.len(),
+                out.len()
+            )));
+        }
+        // the SIMD engine panics where lengths differ
+        let length = cells.iter().flatten().next().map_or(0, |cell| cell.len());
+        let fits = |found: usize| found == length;
+        if !cells.iter().flatten().all(|cell| fits(cell.len()))
+            || !out.iter().all(|cell| fits(cell.len()))
+        {
+            return Err(CodecError::Shape(format!("cells of {length} bytes and others")));
         }
         let wanted: Vec<usize> = wanted.iter().map(|slot| usize::from(slot.0)).collect();
+        if let Some(slot) = wanted.iter().find(|&&slot| slot >= cells.len()) {
+            return Err(CodecError::Shape(format!("slot {slot} of {}", self.0.profile)));
+        }
         match &self.0.code {
             Code::Bare => rebuild_copies(cells, &wanted, out),
-            Code::Copies => rebuild_copies(&cells.iter().map(|_| cells.iter().flatten().next().copied()).collect::<Vec<_>>(), &wanted, out),
+            Code::Copies => rebuild_copies(
+                &cells.iter().map(|_| cells.iter().flatten().next().copied()).collect::<Vec<_>>(),
+                &wanted,
+                out,
+            ),
             Code::Simd(coder) => rebuild_simd(coder, cells, &wanted, out),
             Code::Plain(code) => rebuild_plain(code, cells, &wanted, out),
         }
     }
 }
 
-fn rebuild_copies(cells: &[Option<&[u8]>], wanted: &[usize], out: &mut [&mut [u8]]) -> Result<(), CodecError> {
+fn rebuild_copies(
+    cells: &[Option<&[u8]>],
+    wanted: &[usize],
+    out: &mut [&mut [u8]],
+) -> Result<(), CodecError> {
     for (&slot, target) in wanted.iter().zip(out) {
         let source = cells.get(slot).copied().flatten();
         let source = source.filter(|cell| cell.len() == target.len());
-        target.copy_from_slice(source.ok_or_else(|| CodecError::Shape(format!("no cell for slot {slot}")))?);
+        target.copy_from_slice(
+            source.ok_or_else(|| CodecError::Shape(format!("no cell for slot {slot}")))?,
+        );
     }
     Ok(())
 }
@@ -147,6 +195,10 @@ fn rebuild_simd(
                 targets.push(target);
             }
         }
+    }
+    // the engine panics where nothing is asked of it
+    if lost.is_empty() {
+        return Ok(());
     }
     coder.recover(cells, &lost, &mut targets).map_err(|error| CodecError::Shape(error.to_string()))
 }
@@ -169,12 +221,13 @@ fn simd(data: usize, parity: usize) -> Option<Box<Coder>> {
 }
 
 fn plain(data: usize, parity: usize) -> Code {
-    let code = ReedSolomon::new(data, parity).expect("a profile has 1 to 32 shards, at least one of data");
+    let code =
+        ReedSolomon::new(data, parity).expect("a profile has 1 to 32 shards, at least one of data");
     Code::Plain(Box::new(code))
 }
 
-/// The engine of this process: SIMD, if it computes on this CPU what reed-solomon-erasure computes.
-fn chosen_engine() -> Engine {
+/// The engine of this process: SIMD, if it computes on this CPU what reed-solomon-erasure computes. Checked once.
+pub fn chosen_engine() -> Engine {
     static CHOSEN: OnceLock<Engine> = OnceLock::new();
     *CHOSEN.get_or_init(|| if engines_agree() { Engine::Simd } else { Engine::Plain })
 }
@@ -184,20 +237,26 @@ fn engines_agree() -> bool {
     [Profile::RS_4_2, Profile::RS_2_1].into_iter().all(|profile| {
         [64, 4096 + 64 + 17].into_iter().all(|length| {
             let engines = [Engine::Simd, Engine::Plain];
-            let [simd, plain] = engines.map(|engine| sample(&Codec::with_engine(profile, engine), length));
-            simd.is_some() && simd == plain
+            let [simd, plain] =
+                engines.map(|engine| sample(&Codec::with_engine(profile, engine), length));
+            simd.is_some() && simd == plain && Codec::with_engine(profile, Engine::Simd).is_simd()
         })
     })
 }
 
 fn sample(codec: &Codec, length: usize) -> Option<Vec<Vec<u8>>> {
     let profile = codec.profile();
-    let pattern = |cell: usize| (0..length).map(|at| (at * 31 + cell * 7 + at / 251).to_le_bytes_low()).collect();
+    let pattern = |cell: usize| {
+        (0..length).map(|at| (at * 31 + cell * 7 + at / 251).to_le_bytes_low()).collect()
+    };
     let data: Vec<Vec<u8>> = (0..usize::from(profile.data)).map(pattern).collect();
     let mut parity = vec![vec![0; length]; usize::from(profile.parity)];
     let sources: Vec<&[u8]> = data.iter().map(Vec::as_slice).collect();
-    codec.encode(&sources, &mut parity.iter_mut().map(Vec::as_mut_slice).collect::<Vec<_>>()).ok()?;
-    let mut cells: Vec<Option<&[u8]>> = data.iter().chain(&parity).map(|cell| Some(cell.as_slice())).collect();
+    codec
+        .encode(&sources, &mut parity.iter_mut().map(Vec::as_mut_slice).collect::<Vec<_>>())
+        .ok()?;
+    let mut cells: Vec<Option<&[u8]>> =
+        data.iter().chain(&parity).map(|cell| Some(cell.as_slice())).collect();
     cells[0] = None;
     let mut rebuilt = vec![0; length];
     codec.rebuild(&cells, &[Slot(0)], &mut [&mut rebuilt]).ok()?;
@@ -230,8 +289,12 @@ mod tests {
     ];
 
     fn stripe(profile: Profile, length: usize, seed: u8) -> Vec<Vec<u8>> {
-        let byte = |cell: usize, at: usize| (at.wrapping_mul(167) ^ cell.wrapping_mul(59)).to_le_bytes_low() ^ seed;
-        (0..usize::from(profile.data)).map(|cell| (0..length).map(|at| byte(cell, at)).collect()).collect()
+        let byte = |cell: usize, at: usize| {
+            (at.wrapping_mul(167) ^ cell.wrapping_mul(59)).to_le_bytes_low() ^ seed
+        };
+        (0..usize::from(profile.data))
+            .map(|cell| (0..length).map(|at| byte(cell, at)).collect())
+            .collect()
     }
 
     fn parity(codec: &Codec, data: &[Vec<u8>]) -> Vec<Vec<u8>> {
@@ -243,12 +306,49 @@ mod tests {
     }
 
     #[test]
-    fn the_simd_engine_is_used_here_or_the_check_says_why() {
-        assert_eq!(chosen_engine() == Engine::Simd, engines_agree());
+    fn the_simd_engine_agrees_with_the_definition_and_computes() {
+        assert_eq!(
+            chosen_engine(),
+            Engine::Simd,
+            "it has kernels for every CPU, so a refusal is a finding"
+        );
+        let wide = [Profile::RS_4_2, Profile::RS_2_1, Profile { data: 8, parity: 3 }];
+        assert!(wide.into_iter().all(|profile| Codec::new(profile).is_simd()));
+    }
+
+    #[test]
+    fn where_nothing_is_lost_cells_are_copied() {
+        let codec = Codec::new(Profile::RS_2_1);
+        let cells = [Some([1_u8; 64].as_slice()), Some(&[2; 64]), Some(&[3; 64])];
+        let mut out = [0; 64];
+        assert_eq!(codec.rebuild(&cells, &[Slot(1)], &mut [&mut out]), Ok(()));
+        assert_eq!(out, [2; 64]);
+        assert_eq!(codec.rebuild(&cells, &[], &mut []), Ok(()));
+    }
+
+    #[test]
+    fn cells_of_different_lengths_are_refused() {
+        for engine in [Engine::Simd, Engine::Plain] {
+            let codec = Codec::with_engine(Profile::RS_2_1, engine);
+            let rebuilt = |cells: &[Option<&[u8]>], length: usize| {
+                codec.rebuild(cells, &[Slot(0)], &mut [&mut vec![0; length]])
+            };
+            let cells = [None, Some([2; 64].as_slice()), Some([3; 63].as_slice())];
+            assert!(matches!(rebuilt(&cells, 64), Err(CodecError::Shape(_))), "cells differ");
+            let cells = [None, Some([2; 64].as_slice()), Some([3; 64].as_slice())];
+            assert!(matches!(rebuilt(&cells, 65), Err(CodecError::Shape(_))), "the target differs");
+        }
+    }
+
+    #[test]
+    fn a_slot_that_is_none_is_refused() {
+        let cells = [Some([1_u8; 64].as_slice()), None, None];
+        let refused = Codec::new(Profile::RS_1_2).rebuild(&cells, &[Slot(3)], &mut [&mut [0; 64]]);
+        assert!(matches!(refused, Err(CodecError::Shape(_))));
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
+        #![proptest_config(ProptestConfig::with_cases(512))]
         #[test]
         fn every_engine_computes_the_bytes_of_reed_solomon_erasure(
             profile in prop::sample::select(PROFILES.to_vec()), length in 1_usize..9000, seed: u8,

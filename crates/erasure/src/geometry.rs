@@ -126,7 +126,8 @@ impl Geometry {
 
     /// The length of every shard.
     pub fn shard_bytes(&self) -> u64 {
-        let tail = if self.length % self.stripe_bytes() == 0 { 0 } else { self.tail_cell() };
+        let tail =
+            if self.length.is_multiple_of(self.stripe_bytes()) { 0 } else { self.tail_cell() };
         self.full_stripes() * self.cell_bytes + tail
     }
 
@@ -159,7 +160,11 @@ impl Geometry {
     }
 
     /// What to read to rebuild `slot` from the first k of `present`. `None`: fewer than k are there.
-    pub fn repair_plan(&self, slot: Slot, present: impl IntoIterator<Item = Slot>) -> Option<RepairPlan> {
+    pub fn repair_plan(
+        &self,
+        slot: Slot,
+        present: impl IntoIterator<Item = Slot>,
+    ) -> Option<RepairPlan> {
         let length = self.shard_bytes();
         let read = |slot| RepairRead { slot, offset: 0, length };
         let wanted = usize::from(self.profile.data);
@@ -175,7 +180,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn profiles() -> impl Strategy<Value = Profile> {
-        prop::sample::select(vec![Profile::RS_4_2, Profile::RS_1_2, Profile::RS_2_1, Profile::RS_1_0])
+        prop::sample::select(vec![
+            Profile::RS_4_2,
+            Profile::RS_1_2,
+            Profile::RS_2_1,
+            Profile::RS_1_0,
+        ])
     }
 
     #[test]
@@ -183,14 +193,18 @@ mod tests {
         let shard = |length| Geometry::for_extent(Profile::RS_4_2, length).shard_bytes();
         let cell = u64::from(CELL_BYTES_MAX);
         assert_eq!([shard(0), shard(1), shard(256), shard(257)], [0, 64, 64, 128]);
-        assert_eq!([shard(4 * cell), shard(4 * cell + 1), shard(64 << 20)], [cell, cell + 64, 16 << 20]);
+        assert_eq!(
+            [shard(4 * cell), shard(4 * cell + 1), shard(64 << 20)],
+            [cell, cell + 64, 16 << 20]
+        );
         assert_eq!(shard(4 * cell - 1), cell, "a tail that is nearly full has full cells");
     }
 
     #[test]
     fn a_repair_reads_k_whole_shards() {
         let geometry = Geometry::for_extent(Profile::RS_4_2, 1 << 20);
-        let plan = geometry.repair_plan(Slot(1), Profile::RS_4_2.slots()).expect("enough are there");
+        let plan =
+            geometry.repair_plan(Slot(1), Profile::RS_4_2.slots()).expect("enough are there");
         assert_eq!(plan.reads.iter().map(|read| read.slot.0).collect::<Vec<_>>(), [0, 2, 3, 4]);
         assert_eq!(geometry.repair_plan(Slot(0), [Slot(1), Slot(2), Slot(3)]), None);
     }

@@ -9,5 +9,5 @@
 mod codec;
 mod geometry;
 
-pub use codec::{Codec, CodecError, Engine};
+pub use codec::{Codec, CodecError, Engine, chosen_engine};
 pub use geometry::{CellRange, Geometry, RepairPlan, RepairRead};
