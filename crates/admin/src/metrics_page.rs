@@ -12,8 +12,8 @@ const SECONDS: [f64; 16] = [
 /// The series that the history keeps: each the sum over its labels.
 pub(crate) const MAIN_SERIES: [&str; 8] = [
     "ashlar_s3_requests_total",
-    "ashlar_s3_received_bytes_total",
-    "ashlar_s3_sent_bytes_total",
+    "ashlar_shard_bytes_total",
+    "ashlar_store_written_bytes_total",
     "ashlar_wal_syncs_total",
     "ashlar_store_syncs_total",
     "ashlar_raft_proposals_total",
