@@ -31,6 +31,9 @@ const LARGE_SEGMENT_BYTES: u64 = 128 << 20;
 const RESERVE_BYTES: u64 = 64 << 20;
 /// How long all nodes may take to be ready.
 const READY_PATIENCE: Duration = Duration::from_secs(60);
+/// `demo.json` is read and written in a moment.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// What is asked for on the command line.
 #[derive(Debug, Clone)]
@@ -261,30 +264,32 @@ pub enum Demo {
 impl Demo {
     /// Starts every node and waits until a first PUT would succeed.
     pub async fn start(host: &Host, wish: &DemoWish, facts: &mut DemoFacts) -> Result<Self> {
-        let demo = if wish.processes {
+        if wish.processes {
             let mut children = Vec::new();
             for node in &mut facts.nodes {
                 let child = process::spawn(&node.config)?;
                 node.pid = child.id().context("the node ended at once")?;
                 children.push(child);
             }
-            Self::Processes(children)
-        } else {
-            facts.nodes.iter_mut().for_each(|node| node.pid = std::process::id());
-            Self::Inside(start_inside(host, facts).await?)
-        };
+            facts.save(host, &wish.dir)?;
+            if let Err(error) = wait_ready(host, facts).await {
+                Self::Processes(children).stop(host, &wish.dir).await?;
+                return Err(error);
+            }
+            return Ok(Self::Processes(children));
+        }
+        facts.nodes.iter_mut().for_each(|node| node.pid = std::process::id());
         facts.save(host, &wish.dir)?;
+        let nodes = start_inside(host, facts).await?;
         wait_ready(host, facts).await?;
-        Ok(demo)
+        Ok(Self::Inside(nodes))
     }
 
     /// Stops every node: leaders handed over, everything flushed. Also those that another shell has started.
     pub async fn stop(self, host: &Host, dir: &Path) -> Result<()> {
         match self {
             Self::Inside(nodes) => {
-                for node in nodes {
-                    node.stop().await;
-                }
+                futures::future::join_all(nodes.into_iter().map(RunningNode::stop)).await;
             }
             Self::Processes(mut children) => {
                 let facts = DemoFacts::load(host, dir)?;
@@ -323,8 +328,22 @@ async fn wait_ready(host: &Host, facts: &DemoFacts) -> Result<()> {
     Ok(())
 }
 
+/// Several shells may change `demo.json` at once: each holds this lock from reading to writing.
+async fn lock(host: &Host, dir: &Path) -> Result<Box<dyn Send + Sync>> {
+    let deadline = host.clock.now() + LOCK_PATIENCE;
+    loop {
+        match host.disk.lock(&dir.join("demo.lock")) {
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && host.clock.now() < deadline => {
+                host.clock.sleep(LOCK_POLL).await;
+            }
+            locked => return locked.with_context(|| format!("cannot lock the demo in {}", dir.display())),
+        }
+    }
+}
+
 /// Pulls a node's plug: SIGKILL.
-pub fn kill(host: &Host, dir: &Path, name: &str) -> Result<()> {
+pub async fn kill(host: &Host, dir: &Path, name: &str) -> Result<()> {
+    let _lock = lock(host, dir).await?;
     let mut facts = DemoFacts::load(host, dir)?;
     if !facts.processes {
         bail!("all nodes of this demo share one process: start it with --processes to pull one's plug");
@@ -340,6 +359,7 @@ pub fn kill(host: &Host, dir: &Path, name: &str) -> Result<()> {
 
 /// Plugs a node in again, and waits until it serves.
 pub async fn start_node(host: &Host, dir: &Path, name: &str) -> Result<DemoNode> {
+    let lock = lock(host, dir).await?;
     let mut facts = DemoFacts::load(host, dir)?;
     let position = facts.nodes.iter().position(|node| node.name == name);
     let admin = position.and_then(|at| facts.admin.get(at).cloned());
@@ -351,6 +371,7 @@ pub async fn start_node(host: &Host, dir: &Path, name: &str) -> Result<DemoNode>
     node.pid = child.id().context("the node ended at once")?;
     let started = node.clone();
     facts.save(host, dir)?;
+    drop(lock);
     let admin = admin.context("demo.json has no admin port for this node")?;
     process::wait_ready(host, &started, &admin, READY_PATIENCE).await?;
     Ok(started)

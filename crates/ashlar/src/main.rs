@@ -19,7 +19,7 @@ use tokio::signal::unix::{SignalKind, signal};
 #[derive(Debug, Parser)]
 #[command(name = "ashlar", version, about)]
 struct Cli {
-    /// How log lines look. What is logged: ASHLAR_LOG, by default "warn,ashlar=info".
+    /// How log lines look. What is logged: ASHLAR_LOG, by default warnings, and what the node itself says.
     #[arg(long, global = true, value_enum, default_value = "text", env = "ASHLAR_LOG_FORMAT")]
     log_format: LogFormat,
     #[command(subcommand)]
@@ -152,7 +152,7 @@ fn complain(what: &str) {
 
 fn log_to_stderr(format: LogFormat) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("ASHLAR_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,ashlar=info"));
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,ashlar=info,openraft=error,s3s=off"));
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => lines.init(),
@@ -265,7 +265,7 @@ async fn demo_verb(host: &Host, verb: &DemoVerb, dir: &Path, json: bool) -> Resu
                 println!("{:8} {:8} {:24} {state:12} {admin}", node.name, node.zone, role_list(&node.roles));
             }
         }
-        DemoVerb::Kill { node } => demo::kill(host, dir, node)?,
+        DemoVerb::Kill { node } => demo::kill(host, dir, node).await?,
         DemoVerb::Start { node } => {
             let node = demo::start_node(host, dir, node).await?;
             if json {

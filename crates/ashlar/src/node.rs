@@ -104,10 +104,11 @@ impl RunningNode {
             profile: config.profile()?,
             founders: enrolled.founding.as_ref().map_or_else(Vec::new, |list| list.nodes.iter().map(Founder::id).collect()),
         };
-        background("follow the map", Box::pin(duty.clone().follow_map()));
-        background("register", Box::pin(duty.clone().register(identity.clone(), address)));
+        // a duty may be dropped at any await: it is idempotent, and its calls wait for a cluster that may be gone
+        background("follow the map", until_stop(&host, duty.clone().follow_map()));
+        background("register", until_stop(&host, duty.clone().register(identity.clone(), address)));
         if meta.is_some() {
-            background("place", Box::pin(duty.clone().place()));
+            background("place", until_stop(&host, duty.clone().place()));
         }
 
         let admin = listen(&host, "admin", &config.admin.listen).await?;
@@ -168,6 +169,17 @@ impl RunningNode {
             data.stop().await;
         }
     }
+}
+
+fn until_stop(host: &Host, duty: impl Future<Output = ()> + Send + 'static) -> futures::future::BoxFuture<'static, ()> {
+    let stop = host.shutdown.requested();
+    Box::pin(async move {
+        tokio::select! {
+            biased;
+            () = stop => {}
+            () = duty => {}
+        }
+    })
 }
 
 async fn listen(host: &Host, what: &str, address: &str) -> Result<Box<dyn Listener>> {
