@@ -205,9 +205,13 @@ impl Default for DataSection {
 impl NodeConfig {
     /// Reads and checks a file.
     pub fn load(disk: &Arc<dyn Disk>, path: &Path) -> Result<Self> {
-        let bytes = disk.read(path).with_context(|| format!("cannot read the configuration {}", path.display()))?;
-        let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
-        let config: Self = toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
+        let bytes = disk
+            .read(path)
+            .with_context(|| format!("cannot read the configuration {}", path.display()))?;
+        let text =
+            String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?;
+        let config: Self =
+            toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
         config.check().with_context(|| format!("in {}", path.display()))?;
         Ok(config)
     }
@@ -223,7 +227,10 @@ impl NodeConfig {
             s3: S3Config::default(),
             admin: AdminConfig::default(),
             meta: MetaSection::default(),
-            data: DataSection { disks: disks.iter().map(|disk| disk.join("disk")).collect(), ..DataSection::default() },
+            data: DataSection {
+                disks: disks.iter().map(|disk| disk.join("disk")).collect(),
+                ..DataSection::default()
+            },
             founding: None,
             join: None,
         }
@@ -246,7 +253,10 @@ impl NodeConfig {
             bail!("a node either founds a cluster or joins one: remove founding or join");
         }
         if !self.internal.tls && !is_loopback(&self.internal.listen) {
-            bail!("internal.tls may be switched off on loopback only, and {} is not", self.internal.listen);
+            bail!(
+                "internal.tls may be switched off on loopback only, and {} is not",
+                self.internal.listen
+            );
         }
         if self.s3.tls_cert.is_some() != self.s3.tls_key.is_some() {
             bail!("s3.tls_cert and s3.tls_key go together");
@@ -262,7 +272,11 @@ impl NodeConfig {
 
     /// What people call it.
     pub fn name(&self) -> String {
-        let last = || self.dir.file_name().map_or_else(|| "node".to_owned(), |name| name.to_string_lossy().into_owned());
+        let last = || {
+            self.dir
+                .file_name()
+                .map_or_else(|| "node".to_owned(), |name| name.to_string_lossy().into_owned())
+        };
         self.name.clone().unwrap_or_else(last)
     }
 
@@ -303,8 +317,16 @@ mod tests {
     fn what_cannot_work_is_said() {
         let message = |text| parse(text).expect_err("is refused").to_string();
         assert!(message("dir = 'd'\n").contains("data.disks is empty"));
-        assert!(message("dir = 'd'\nroles = ['gateway']\n[internal]\nlisten = '0.0.0.0:7400'\ntls = false\n").contains("loopback"));
-        assert!(message("dir = 'd'\nroles = ['gateway']\n[data]\nprofile = '0+2'\n").contains("not a profile"));
+        assert!(
+            message(
+                "dir = 'd'\nroles = ['gateway']\n[internal]\nlisten = '0.0.0.0:7400'\ntls = false\n"
+            )
+            .contains("loopback")
+        );
+        assert!(
+            message("dir = 'd'\nroles = ['gateway']\n[data]\nprofile = '0+2'\n")
+                .contains("not a profile")
+        );
         assert!(message("dir = 'd'\nroles = ['gateway']\nsise = 3\n").contains("sise"));
     }
 }

@@ -95,7 +95,9 @@ impl DemoFacts {
     pub fn load(host: &Host, dir: &Path) -> Result<Self> {
         let path = Self::path(dir);
         let bytes = host.disk.read(&path);
-        let bytes = bytes.with_context(|| format!("there is no demo in {}: start one, or name its --dir", dir.display()))?;
+        let bytes = bytes.with_context(|| {
+            format!("there is no demo in {}: start one, or name its --dir", dir.display())
+        })?;
         serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))
     }
 
@@ -118,13 +120,20 @@ pub async fn lay_out(host: &Host, wish: &DemoWish) -> Result<DemoFacts> {
     if host.disk.exists(&DemoFacts::path(&wish.dir)) {
         let mut facts = DemoFacts::load(host, &wish.dir)?;
         if let Some(node) = facts.nodes.iter().find(|node| process::runs(node.pid, &node.config)) {
-            bail!("a demo runs in {} already ({} is process {}): stop it first", wish.dir.display(), node.name, node.pid);
+            bail!(
+                "a demo runs in {} already ({} is process {}): stop it first",
+                wish.dir.display(),
+                node.name,
+                node.pid
+            );
         }
         facts.nodes.iter_mut().for_each(|node| node.pid = 0);
         facts.processes = wish.processes;
         return Ok(facts);
     }
-    host.disk.create_dir_all(&wish.dir).with_context(|| format!("cannot make the directory {}", wish.dir.display()))?;
+    host.disk
+        .create_dir_all(&wish.dir)
+        .with_context(|| format!("cannot make the directory {}", wish.dir.display()))?;
     let configs = configurations(host, wish).await?;
     let authority = Authority::create()?;
     let root_key = root_key(host);
@@ -169,22 +178,44 @@ async fn configurations(host: &Host, wish: &DemoWish) -> Result<Vec<NodeConfig>>
     let founding = Founding { cluster, nodes: founders.clone() };
     let mut gateway_ports = wish.port..;
     let configs = founders.into_iter().zip(admin).map(|(founder, admin)| {
-        let s3_port = if founder.roles.contains(&Role::Gateway) { gateway_ports.next().unwrap_or(0) } else { 0 };
+        let s3_port = if founder.roles.contains(&Role::Gateway) {
+            gateway_ports.next().unwrap_or(0)
+        } else {
+            0
+        };
         node_config(wish, founder, *admin, s3_port, founding.clone())
     });
     Ok(configs.collect())
 }
 
-fn node_config(wish: &DemoWish, founder: Founder, admin: u16, s3_port: u16, founding: Founding) -> NodeConfig {
+fn node_config(
+    wish: &DemoWish,
+    founder: Founder,
+    admin: u16,
+    s3_port: u16,
+    founding: Founding,
+) -> NodeConfig {
     let dir = wish.dir.join(&founder.name);
     NodeConfig {
         name: Some(founder.name),
         zone: founder.zone,
         roles: founder.roles,
-        internal: InternalConfig { listen: founder.address, advertise: None, tls: wish.internal_tls },
-        s3: S3Config { listen: format!("127.0.0.1:{s3_port}"), domains: vec!["localhost".to_owned()], ..S3Config::default() },
+        internal: InternalConfig {
+            listen: founder.address,
+            advertise: None,
+            tls: wish.internal_tls,
+        },
+        s3: S3Config {
+            listen: format!("127.0.0.1:{s3_port}"),
+            domains: vec!["localhost".to_owned()],
+            ..S3Config::default()
+        },
         admin: AdminConfig { listen: format!("127.0.0.1:{admin}") },
-        meta: MetaSection { engine: wish.engine.clone(), wal_file_bytes: WAL_FILE_BYTES, lease_reads: false },
+        meta: MetaSection {
+            engine: wish.engine.clone(),
+            wal_file_bytes: WAL_FILE_BYTES,
+            lease_reads: false,
+        },
         data: DataSection {
             disks: (1..=DISKS_A_NODE).map(|number| dir.join(format!("disk-{number}"))).collect(),
             small_segment_bytes: SMALL_SEGMENT_BYTES,
@@ -199,7 +230,12 @@ fn node_config(wish: &DemoWish, founder: Founder, admin: u16, s3_port: u16, foun
     }
 }
 
-fn equip(host: &Host, config: &NodeConfig, authority: &Authority, root_key: &RootKey) -> Result<()> {
+fn equip(
+    host: &Host,
+    config: &NodeConfig,
+    authority: &Authority,
+    root_key: &RootKey,
+) -> Result<()> {
     let dir = NodeDir::open(host, &config.dir)?;
     for disk in &config.data.disks {
         host.disk.create_dir_all(disk)?;
@@ -224,7 +260,9 @@ fn facts_of(configs: &[NodeConfig], root_key: &RootKey, wish: &DemoWish) -> Demo
         zone: config.zone.clone(),
         roles: config.roles.clone(),
         pid: 0,
-        dirs: std::iter::once(config.dir.clone()).chain(config.data.disks.iter().cloned()).collect(),
+        dirs: std::iter::once(config.dir.clone())
+            .chain(config.data.disks.iter().cloned())
+            .collect(),
         config: config_path(config),
     });
     DemoFacts {
@@ -247,7 +285,10 @@ async fn free_ports(count: usize) -> Result<Vec<u16>> {
     held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }
 
-#[expect(clippy::disallowed_types, reason = "only to learn a free port of this machine; nothing is served here")]
+#[expect(
+    clippy::disallowed_types,
+    reason = "only to learn a free port of this machine; nothing is served here"
+)]
 async fn bind_any() -> std::io::Result<TcpListener> {
     TcpListener::bind("127.0.0.1:0").await
 }
@@ -293,7 +334,8 @@ impl Demo {
             }
             Self::Processes(mut children) => {
                 let facts = DemoFacts::load(host, dir)?;
-                for node in facts.nodes.iter().filter(|node| process::runs(node.pid, &node.config)) {
+                for node in facts.nodes.iter().filter(|node| process::runs(node.pid, &node.config))
+                {
                     process::terminate(node.pid)?;
                 }
                 for child in &mut children {
@@ -333,10 +375,15 @@ async fn lock(host: &Host, dir: &Path) -> Result<Box<dyn Send + Sync>> {
     let deadline = host.clock.now() + LOCK_PATIENCE;
     loop {
         match host.disk.lock(&dir.join("demo.lock")) {
-            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock && host.clock.now() < deadline => {
+            Err(error)
+                if error.kind() == std::io::ErrorKind::WouldBlock
+                    && host.clock.now() < deadline =>
+            {
                 host.clock.sleep(LOCK_POLL).await;
             }
-            locked => return locked.with_context(|| format!("cannot lock the demo in {}", dir.display())),
+            locked => {
+                return locked.with_context(|| format!("cannot lock the demo in {}", dir.display()));
+            }
         }
     }
 }
@@ -346,7 +393,9 @@ pub async fn kill(host: &Host, dir: &Path, name: &str) -> Result<()> {
     let _lock = lock(host, dir).await?;
     let mut facts = DemoFacts::load(host, dir)?;
     if !facts.processes {
-        bail!("all nodes of this demo share one process: start it with --processes to pull one's plug");
+        bail!(
+            "all nodes of this demo share one process: start it with --processes to pull one's plug"
+        );
     }
     let node = facts.node_mut(name)?;
     if !process::runs(node.pid, &node.config) {

@@ -11,7 +11,8 @@ use ashlar_host::Host;
 use ashlar_node::DataNode;
 use ashlar_placement::Settings;
 use ashlar_types::{
-    ClusterMap, Epoch, NodeId, Profile, RangeQuery, Role, RootAnswer, RootOp, RootOutcome, RootQuery,
+    ClusterMap, Epoch, NodeId, Profile, RangeQuery, Role, RootAnswer, RootOp, RootOutcome,
+    RootQuery,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,7 +54,11 @@ impl Duties {
                 tracing::warn!(%error, "the list of members could not be kept");
             }
             let placed = map.wide.is_some();
-            self.readiness.set("cluster", placed, "the disks of the founders are not all placed yet");
+            self.readiness.set(
+                "cluster",
+                placed,
+                "the disks of the founders are not all placed yet",
+            );
         }
     }
 
@@ -71,11 +76,17 @@ impl Duties {
             match self.client.root(op).await {
                 Ok(RootOutcome::Refused(refusal)) => {
                     tracing::error!(%refusal, "the cluster refuses this node");
-                    self.readiness.set("registered", false, &format!("the cluster refuses this node: {refusal}"));
+                    self.readiness.set(
+                        "registered",
+                        false,
+                        &format!("the cluster refuses this node: {refusal}"),
+                    );
                     self.host.clock.sleep(CHECK_EVERY).await;
                 }
                 Ok(_) => break,
-                Err(failure) => tracing::debug!(%failure, "the root could not be told of this boot yet"),
+                Err(failure) => {
+                    tracing::debug!(%failure, "the root could not be told of this boot yet")
+                }
             }
         }
         self.readiness.set("registered", true, "");
@@ -94,7 +105,9 @@ impl Duties {
 
     /// Whether every range has a leader that answers a read.
     async fn ranges_answer(&self) -> bool {
-        let Ok(RootAnswer::Ranges(ranges)) = self.client.root_query(RootQuery::Ranges).await else { return false };
+        let Ok(RootAnswer::Ranges(ranges)) = self.client.root_query(RootQuery::Ranges).await else {
+            return false;
+        };
         let reads = ranges.into_iter().map(|range| async move {
             let bucket = range.interval.start.bucket;
             self.client.query(&range.interval.start, RangeQuery::Usage { bucket }).await.is_ok()
@@ -113,7 +126,9 @@ impl Duties {
             let settings = Settings { wide: self.profile, ..Settings::default() };
             let Some(diff) = ashlar_placement::extend(&map, &settings) else { continue };
             match self.client.root(RootOp::Place(diff)).await {
-                Ok(RootOutcome::Refused(refusal)) => tracing::debug!(%refusal, "a placement was not taken"),
+                Ok(RootOutcome::Refused(refusal)) => {
+                    tracing::debug!(%refusal, "a placement was not taken")
+                }
                 Ok(_) => tracing::info!("new disks were placed"),
                 Err(failure) => tracing::debug!(%failure, "a placement could not be proposed"),
             }

@@ -37,11 +37,16 @@ mod cluster_text {
     use ashlar_types::ClusterId;
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(super) fn serialize<S: Serializer>(cluster: &ClusterId, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        cluster: &ClusterId,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.collect_str(cluster)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ClusterId, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<ClusterId, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
@@ -79,7 +84,10 @@ impl RootKey {
         let (mut access, mut secret) = ([0; 8], [0; 20]);
         host.random.fill(&mut access);
         host.random.fill(&mut secret);
-        Self { access_key: format!("ASHL{}", hex::encode_upper(access)), secret_key: hex::encode(secret) }
+        Self {
+            access_key: format!("ASHL{}", hex::encode_upper(access)),
+            secret_key: hex::encode(secret),
+        }
     }
 }
 
@@ -99,7 +107,12 @@ impl fmt::Debug for NodeDir {
 impl NodeDir {
     /// Makes it where it is not there, and locks it.
     pub fn open(host: &Host, root: &Path) -> Result<Self> {
-        let said = |what: &str| format!("cannot {what} the directory {}: choose one that this user may write", root.display());
+        let said = |what: &str| {
+            format!(
+                "cannot {what} the directory {}: choose one that this user may write",
+                root.display()
+            )
+        };
         host.disk.create_dir_all(&root.join("tls")).with_context(|| said("make"))?;
         let lock = match host.disk.lock(&root.join("lock")) {
             Ok(lock) => lock,
@@ -120,22 +133,32 @@ impl NodeDir {
         if !self.disk.exists(&path) {
             return Ok(None);
         }
-        let bytes = self.disk.read(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Some(String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?))
+        let bytes =
+            self.disk.read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(Some(
+            String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", path.display()))?,
+        ))
     }
 
     fn write_private(&self, name: &str, text: &str) -> Result<()> {
         let path = self.path(name);
-        self.disk.replace_private(&path, text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+        self.disk
+            .replace_private(&path, text.as_bytes())
+            .with_context(|| format!("cannot write {}", path.display()))
     }
 
     /// Who the node is; `None`: it is nobody yet.
     pub fn identity(&self) -> Result<Option<Identity>> {
         let Some(text) = self.read_text("identity.json")? else { return Ok(None) };
         let path = self.path("identity.json");
-        let identity: Identity = serde_json::from_str(&text).with_context(|| format!("{} is damaged", path.display()))?;
+        let identity: Identity = serde_json::from_str(&text)
+            .with_context(|| format!("{} is damaged", path.display()))?;
         if identity.format > FORMAT {
-            bail!("{} has format {}, this binary knows {FORMAT}: upgrade it", path.display(), identity.format);
+            bail!(
+                "{} has format {}, this binary knows {FORMAT}: upgrade it",
+                path.display(),
+                identity.format
+            );
         }
         Ok(Some(identity))
     }
@@ -165,7 +188,9 @@ impl NodeDir {
 
     /// The cluster's authority, where this node has its key.
     pub fn authority(&self) -> Result<Option<Authority>> {
-        let (Some(certificate), Some(key)) = (self.read_text("tls/ca.pem")?, self.read_text("tls/ca.key")?) else {
+        let (Some(certificate), Some(key)) =
+            (self.read_text("tls/ca.pem")?, self.read_text("tls/ca.key")?)
+        else {
             return Ok(None);
         };
         Ok(Some(Authority::load(certificate, KeyPem::new(key))?))
@@ -179,9 +204,11 @@ impl NodeDir {
 
     /// What the node proves itself with.
     pub fn credentials(&self) -> Result<Option<Credentials>> {
-        let (Some(authority_pem), Some(certificate_pem), Some(key)) =
-            (self.read_text("tls/ca.pem")?, self.read_text("tls/node.pem")?, self.read_text("tls/node.key")?)
-        else {
+        let (Some(authority_pem), Some(certificate_pem), Some(key)) = (
+            self.read_text("tls/ca.pem")?,
+            self.read_text("tls/node.pem")?,
+            self.read_text("tls/node.key")?,
+        ) else {
             return Ok(None);
         };
         Ok(Some(Credentials { authority_pem, certificate_pem, key: KeyPem::new(key) }))
@@ -216,7 +243,11 @@ impl NodeDir {
     /// The members that were known last.
     pub fn seeds(&self) -> Result<Vec<String>> {
         let text = self.read_text("seeds.json")?;
-        Ok(text.map(|text| serde_json::from_str(&text)).transpose().context("seeds.json is damaged")?.unwrap_or_default())
+        Ok(text
+            .map(|text| serde_json::from_str(&text))
+            .transpose()
+            .context("seeds.json is damaged")?
+            .unwrap_or_default())
     }
 
     /// Keeps the members that are known.
@@ -241,7 +272,10 @@ impl NodeDir {
             return Ok(Security::Plain);
         }
         let credentials = self.credentials()?.with_context(|| {
-            format!("{} has no certificate: let the node join with a token, or found a cluster", self.root.display())
+            format!(
+                "{} has no certificate: let the node join with a token, or found a cluster",
+                self.root.display()
+            )
         })?;
         Ok(Security::mutual(&credentials)?)
     }

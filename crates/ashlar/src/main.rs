@@ -135,7 +135,9 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr(cli.log_format);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    let done = runtime.context("cannot start the runtime").and_then(|runtime| runtime.block_on(run(cli.command)));
+    let done = runtime
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(run(cli.command)));
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -151,8 +153,9 @@ fn complain(what: &str) {
 }
 
 fn log_to_stderr(format: LogFormat) {
-    let filter = tracing_subscriber::EnvFilter::try_from_env("ASHLAR_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn,ashlar=info,openraft=error,s3s=off"));
+    let filter = tracing_subscriber::EnvFilter::try_from_env("ASHLAR_LOG").unwrap_or_else(|_| {
+        tracing_subscriber::EnvFilter::new("warn,ashlar=info,openraft=error,s3s=off")
+    });
     let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => lines.init(),
@@ -174,8 +177,13 @@ async fn server(host: Host, args: ServerArgs) -> Result<()> {
     let config = server_config(&host, args)?;
     let node = RunningNode::start(host, config).await?;
     if alone && let Some(key) = node.new_root_key() {
-        println!("The root access key of this new cluster. It is shown once and kept in root.json of the node's directory:");
-        println!("export AWS_ACCESS_KEY_ID={}\nexport AWS_SECRET_ACCESS_KEY={}", key.access_key, key.secret_key);
+        println!(
+            "The root access key of this new cluster. It is shown once and kept in root.json of the node's directory:"
+        );
+        println!(
+            "export AWS_ACCESS_KEY_ID={}\nexport AWS_SECRET_ACCESS_KEY={}",
+            key.access_key, key.secret_key
+        );
     }
     node.ready().await?;
     println!("ashlar is ready: {}", node.describe());
@@ -224,7 +232,8 @@ async fn token(host: Host, args: TokenArgs) -> Result<()> {
 }
 
 async fn stop_signal() -> Result<()> {
-    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let (mut interrupt, mut terminate) =
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     tokio::select! {
         biased;
         _ = interrupt.recv() => {}
@@ -261,8 +270,14 @@ async fn demo_verb(host: &Host, verb: &DemoVerb, dir: &Path, json: bool) -> Resu
                 return Ok(());
             }
             for (node, admin) in facts.nodes.iter().zip(&facts.admin) {
-                let state = if node.pid == 0 { "down".to_owned() } else { format!("pid {}", node.pid) };
-                println!("{:8} {:8} {:24} {state:12} {admin}", node.name, node.zone, role_list(&node.roles));
+                let state =
+                    if node.pid == 0 { "down".to_owned() } else { format!("pid {}", node.pid) };
+                println!(
+                    "{:8} {:8} {:24} {state:12} {admin}",
+                    node.name,
+                    node.zone,
+                    role_list(&node.roles)
+                );
             }
         }
         DemoVerb::Kill { node } => demo::kill(host, dir, node).await?,
@@ -289,7 +304,8 @@ fn pointer_path() -> PathBuf {
 }
 
 fn pointed_dir(host: &Host, pointer: &Path) -> Result<PathBuf> {
-    let bytes = host.disk.read(pointer).context("no demo is known: start one, or name its --dir")?;
+    let bytes =
+        host.disk.read(pointer).context("no demo is known: start one, or name its --dir")?;
     Ok(PathBuf::from(String::from_utf8(bytes)?))
 }
 
@@ -328,9 +344,15 @@ fn announce(facts: &DemoFacts, dir: &Path, args: &DemoArgs) -> Result<()> {
         return Ok(());
     }
     let endpoint = facts.endpoints.first().context("a demo has gateways")?;
-    println!("ashlar demo is ready: 3 zones, 6 nodes, 12 disks, 3 voters, 2 gateways; data in {}", dir.display());
+    println!(
+        "ashlar demo is ready: 3 zones, 6 nodes, 12 disks, 3 voters, 2 gateways; data in {}",
+        dir.display()
+    );
     println!("  S3     {}", facts.endpoints.join("  "));
-    println!("  admin  {}  (/metrics, /health/ready)", facts.admin.first().context("a demo has nodes")?);
+    println!(
+        "  admin  {}  (/metrics, /health/ready)",
+        facts.admin.first().context("a demo has nodes")?
+    );
     println!("\nexport AWS_ACCESS_KEY_ID={}", facts.access_key);
     println!("export AWS_SECRET_ACCESS_KEY={}", facts.secret_key);
     println!("export AWS_DEFAULT_REGION={}", facts.region);

@@ -3,8 +3,8 @@
 //! The token's secret is known to the operator alone; the root keeps its hash and forgets it when it is used. The
 //! joining node makes its own key and sends only a signing request, so no private key travels.
 
-use crate::identity::{Identity, NodeDir, RootKey};
 use crate::config::NodeConfig;
+use crate::identity::{Identity, NodeDir, RootKey};
 use anyhow::{Context, Result, bail};
 use ashlar_client::Client;
 use ashlar_host::Host;
@@ -44,10 +44,13 @@ impl std::fmt::Debug for MembershipService {
 impl Membership for MembershipService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinReply>, Status> {
         let request = request.into_inner();
-        let token = JoinToken::parse(&request.token).map_err(|error| Status::unauthenticated(error.to_string()))?;
+        let token = JoinToken::parse(&request.token)
+            .map_err(|error| Status::unauthenticated(error.to_string()))?;
         for text in [&request.name, &request.zone, &request.address] {
             if text.is_empty() || text.len() > TEXT_BYTES_MAX {
-                return Err(Status::invalid_argument("name, zone and address have 1 to 255 bytes each"));
+                return Err(Status::invalid_argument(
+                    "name, zone and address have 1 to 255 bytes each",
+                ));
             }
         }
         let roles = parse_roles(&request.roles).map_err(Status::invalid_argument)?;
@@ -66,7 +69,9 @@ impl Membership for MembershipService {
         };
         let node = match self.client.root(op).await {
             Ok(RootOutcome::Joined(node)) => node,
-            Ok(RootOutcome::Refused(refusal)) => return Err(Status::unauthenticated(refusal.to_string())),
+            Ok(RootOutcome::Refused(refusal)) => {
+                return Err(Status::unauthenticated(refusal.to_string()));
+            }
             Ok(other) => return Err(Status::internal(format!("the root answered {other:?}"))),
             Err(failure) => return Err(Status::unavailable(failure.to_string())),
         };
@@ -79,7 +84,9 @@ impl Membership for MembershipService {
     ) -> Result<Response<IssueTokenReply>, Status> {
         let seconds = request.into_inner().valid_seconds.clamp(1, TOKEN_SECONDS_MAX);
         let fingerprint = match &self.authority {
-            Some(authority) => authority.fingerprint().map_err(|error| Status::internal(error.to_string()))?,
+            Some(authority) => {
+                authority.fingerprint().map_err(|error| Status::internal(error.to_string()))?
+            }
             None if self.tls => {
                 return Err(Status::failed_precondition(
                     "this member does not hold the authority's key: ask a founder for the token",
@@ -92,7 +99,9 @@ impl Membership for MembershipService {
         let token = JoinToken { secret, fingerprint };
         let expires_ms = self.host.clock.wall_ms() + seconds * 1000;
         match self.client.root(RootOp::IssueToken { hash: token.hash(), expires_ms }).await {
-            Ok(RootOutcome::Applied(_)) => Ok(Response::new(IssueTokenReply { token: token.reveal() })),
+            Ok(RootOutcome::Applied(_)) => {
+                Ok(Response::new(IssueTokenReply { token: token.reveal() }))
+            }
             Ok(other) => Err(Status::internal(format!("the root answered {other:?}"))),
             Err(failure) => Err(Status::unavailable(failure.to_string())),
         }
@@ -112,7 +121,8 @@ impl MembershipService {
         };
         if let Some(authority) = &self.authority {
             let signed = authority.sign(csr_pem, &node.to_string());
-            reply.certificate_pem = signed.map_err(|error| Status::invalid_argument(error.to_string()))?;
+            reply.certificate_pem =
+                signed.map_err(|error| Status::invalid_argument(error.to_string()))?;
             authority.certificate_pem().clone_into(&mut reply.ca_pem);
         }
         Ok(reply)
@@ -145,10 +155,16 @@ pub(crate) struct Joined {
 }
 
 /// Asks a member to admit this node, and keeps what it answers.
-pub(crate) async fn join(host: &Host, config: &NodeConfig, dir: &NodeDir, address: &str) -> Result<Joined> {
+pub(crate) async fn join(
+    host: &Host,
+    config: &NodeConfig,
+    dir: &NodeDir,
+    address: &str,
+) -> Result<Joined> {
     let wish = config.join.as_ref().context("there is no [join] section")?;
     let text = host.disk.read(&wish.token_file);
-    let text = text.with_context(|| format!("cannot read the join token {}", wish.token_file.display()))?;
+    let text =
+        text.with_context(|| format!("cannot read the join token {}", wish.token_file.display()))?;
     let token = JoinToken::parse(&String::from_utf8_lossy(&text))?;
     let dialer = if config.internal.tls {
         Dialer::with_tls(host.clone(), Some(Security::joining(token.fingerprint)?))
@@ -168,21 +184,35 @@ pub(crate) async fn join(host: &Host, config: &NodeConfig, dir: &NodeDir, addres
     let reply = host.clock.timeout(JOIN_PATIENCE, member.join(request)).await;
     let reply = match reply {
         Ok(Ok(reply)) => reply.into_inner(),
-        Ok(Err(status)) => bail!("the member at {} did not admit this node: {}", wish.seed, status.message()),
-        Err(_) => bail!("the member at {} did not answer: is the address right, and does it run?", wish.seed),
+        Ok(Err(status)) => {
+            bail!("the member at {} did not admit this node: {}", wish.seed, status.message())
+        }
+        Err(_) => bail!(
+            "the member at {} did not answer: is the address right, and does it run?",
+            wish.seed
+        ),
     };
-    let cluster: [u8; 16] = reply.cluster.as_ref().try_into().context("the member's answer has no cluster id")?;
+    let cluster: [u8; 16] =
+        reply.cluster.as_ref().try_into().context("the member's answer has no cluster id")?;
     if config.internal.tls {
         let (authority_pem, certificate_pem) = (reply.ca_pem, reply.certificate_pem);
         dir.set_credentials(&Credentials { authority_pem, certificate_pem, key })?;
     }
-    dir.set_root_key(&RootKey { access_key: reply.root_access_key, secret_key: reply.root_secret_key })?;
+    dir.set_root_key(&RootKey {
+        access_key: reply.root_access_key,
+        secret_key: reply.root_secret_key,
+    })?;
     let identity = Identity::new(ClusterId(u128::from_be_bytes(cluster)), NodeId(reply.node));
     Ok(Joined { identity, seeds: reply.seeds })
 }
 
 /// Asks the member whose directory this is for a token.
-pub async fn issue_token(host: &Host, address: &str, security: &Security, valid: Duration) -> Result<String> {
+pub async fn issue_token(
+    host: &Host,
+    address: &str,
+    security: &Security,
+    valid: Duration,
+) -> Result<String> {
     let dialer = Dialer::new(host.clone(), security);
     let mut member = MembershipClient::new(dialer.channel(address, Class::Metadata));
     let call = member.issue_token(IssueTokenRequest { valid_seconds: valid.as_secs() });

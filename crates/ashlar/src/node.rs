@@ -91,7 +91,10 @@ impl RunningNode {
         let mut background = |name, task: futures::future::BoxFuture<'static, ()>| {
             tasks.push(host.tasks.spawn(TaskKind::Background(name), task));
         };
-        background("internal port", Box::pin(ashlar_wire::serve(host.clone(), internal, enrolled.security, router)));
+        background(
+            "internal port",
+            Box::pin(ashlar_wire::serve(host.clone(), internal, enrolled.security, router)),
+        );
 
         let readiness = Readiness::default();
         let duty = duties::Duties {
@@ -102,7 +105,10 @@ impl RunningNode {
             dir: dir.clone(),
             readiness: readiness.clone(),
             profile: config.profile()?,
-            founders: enrolled.founding.as_ref().map_or_else(Vec::new, |list| list.nodes.iter().map(Founder::id).collect()),
+            founders: enrolled
+                .founding
+                .as_ref()
+                .map_or_else(Vec::new, |list| list.nodes.iter().map(Founder::id).collect()),
         };
         // a duty may be dropped at any await: it is idempotent, and its calls wait for a cluster that may be gone
         background("follow the map", until_stop(&host, duty.clone().follow_map()));
@@ -112,16 +118,33 @@ impl RunningNode {
         }
 
         let admin = listen(&host, "admin", &config.admin.listen).await?;
-        let state = AdminState::new(&host, &config.dir.join("history"), readiness.clone(), facts(&config, &identity))?;
+        let state = AdminState::new(
+            &host,
+            &config.dir.join("history"),
+            readiness.clone(),
+            facts(&config, &identity),
+        )?;
         background("admin port", Box::pin(ashlar_admin::serve(host.clone(), admin, state)));
         if config.has(Role::Gateway) {
             let s3 = listen(&host, "S3", &config.s3.listen).await?;
             let tls = gateway_tls(&host, &config)?;
-            let gateway = Gateway::new(&host, client.clone(), gateway_config(&config, &enrolled.root_key));
+            let gateway =
+                Gateway::new(&host, client.clone(), gateway_config(&config, &enrolled.root_key));
             background("S3 port", Box::pin(ashlar_gateway::serve(host.clone(), s3, tls, gateway)));
         }
         let new_root_key = enrolled.new_root_key.then_some(enrolled.root_key);
-        Ok(Self { host, config, identity, new_root_key, readiness, meta, data, client, tasks, _dir: dir })
+        Ok(Self {
+            host,
+            config,
+            identity,
+            new_root_key,
+            readiness,
+            meta,
+            data,
+            client,
+            tasks,
+            _dir: dir,
+        })
     }
 
     /// Waits until a first PUT would succeed.
@@ -129,7 +152,11 @@ impl RunningNode {
         let deadline = self.host.clock.now() + READY_PATIENCE;
         while !self.readiness.is_ready() {
             if self.host.clock.now() > deadline {
-                bail!("not ready after {} s: {}", READY_PATIENCE.as_secs(), self.readiness.reasons().join("; "));
+                bail!(
+                    "not ready after {} s: {}",
+                    READY_PATIENCE.as_secs(),
+                    self.readiness.reasons().join("; ")
+                );
             }
             self.host.clock.sleep(READY_POLL).await;
         }
@@ -171,7 +198,10 @@ impl RunningNode {
     }
 }
 
-fn until_stop(host: &Host, duty: impl Future<Output = ()> + Send + 'static) -> futures::future::BoxFuture<'static, ()> {
+fn until_stop(
+    host: &Host,
+    duty: impl Future<Output = ()> + Send + 'static,
+) -> futures::future::BoxFuture<'static, ()> {
     let stop = host.shutdown.requested();
     Box::pin(async move {
         tokio::select! {
@@ -195,13 +225,20 @@ fn dialled_address(config: &NodeConfig, internal: &dyn Listener) -> Result<Strin
     }
 }
 
-async fn enroll(host: &Host, config: &NodeConfig, dir: &NodeDir, address: &str) -> Result<Enrolled> {
+async fn enroll(
+    host: &Host,
+    config: &NodeConfig,
+    dir: &NodeDir,
+    address: &str,
+) -> Result<Enrolled> {
     let mut new_root_key = false;
     let known = dir.identity()?;
     let founding = match (&config.founding, dir.founding()?) {
         (Some(list), _) => Some(list.clone()),
         (None, Some(list)) => Some(list),
-        (None, None) if known.is_none() && config.join.is_none() => Some(found_alone(host, config, dir, address)?),
+        (None, None) if known.is_none() && config.join.is_none() => {
+            Some(found_alone(host, config, dir, address)?)
+        }
         (None, None) => None,
     };
     let identity = match known {
@@ -230,7 +267,12 @@ async fn enroll(host: &Host, config: &NodeConfig, dir: &NodeDir, address: &str) 
         }
     };
     let seeds = match &founding {
-        Some(list) => list.nodes.iter().filter(|node| node.roles.contains(&Role::Meta)).map(|node| node.address.clone()).collect(),
+        Some(list) => list
+            .nodes
+            .iter()
+            .filter(|node| node.roles.contains(&Role::Meta))
+            .map(|node| node.address.clone())
+            .collect(),
         None => dir.seeds()?,
     };
     let (security, authority) = (dir.security(config.internal.tls)?, dir.authority()?);
@@ -240,7 +282,9 @@ async fn enroll(host: &Host, config: &NodeConfig, dir: &NodeDir, address: &str) 
 /// A cluster of one: its authority, its certificate, its founding list. Each is durable before the next.
 fn found_alone(host: &Host, config: &NodeConfig, dir: &NodeDir, address: &str) -> Result<Founding> {
     if !config.has(Role::Meta) {
-        bail!("this node has no cluster: give it the role meta to found one, or [join] to join one");
+        bail!(
+            "this node has no cluster: give it the role meta to found one, or [join] to join one"
+        );
     }
     let authority = Authority::create()?;
     dir.set_authority(&authority)?;
@@ -259,7 +303,11 @@ fn found_alone(host: &Host, config: &NodeConfig, dir: &NodeDir, address: &str) -
     Ok(founding)
 }
 
-fn check_cluster(identity: &Identity, founding: Option<&Founding>, config: &NodeConfig) -> Result<()> {
+fn check_cluster(
+    identity: &Identity,
+    founding: Option<&Founding>,
+    config: &NodeConfig,
+) -> Result<()> {
     let Some(list) = founding else { return Ok(()) };
     if list.cluster != identity.cluster.to_string() {
         bail!(
@@ -275,12 +323,14 @@ fn check_cluster(identity: &Identity, founding: Option<&Founding>, config: &Node
 fn founder_identity(list: &Founding, config: &NodeConfig) -> Result<Identity> {
     let cluster = list.cluster.parse().context("founding.cluster")?;
     let own = list.nodes.iter().find(|node| node.name == config.name());
-    let own = own.with_context(|| format!("the founding list does not name '{}'", config.name()))?;
+    let own =
+        own.with_context(|| format!("the founding list does not name '{}'", config.name()))?;
     Ok(Identity::new(cluster, own.id()))
 }
 
 fn address_book(founding: Option<&Founding>) -> AddressBook {
-    let founders = founding.map(|list| list.nodes.iter().map(|node| (node.id(), node.address.clone())).collect());
+    let founders = founding
+        .map(|list| list.nodes.iter().map(|node| (node.id(), node.address.clone())).collect());
     Arc::new(ArcSwap::from_pointee(founders.unwrap_or_default()))
 }
 
@@ -289,13 +339,20 @@ pub(crate) fn addresses_of(map: &ClusterMap) -> BTreeMap<NodeId, String> {
     map.nodes.values().map(|node| (node.id, node.address.clone())).collect()
 }
 
-async fn start_data(host: &Host, config: &NodeConfig, identity: &Identity) -> Result<Option<Arc<DataNode>>> {
+async fn start_data(
+    host: &Host,
+    config: &NodeConfig,
+    identity: &Identity,
+) -> Result<Option<Arc<DataNode>>> {
     if !config.has(Role::Data) {
         return Ok(None);
     }
     for disk in &config.data.disks {
         host.disk.create_dir_all(disk).with_context(|| {
-            format!("cannot make the disk's directory {}: choose one that this user may write", disk.display())
+            format!(
+                "cannot make the disk's directory {}: choose one that this user may write",
+                disk.display()
+            )
         })?;
     }
     let data = DataConfig {
@@ -318,7 +375,9 @@ async fn start_meta(
     dialer: &Dialer,
     book: &AddressBook,
 ) -> Result<Option<Arc<MetaNode>>> {
-    let voters = |list: &Founding| list.nodes.iter().filter(|node| node.roles.contains(&Role::Meta)).map(Founder::id).collect();
+    let voters = |list: &Founding| {
+        list.nodes.iter().filter(|node| node.roles.contains(&Role::Meta)).map(Founder::id).collect()
+    };
     let Some(list) = enrolled.founding.as_ref().filter(|_| config.has(Role::Meta)) else {
         if config.has(Role::Meta) {
             tracing::info!("the founders hold the metadata; this node serves shards and S3");
@@ -357,7 +416,11 @@ fn member(founder: &Founder) -> Node {
 }
 
 fn client_config(enrolled: &Enrolled) -> ClientConfig {
-    ClientConfig::new(enrolled.seeds.clone(), enrolled.identity.node(), enrolled.identity.incarnation)
+    ClientConfig::new(
+        enrolled.seeds.clone(),
+        enrolled.identity.node(),
+        enrolled.identity.incarnation,
+    )
 }
 
 fn internal_router(
@@ -403,9 +466,12 @@ fn gateway_config(config: &NodeConfig, root_key: &RootKey) -> ashlar_gateway::Ga
 }
 
 fn gateway_tls(host: &Host, config: &NodeConfig) -> Result<Option<ashlar_gateway::TlsConfig>> {
-    let (Some(cert), Some(key)) = (&config.s3.tls_cert, &config.s3.tls_key) else { return Ok(None) };
+    let (Some(cert), Some(key)) = (&config.s3.tls_cert, &config.s3.tls_key) else {
+        return Ok(None);
+    };
     let read = |path: &std::path::Path| {
-        let bytes = host.disk.read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let bytes =
+            host.disk.read(path).with_context(|| format!("cannot read {}", path.display()))?;
         String::from_utf8(bytes).with_context(|| format!("{} is not PEM", path.display()))
     };
     let tls = ashlar_gateway::TlsConfig { cert_pem: read(cert)?, key_pem: read(key)? };

@@ -31,14 +31,20 @@ pub fn spawn(config: &Path) -> Result<Child> {
         .context("cannot start a process")
 }
 
-#[expect(clippy::disallowed_types, reason = "a child process writes its own log: it needs a file descriptor")]
+#[expect(
+    clippy::disallowed_types,
+    reason = "a child process writes its own log: it needs a file descriptor"
+)]
 fn open_log(path: &Path) -> Result<std::fs::File> {
     let opened = std::fs::OpenOptions::new().create(true).append(true).open(path);
     opened.with_context(|| format!("cannot write the log {}", path.display()))
 }
 
 /// Whether process `pid` is the node with this configuration.
-#[expect(clippy::disallowed_methods, reason = "the process table of this machine, not a file of ours")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "the process table of this machine, not a file of ours"
+)]
 pub fn runs(pid: u32, config: &Path) -> bool {
     if pid == std::process::id() {
         return true;
@@ -76,13 +82,22 @@ pub async fn wait_ended(host: &Host, facts: &DemoFacts) -> Result<()> {
 }
 
 /// Waits until the node's admin port says that it is ready.
-pub async fn wait_ready(host: &Host, node: &DemoNode, admin: &str, patience: Duration) -> Result<()> {
+pub async fn wait_ready(
+    host: &Host,
+    node: &DemoNode,
+    admin: &str,
+    patience: Duration,
+) -> Result<()> {
     let address = admin.trim_start_matches("http://");
     let deadline = host.clock.now() + patience;
     let mut last = "it did not answer".to_owned();
     while host.clock.now() < deadline {
         if !runs(node.pid, &node.config) {
-            bail!("{} ended while it started: {} tells why", node.name, node.config.with_file_name("log.txt").display());
+            bail!(
+                "{} ended while it started: {} tells why",
+                node.name,
+                node.config.with_file_name("log.txt").display()
+            );
         }
         match ask_ready(host, address).await {
             Ok((200, _)) => return Ok(()),
@@ -96,11 +111,16 @@ pub async fn wait_ready(host: &Host, node: &DemoNode, admin: &str, patience: Dur
 
 async fn ask_ready(host: &Host, address: &str) -> Result<(u16, String)> {
     let mut stream = host.network.connect(address).await?;
-    let request = format!("GET /health/ready HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    let request =
+        format!("GET /health/ready HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.take(ANSWER_BYTES_MAX).read_to_string(&mut answer).await?;
-    let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok()).context("not an HTTP answer")?;
+    let status = answer
+        .split(' ')
+        .nth(1)
+        .and_then(|code| code.parse().ok())
+        .context("not an HTTP answer")?;
     let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
     Ok((status, body.to_owned()))
 }

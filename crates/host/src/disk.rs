@@ -153,7 +153,9 @@ impl Disk for RealDisk {
 
     fn create_private(&self, path: &Path) -> io::Result<Box<dyn File>> {
         let mut options = std::fs::OpenOptions::new();
-        Ok(Box::new(RealFile(options.read(true).write(true).create_new(true).mode(0o600).open(path)?)))
+        Ok(Box::new(RealFile(
+            options.read(true).write(true).create_new(true).mode(0o600).open(path)?,
+        )))
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {

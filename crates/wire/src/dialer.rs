@@ -102,7 +102,10 @@ impl Dialer {
     /// The gRPC channel of a class to `address` (host:port). It connects when it is first used.
     pub fn channel(&self, address: &str, class: Class) -> Channel {
         let mut channels = self.0.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        channels.entry((address.to_owned(), class)).or_insert_with(|| self.new_channel(address)).clone()
+        channels
+            .entry((address.to_owned(), class))
+            .or_insert_with(|| self.new_channel(address))
+            .clone()
     }
 
     fn new_channel(&self, address: &str) -> Channel {
@@ -156,11 +159,12 @@ impl Dialer {
     async fn new_sender(&self, address: &str) -> Result<SendRequest<ShardBody>, DialError> {
         let refused = |source| DialError::Connect { address: address.to_owned(), source };
         let deadline = self.0.host.clock.timeout(CONNECT_PATIENCE, self.connect(address)).await;
-        let stream = deadline.map_err(|late| refused(io::Error::new(io::ErrorKind::TimedOut, late)))?;
+        let stream =
+            deadline.map_err(|late| refused(io::Error::new(io::ErrorKind::TimedOut, late)))?;
         let stream = stream.map_err(refused)?;
         let handshake = http1::Builder::new().handshake(TokioIo::new(stream)).await;
-        let (sender, connection) =
-            handshake.map_err(|source| DialError::Broken { address: address.to_owned(), source })?;
+        let (sender, connection) = handshake
+            .map_err(|source| DialError::Broken { address: address.to_owned(), source })?;
         let pump = Box::pin(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a shard connection ended");

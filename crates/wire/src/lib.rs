@@ -11,7 +11,8 @@ mod stream;
 
 pub use dialer::{Class, DialError, Dialer, ShardBody};
 pub use security::{
-    Authority, Credentials, INTERNAL_NAME, JoinToken, KeyPem, Security, SecurityError, signing_request,
+    Authority, Credentials, INTERNAL_NAME, JoinToken, KeyPem, Security, SecurityError,
+    signing_request,
 };
 pub use server::serve;
 

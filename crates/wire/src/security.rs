@@ -5,8 +5,8 @@
 //! knows the authority by the fingerprint in its token ([`JoinToken`]) and may call nothing but `Membership.Join`.
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose,
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DnType, IsCa, Issuer,
+    KeyPair, KeyUsagePurpose,
 };
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
@@ -131,7 +131,8 @@ impl Authority {
 }
 
 fn node_params(node: &str) -> Result<CertificateParams, SecurityError> {
-    let mut params = CertificateParams::new(vec![INTERNAL_NAME.to_owned(), format!("{node}.{INTERNAL_NAME}")])?;
+    let mut params =
+        CertificateParams::new(vec![INTERNAL_NAME.to_owned(), format!("{node}.{INTERNAL_NAME}")])?;
     params.distinguished_name.push(DnType::CommonName, node);
     Ok(params)
 }
@@ -139,7 +140,8 @@ fn node_params(node: &str) -> Result<CertificateParams, SecurityError> {
 /// A key of its own and the request to have it signed: what a joining node begins with.
 pub fn signing_request() -> Result<(KeyPem, String), SecurityError> {
     let key = KeyPair::generate()?;
-    let request = CertificateParams::new(vec![INTERNAL_NAME.to_owned()])?.serialize_request(&key)?;
+    let request =
+        CertificateParams::new(vec![INTERNAL_NAME.to_owned()])?.serialize_request(&key)?;
     Ok((KeyPem(key.serialize_pem()), request.pem()?))
 }
 
@@ -238,15 +240,19 @@ impl ServerCertVerifier for FingerprintVerifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let known = |der: &&CertificateDer<'_>| <[u8; 32]>::from(Sha256::digest(der)) == self.fingerprint;
+        let known =
+            |der: &&CertificateDer<'_>| <[u8; 32]>::from(Sha256::digest(der)) == self.fingerprint;
         let authority = intermediates.iter().find(known).ok_or_else(|| {
-            rustls::Error::General("the member's authority is not the one that the join token names".to_owned())
+            rustls::Error::General(
+                "the member's authority is not the one that the join token names".to_owned(),
+            )
         })?;
         let mut roots = RootCertStore::empty();
         roots.add(authority.clone().into_owned())?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
-            .build()
-            .map_err(|error| rustls::Error::General(error.to_string()))?;
+        let verifier =
+            WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
+                .build()
+                .map_err(|error| rustls::Error::General(error.to_string()))?;
         verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 
@@ -332,8 +338,11 @@ mod tests {
         let (key, request) = signing_request().expect("requests");
         let certificate_pem = authority.sign(&request, "node-7").expect("signs");
         let authority_pem = authority.certificate_pem().to_owned();
-        Security::mutual(&Credentials { authority_pem, certificate_pem, key }).expect("is accepted");
-        let again = Authority::load(authority.certificate_pem().to_owned(), authority.key().clone()).expect("loads");
+        Security::mutual(&Credentials { authority_pem, certificate_pem, key })
+            .expect("is accepted");
+        let again =
+            Authority::load(authority.certificate_pem().to_owned(), authority.key().clone())
+                .expect("loads");
         assert_eq!(again.fingerprint().expect("hashes"), authority.fingerprint().expect("hashes"));
         assert!(!format!("{:?}", authority.issue("node-1").expect("issues")).contains("PRIVATE"));
     }

@@ -36,8 +36,11 @@ pub async fn serve(host: Host, listener: Box<dyn Listener>, security: Security, 
         };
         match accepted {
             Ok((stream, _)) => {
-                let serving = serve_connection(host.clone(), stream, security.clone(), router.clone());
-                connections.push(host.tasks.spawn(TaskKind::Request("internal connection"), Box::pin(serving)));
+                let serving =
+                    serve_connection(host.clone(), stream, security.clone(), router.clone());
+                connections.push(
+                    host.tasks.spawn(TaskKind::Request("internal connection"), Box::pin(serving)),
+                );
             }
             // out of file descriptors, or a connection that broke at once: the next one may be fine
             Err(error) => {
@@ -59,7 +62,12 @@ pub async fn serve(host: Host, listener: Box<dyn Listener>, security: Security, 
     }
 }
 
-async fn serve_connection(host: Host, stream: Box<dyn Connection>, security: Security, router: Router) {
+async fn serve_connection(
+    host: Host,
+    stream: Box<dyn Connection>,
+    security: Security,
+    router: Router,
+) {
     let handshake = host.clock.timeout(HANDSHAKE_PATIENCE, accept(stream, security)).await;
     let stream = match handshake {
         Ok(Ok(stream)) => stream,
@@ -71,7 +79,8 @@ async fn serve_connection(host: Host, stream: Box<dyn Connection>, security: Sec
         let router = router.clone();
         async move {
             if !member && request.uri().path() != JOIN_PATH {
-                metrics::counter!("ashlar_internal_refused_total", "reason" => "no certificate").increment(1);
+                metrics::counter!("ashlar_internal_refused_total", "reason" => "no certificate")
+                    .increment(1);
                 return Ok(forbidden());
             }
             router.oneshot(request).await
@@ -117,7 +126,8 @@ fn refused(reason: &str) {
 }
 
 fn forbidden() -> Response<axum::body::Body> {
-    let mut response = Response::new(axum::body::Body::from("a certificate of this cluster is needed here\n"));
+    let mut response =
+        Response::new(axum::body::Body::from("a certificate of this cluster is needed here\n"));
     *response.status_mut() = StatusCode::FORBIDDEN;
     response
 }

@@ -43,7 +43,10 @@ async fn speaks_both(dialer: &Dialer, address: &str) {
     assert_eq!(pong.into_inner().node, 7);
     for bytes in [1, 100_000] {
         let answer = dialer.http1(address, shard(bytes)).await.expect("a member is served");
-        assert_eq!(answer.into_body().collect().await.expect("whole").to_bytes(), bytes.to_string());
+        assert_eq!(
+            answer.into_body().collect().await.expect("whole").to_bytes(),
+            bytes.to_string()
+        );
     }
 }
 
@@ -51,7 +54,8 @@ async fn speaks_both(dialer: &Dialer, address: &str) {
 async fn members_speak_grpc_and_http1_over_mutual_tls() {
     let host = Host::real();
     let authority = Authority::create().expect("creates");
-    let security = |node| Security::mutual(&authority.issue(node).expect("issues")).expect("is accepted");
+    let security =
+        |node| Security::mutual(&authority.issue(node).expect("issues")).expect("is accepted");
     let address = start(&host, security("node-1")).await;
     speaks_both(&Dialer::new(host, &security("node-2")), &address).await;
 }
@@ -67,7 +71,9 @@ async fn a_plain_port_speaks_both_too() {
 async fn strangers_are_refused() {
     let host = Host::real();
     let ours = Authority::create().expect("creates");
-    let address = start(&host, Security::mutual(&ours.issue("node-1").expect("issues")).expect("accepted")).await;
+    let address =
+        start(&host, Security::mutual(&ours.issue("node-1").expect("issues")).expect("accepted"))
+            .await;
 
     let theirs = Authority::create().expect("creates").issue("node-2").expect("issues");
     let foreign = Dialer::new(host.clone(), &Security::mutual(&theirs).expect("accepted"));
@@ -81,5 +87,8 @@ async fn strangers_are_refused() {
     assert_eq!(answer.status(), 403, "nothing but Join without a certificate");
 
     let mistaken = Dialer::with_tls(host, Some(Security::joining([0; 32]).expect("builds")));
-    assert!(mistaken.http1(&address, shard(1)).await.is_err(), "an authority that the token does not name");
+    assert!(
+        mistaken.http1(&address, shard(1)).await.is_err(),
+        "an authority that the token does not name"
+    );
 }
