@@ -382,7 +382,8 @@ async fn lock(host: &Host, dir: &Path) -> Result<Box<dyn Send + Sync>> {
                 host.clock.sleep(LOCK_POLL).await;
             }
             locked => {
-                return locked.with_context(|| format!("cannot lock the demo in {}", dir.display()));
+                return locked
+                    .with_context(|| format!("cannot lock the demo in {}", dir.display()));
             }
         }
     }
