@@ -18,7 +18,6 @@ use ashlar_wire::Authority;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::net::TcpListener;
 
 const ZONES: u64 = 3;
 const NODES_A_ZONE: u64 = 2;
@@ -155,7 +154,7 @@ pub fn root_key(host: &Host) -> RootKey {
 
 async fn configurations(host: &Host, wish: &DemoWish) -> Result<Vec<NodeConfig>> {
     let count = usize::try_from(ZONES * NODES_A_ZONE)?;
-    let ports = free_ports(2 * count).await?;
+    let ports = free_ports(host, 2 * count).await?;
     let (internal, admin) = ports.split_at(count);
     let mut founders = Vec::new();
     for (index, port) in (0..).zip(internal) {
@@ -277,20 +276,12 @@ fn facts_of(configs: &[NodeConfig], root_key: &RootKey, wish: &DemoWish) -> Demo
 }
 
 /// Ports that are free now. Held together while they are chosen, so that all differ.
-async fn free_ports(count: usize) -> Result<Vec<u16>> {
+async fn free_ports(host: &Host, count: usize) -> Result<Vec<u16>> {
     let mut held = Vec::new();
     for _ in 0..count {
-        held.push(bind_any().await.context("no free port on loopback")?);
+        held.push(host.network.listen("127.0.0.1:0").await.context("no free port on loopback")?);
     }
     held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
-}
-
-#[expect(
-    clippy::disallowed_types,
-    reason = "only to learn a free port of this machine; nothing is served here"
-)]
-async fn bind_any() -> std::io::Result<TcpListener> {
-    TcpListener::bind("127.0.0.1:0").await
 }
 
 /// A demo that runs.

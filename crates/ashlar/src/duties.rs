@@ -6,13 +6,12 @@
 use crate::identity::{Identity, NodeDir};
 use crate::node::{AddressBook, addresses_of};
 use ashlar_admin::Readiness;
-use ashlar_client::Client;
+use ashlar_client::{Client, Failure};
 use ashlar_host::Host;
 use ashlar_node::DataNode;
 use ashlar_placement::Settings;
 use ashlar_types::{
-    ClusterMap, Epoch, NodeId, Profile, RangeQuery, Role, RootAnswer, RootOp, RootOutcome,
-    RootQuery,
+    ClusterMap, Epoch, NodeId, Profile, RangeQuery, Role, RootAnswer, RootOp, RootQuery,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,19 +73,16 @@ impl Duties {
                 disks: self.data.as_ref().map_or_else(Vec::new, |data| data.disks()),
             };
             match self.client.root(op).await {
-                Ok(RootOutcome::Refused(refusal)) => {
+                Err(Failure::Root(refusal)) => {
                     tracing::error!(%refusal, "the cluster refuses this node");
-                    self.readiness.set(
-                        "registered",
-                        false,
-                        &format!("the cluster refuses this node: {refusal}"),
-                    );
+                    let reason = format!("the cluster refuses this node: {refusal}");
+                    self.readiness.set("registered", false, &reason);
                     self.host.clock.sleep(CHECK_EVERY).await;
                 }
-                Ok(_) => break,
                 Err(failure) => {
-                    tracing::debug!(%failure, "the root could not be told of this boot yet")
+                    tracing::debug!(%failure, "the root could not be told of this boot yet");
                 }
+                Ok(_) => break,
             }
         }
         self.readiness.set("registered", true, "");
@@ -126,11 +122,8 @@ impl Duties {
             let settings = Settings { wide: self.profile, ..Settings::default() };
             let Some(diff) = ashlar_placement::extend(&map, &settings) else { continue };
             match self.client.root(RootOp::Place(diff)).await {
-                Ok(RootOutcome::Refused(refusal)) => {
-                    tracing::debug!(%refusal, "a placement was not taken")
-                }
                 Ok(_) => tracing::info!("new disks were placed"),
-                Err(failure) => tracing::debug!(%failure, "a placement could not be proposed"),
+                Err(failure) => tracing::debug!(%failure, "a placement was not taken"),
             }
         }
     }

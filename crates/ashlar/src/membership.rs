@@ -6,7 +6,7 @@
 use crate::config::NodeConfig;
 use crate::identity::{Identity, NodeDir, RootKey};
 use anyhow::{Context, Result, bail};
-use ashlar_client::Client;
+use ashlar_client::{Client, Failure};
 use ashlar_host::Host;
 use ashlar_types::{ClusterId, NodeId, Role, RootOp, RootOutcome};
 use ashlar_wire::proto::membership_client::MembershipClient;
@@ -69,7 +69,7 @@ impl Membership for MembershipService {
         };
         let node = match self.client.root(op).await {
             Ok(RootOutcome::Joined(node)) => node,
-            Ok(RootOutcome::Refused(refusal)) => {
+            Err(Failure::Root(refusal)) => {
                 return Err(Status::unauthenticated(refusal.to_string()));
             }
             Ok(other) => return Err(Status::internal(format!("the root answered {other:?}"))),

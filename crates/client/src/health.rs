@@ -272,6 +272,8 @@ async fn ping_all(inner: &Inner) {
 }
 
 async fn ping(inner: &Inner, node: &Node) -> (NodeId, Option<PingReply>) {
+    let peer = node.id.0.to_string();
+    metrics::counter!("ashlar_rpc_sent_total", "peer" => peer, "service" => "data").increment(1);
     let mut client = DataClient::new(inner.dialer.channel(&node.address, Class::Bulk));
     let answer = inner.host.clock.timeout(PING_PATIENCE, client.ping(PingRequest {})).await;
     let answer = answer.ok().and_then(Result::ok).map(tonic::Response::into_inner);

@@ -32,8 +32,8 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: |ground| Box::pin(of_fifty_creators_one_wins(ground)),
     },
     Scenario {
-        name: "every-voter-talks-to-its-peers",
-        run: |ground| Box::pin(every_voter_talks_to_its_peers(ground)),
+        name: "every-node-talks-to-its-peers",
+        run: |ground| Box::pin(every_node_talks_to_its_peers(ground)),
     },
     Scenario { name: "any-one-node-may-die", run: |ground| Box::pin(any_one_node_may_die(ground)) },
     Scenario { name: "a-zone-may-die", run: |ground| Box::pin(a_zone_may_die(ground)) },
@@ -91,8 +91,8 @@ async fn of_fifty_creators_one_wins(ground: &Ground) -> Result<String> {
     ))
 }
 
-/// The cluster is one of processes that speak to each other: under load each voter's calls to its peers rise.
-async fn every_voter_talks_to_its_peers(ground: &Ground) -> Result<String> {
+/// The cluster is one of processes that speak to each other: under load each node's calls to its peers rise.
+async fn every_node_talks_to_its_peers(ground: &Ground) -> Result<String> {
     let cluster = Cluster::start(ground).await?;
     let recorder = Recorder::begin(cluster.client()).await?;
     let counter = "ashlar_rpc_sent_total";
@@ -103,9 +103,8 @@ async fn every_voter_talks_to_its_peers(ground: &Ground) -> Result<String> {
     let after = cluster.counter_of_each(counter).await?;
     let mut facts = Vec::new();
     for ((node, before), after) in cluster.nodes().iter().zip(before).zip(after) {
-        let is_voter = node.roles.iter().any(|role| role == "meta");
         ensure!(
-            !is_voter || after > before,
+            after > before,
             "{} made no call to a peer: {counter} stayed at {after}",
             node.name
         );
