@@ -40,7 +40,7 @@ fn open_log(path: &Path) -> Result<std::fs::File> {
     opened.with_context(|| format!("cannot write the log {}", path.display()))
 }
 
-/// Whether process `pid` is the node with this configuration.
+/// Whether process `pid` is the node with this configuration, or a demo that has all its nodes inside.
 #[expect(
     clippy::disallowed_methods,
     reason = "the process table of this machine, not a file of ours"
@@ -51,7 +51,7 @@ pub fn runs(pid: u32, config: &Path) -> bool {
     }
     let Ok(command) = std::fs::read(format!("/proc/{pid}/cmdline")) else { return false };
     let config = config.as_os_str().as_encoded_bytes();
-    pid != 0 && command.split(|&byte| byte == 0).any(|word| word == config)
+    pid != 0 && command.split(|&byte| byte == 0).any(|word| word == config || word == b"demo")
 }
 
 /// Pulls its plug.

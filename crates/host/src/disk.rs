@@ -112,7 +112,7 @@ impl dyn Disk {
         self.replace_with(path, bytes, |fresh| self.open(fresh, OpenMode::CreateNew))
     }
 
-    /// As [`replace`](Self::replace), for what nobody but the owner may read.
+    /// As `replace`, for what nobody but the owner may read.
     pub fn replace_private(&self, path: &Path, bytes: &[u8]) -> io::Result<()> {
         self.replace_with(path, bytes, |fresh| self.create_private(fresh))
     }
