@@ -1,0 +1,195 @@
+//! What a test knows of the objects that it has written, and how it finds a loss.
+
+#![allow(unreachable_pub, dead_code, reason = "each test file takes what it needs")]
+
+use ashlar_load::{Call, Client, Content, Credentials, Outcome, Payload, Verifier};
+use ashlar_testkit::TestCluster;
+use http::Method;
+use std::collections::{BTreeMap, BTreeSet};
+
+pub const BUCKET: &str = "objects";
+
+/// A new client: its connections die with the gateways.
+pub fn client_of(cluster: &TestCluster) -> Client {
+    let key = cluster.root_key();
+    let credentials = Credentials {
+        access_key: key.access_key.clone(),
+        secret_key: key.secret_key.clone(),
+        region: cluster.region().to_owned(),
+    };
+    Client::new(&cluster.endpoints(), credentials)
+}
+
+/// What a key must be.
+#[derive(Debug, Clone)]
+enum Expected {
+    /// Acknowledged: this content, under this ETag.
+    Content(Content, String),
+    /// Its deletion was acknowledged, or its write surely not applied.
+    Gone,
+    /// No answer came: the whole content, or nothing. Never written before, never again.
+    Open(Content),
+}
+
+/// All that the cluster has answered.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    keys: BTreeMap<String, Expected>,
+}
+
+impl Ledger {
+    /// Writes an object through one of the gateways, which must succeed.
+    pub async fn put(&mut self, client: &Client, gateway: usize, key: &str, content: Content) {
+        let call = Call::new(Method::PUT, BUCKET, key)
+            // S3 wants it also where it is 0, and then the HTTP client leaves it out
+            .header("content-length", content.len().to_string())
+            .payload(Payload::Content(content))
+            .through(gateway);
+        let answer = client.expect(call).await.unwrap();
+        let etag = answer.header("etag").unwrap().to_owned();
+        self.keys.insert(key.to_owned(), Expected::Content(content, etag));
+    }
+
+    /// Deletes an object, which must succeed.
+    pub async fn delete(&mut self, client: &Client, gateway: usize, key: &str) {
+        let call = Call::new(Method::DELETE, BUCKET, key).through(gateway);
+        client.expect(call).await.unwrap();
+        self.keys.insert(key.to_owned(), Expected::Gone);
+    }
+
+    /// Writes an object in parts; `content` is cut at `cuts`. Each part goes through the other gateway.
+    pub async fn multipart(&mut self, client: &Client, key: &str, content: Content, cuts: &[u64]) {
+        let create = Call::new(Method::POST, BUCKET, key).query("uploads", "");
+        let answer = client.expect(create).await.unwrap();
+        let text = String::from_utf8(answer.body.to_vec()).unwrap();
+        let (_, rest) = text.split_once("<UploadId>").unwrap();
+        let (upload, _) = rest.split_once("</UploadId>").unwrap();
+        let mut parts = String::new();
+        let (mut from, whole) = (0, content.bytes());
+        for (number, end) in (1..).zip(cuts.iter().copied().chain([content.len()])) {
+            let range = usize::try_from(from).unwrap()..usize::try_from(end).unwrap();
+            let name = number.to_string();
+            let call = Call::new(Method::PUT, BUCKET, key)
+                .query("partNumber", &name)
+                .query("uploadId", upload)
+                .payload(Payload::Bytes(whole.slice(range)))
+                .through(number);
+            let answer = client.expect(call).await.unwrap();
+            let etag = answer.header("etag").unwrap();
+            parts += &format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>");
+            from = end;
+        }
+        let body = format!("<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>");
+        let call = Call::new(Method::POST, BUCKET, key)
+            .query("uploadId", upload)
+            .payload(Payload::Bytes(body.into()));
+        let text = String::from_utf8(client.expect(call).await.unwrap().body.to_vec()).unwrap();
+        let (_, rest) = text.split_once("<ETag>").unwrap();
+        let (etag, _) = rest.split_once("</ETag>").unwrap();
+        self.keys.insert(key.to_owned(), Expected::Content(content, etag.replace("&quot;", "\"")));
+    }
+
+    /// Takes over what another one knows: the keys of both differ.
+    pub fn join(&mut self, other: Self) {
+        self.keys.extend(other.keys);
+    }
+
+    /// How many objects were acknowledged and must be there.
+    pub fn acknowledged(&self) -> usize {
+        self.keys.values().filter(|known| matches!(known, Expected::Content(..))).count()
+    }
+
+    /// Writes new keys under `prefix`, one after another, until no gateway answers.
+    pub async fn put_until_the_end(client: Client, prefix: String, lengths: Vec<u64>) -> Self {
+        let mut ledger = Self::default();
+        for (number, len) in lengths.iter().copied().cycle().enumerate() {
+            let key = format!("{prefix}/{number:06}");
+            let content = Content::of_key(&key, 1, len);
+            let call = Call::new(Method::PUT, BUCKET, &key).payload(Payload::Content(content));
+            let (expected, goes_on) = match client.send(call).await {
+                Ok(answer) if answer.status.is_success() => {
+                    let etag = answer.header("etag").unwrap().to_owned();
+                    (Expected::Content(content, etag), true)
+                }
+                Ok(answer) if answer.outcome() == Outcome::NotApplied => (Expected::Gone, true),
+                Ok(_) => (Expected::Open(content), true),
+                Err(trouble) if trouble.outcome() == Outcome::NotApplied => (Expected::Gone, false),
+                Err(_) => (Expected::Open(content), false),
+            };
+            ledger.keys.insert(key, expected);
+            if !goes_on {
+                break;
+            }
+        }
+        ledger
+    }
+
+    /// Compares all with what the cluster says now; each sentence is a loss.
+    pub async fn losses(&self, client: &Client) -> Vec<String> {
+        let mut losses = Vec::new();
+        for (gateway, (key, expected)) in self.keys.iter().enumerate() {
+            if let Err(loss) = check(client, gateway, key, expected).await {
+                losses.push(format!("{key}: {loss}"));
+            }
+        }
+        losses.extend(self.list_losses(client).await);
+        losses
+    }
+
+    /// The list must agree, whatever the reads say.
+    async fn list_losses(&self, client: &Client) -> Vec<String> {
+        let (mut listed, mut after) = (BTreeSet::new(), String::new());
+        loop {
+            match client.list_page(BUCKET, "", &after, 1000).await {
+                Ok(page) => match page.last() {
+                    Some(last) => {
+                        after.clone_from(last);
+                        listed.extend(page);
+                    }
+                    None => break,
+                },
+                Err(trouble) => return vec![format!("no list: {trouble}")],
+            }
+        }
+        let wrong = self.keys.iter().filter_map(|(key, expected)| match expected {
+            Expected::Content(..) if !listed.contains(key) => Some(format!("{key}: not listed")),
+            Expected::Gone if listed.contains(key) => Some(format!("{key}: listed again")),
+            Expected::Content(..) | Expected::Gone | Expected::Open(_) => None,
+        });
+        wrong.collect()
+    }
+}
+
+async fn check(
+    client: &Client,
+    gateway: usize,
+    key: &str,
+    expected: &Expected,
+) -> Result<(), String> {
+    let get = || Call::new(Method::GET, BUCKET, key).through(gateway);
+    match expected {
+        Expected::Content(content, etag) => {
+            let read = client.verify(get(), Verifier::whole(*content)).await;
+            let headers = read.map_err(|trouble| trouble.to_string())?;
+            let found = headers.get("etag").and_then(|value| value.to_str().ok());
+            (found == Some(etag)).then_some(()).ok_or(format!("ETag {found:?}, not {etag}"))
+        }
+        Expected::Gone => is_absent(client, get()).await,
+        Expected::Open(content) => match is_absent(client, get()).await {
+            Ok(()) => Ok(()),
+            Err(_) => client
+                .verify(get(), Verifier::whole(*content))
+                .await
+                .map(drop)
+                .map_err(|trouble| format!("neither whole nor absent: {trouble}")),
+        },
+    }
+}
+
+async fn is_absent(client: &Client, call: Call<'_>) -> Result<(), String> {
+    match client.send(call).await {
+        Ok(answer) if answer.status == http::StatusCode::NOT_FOUND => Ok(()),
+        Ok(answer) => Err(format!("is there: {}", answer.status)),
+        Err(trouble) => Err(trouble.to_string()),
+    }
+}
