@@ -326,9 +326,11 @@ impl Root {
                 self.create_bucket(txn, name, *bucket, owner, *created_ms)
             }
             RootOp::DeleteBucketBegin { name, bucket } => self.delete_begin(txn, name, *bucket),
-            RootOp::DeleteBucketDone { name, bucket } => self.delete_done(txn, name, *bucket),
-            RootOp::DeleteBucketRollBack { name, bucket } => {
-                self.delete_roll_back(txn, name, *bucket)
+            RootOp::DeleteBucketDone { name, bucket, epoch } => {
+                self.delete_done(txn, name, *bucket, *epoch)
+            }
+            RootOp::DeleteBucketRollBack { name, bucket, epoch } => {
+                self.delete_roll_back(txn, name, *bucket, *epoch)
             }
             RootOp::OpenSession { node, incarnation } => {
                 self.open_session(txn, SessionId(id), *node, *incarnation)
@@ -531,10 +533,19 @@ impl Root {
         Ok(self.turn_bucket(txn, bucket, BucketState::Fenced))
     }
 
-    fn delete_done(&mut self, txn: &mut Txn<'_>, name: &BucketName, id: BucketId) -> Judged {
+    fn delete_done(
+        &mut self,
+        txn: &mut Txn<'_>,
+        name: &BucketName,
+        id: BucketId,
+        epoch: Epoch,
+    ) -> Judged {
         let bucket = self.bucket(name, id)?;
         if bucket.is_open() {
             return Err(RootRefusal::BucketExists(Box::new(bucket)));
+        }
+        if bucket.row.epoch != epoch {
+            return Err(RootRefusal::BucketBusy);
         }
         self.buckets.remove(name.as_str());
         self.bucket_ids.remove(&id);
@@ -542,10 +553,19 @@ impl Root {
         Ok(done())
     }
 
-    fn delete_roll_back(&mut self, txn: &mut Txn<'_>, name: &BucketName, id: BucketId) -> Judged {
+    fn delete_roll_back(
+        &mut self,
+        txn: &mut Txn<'_>,
+        name: &BucketName,
+        id: BucketId,
+        epoch: Epoch,
+    ) -> Judged {
         let bucket = self.bucket(name, id)?;
         if bucket.is_open() {
             return Ok(RootOutcome::Bucket(bucket));
+        }
+        if bucket.row.epoch != epoch {
+            return Err(RootRefusal::BucketBusy);
         }
         Ok(self.turn_bucket(txn, bucket, BucketState::Open))
     }

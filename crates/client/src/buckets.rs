@@ -196,19 +196,26 @@ impl Client {
         let fence = RangeOp::FenceBucket { bucket, epoch };
         match self.for_every_range_of(bucket, &fence).await {
             Ok(()) => {
-                self.0.root(RootOp::DeleteBucketDone { name: name.clone(), bucket }).await?;
+                let done = RootOp::DeleteBucketDone { name: name.clone(), bucket, epoch };
+                self.0.root(done).await?;
                 Ok(())
             }
             Err(Failure::Refused(Refusal::BucketNotEmpty)) => {
-                self.roll_back_deletion(name, bucket).await?;
+                self.roll_back_deletion(name, bucket, epoch).await?;
                 Err(Failure::Refused(Refusal::BucketNotEmpty))
             }
-            Err(failure) => Err(failure),
+            // the deletion has begun, and whoever deletes next goes on where it was
+            Err(failure) => Err(Failure::unknown(format!("the deletion has begun: {failure}"))),
         }
     }
 
-    async fn roll_back_deletion(&self, name: &BucketName, bucket: BucketId) -> Result<(), Failure> {
-        let roll_back = RootOp::DeleteBucketRollBack { name: name.clone(), bucket };
+    async fn roll_back_deletion(
+        &self,
+        name: &BucketName,
+        bucket: BucketId,
+        epoch: Epoch,
+    ) -> Result<(), Failure> {
+        let roll_back = RootOp::DeleteBucketRollBack { name: name.clone(), bucket, epoch };
         let RootOutcome::Bucket(open) = self.0.root(roll_back).await? else {
             return Err(Failure::other_answer("taking back the deletion of a bucket"));
         };

@@ -86,6 +86,8 @@ pub enum RootOp {
         name: BucketName,
         /// The bucket under that name.
         bucket: BucketId,
+        /// The epoch that this deletion's begin gave: another deletion's end is refused.
+        epoch: Epoch,
     },
     /// A range was not empty: the bucket lives on, under a later epoch.
     DeleteBucketRollBack {
@@ -93,6 +95,8 @@ pub enum RootOp {
         name: BucketName,
         /// The bucket under that name.
         bucket: BucketId,
+        /// The epoch that this deletion's begin gave: another deletion's end is refused.
+        epoch: Epoch,
     },
     /// A gateway's term of office. The session's id is the log index of this entry.
     OpenSession {

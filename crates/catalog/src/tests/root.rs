@@ -214,18 +214,26 @@ fn c11_a_bucket_name_has_one_owner_until_its_deletion_is_done() {
     let RootOutcome::Bucket(first) = root.send(create(1)) else { panic!() };
     assert_eq!(root.send(create(2)), refused(RootRefusal::BucketExists(Box::new(first))));
     let begin = || RootOp::DeleteBucketBegin { name: name.clone(), bucket };
-    let finish = || RootOp::DeleteBucketDone { name: name.clone(), bucket };
-    let back = || RootOp::DeleteBucketRollBack { name: name.clone(), bucket };
-    assert!(matches!(root.send(finish()), RootOutcome::Refused(RootRefusal::BucketExists(_))));
+    let finish =
+        |epoch| RootOp::DeleteBucketDone { name: name.clone(), bucket, epoch: Epoch(epoch) };
+    let back =
+        |epoch| RootOp::DeleteBucketRollBack { name: name.clone(), bucket, epoch: Epoch(epoch) };
+    assert!(matches!(root.send(finish(1)), RootOutcome::Refused(RootRefusal::BucketExists(_))));
     let RootOutcome::Bucket(fenced) = root.send(begin()) else { panic!() };
     assert_eq!((fenced.row.epoch, fenced.is_open()), (Epoch(2), false));
     assert_eq!(root.send(begin()), refused(RootRefusal::BucketBusy));
     assert_eq!(root.send(create(3)), refused(RootRefusal::BucketBusy));
-    let RootOutcome::Bucket(open) = root.send(back()) else { panic!() };
+    let RootOutcome::Bucket(open) = root.send(back(2)) else { panic!() };
     assert_eq!((open.row.epoch, open.is_open()), (Epoch(3), true));
     root.send(begin());
-    assert_eq!(root.send(finish()), done());
-    assert_eq!(root.send(finish()), refused(RootRefusal::NoSuchBucket));
+    assert_eq!(
+        root.send(finish(2)),
+        refused(RootRefusal::BucketBusy),
+        "a late end of the first deletion"
+    );
+    assert_eq!(root.send(back(2)), refused(RootRefusal::BucketBusy));
+    assert_eq!(root.send(finish(4)), done());
+    assert_eq!(root.send(finish(4)), refused(RootRefusal::NoSuchBucket));
     assert!(matches!(root.send(create(4)), RootOutcome::Bucket(_)));
 }
 
