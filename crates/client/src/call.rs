@@ -209,7 +209,11 @@ impl Inner {
                     attempt.maybe_received = true;
                     failed(attempt, why)
                 }
-                None => failed(attempt, "the answer is empty".to_owned()),
+                None => {
+                    // an answer of a kind that this binary does not know: the command may have been proposed (C7)
+                    attempt.maybe_received = true;
+                    failed(attempt, "the answer is of an unknown kind".to_owned())
+                }
             },
         }
     }

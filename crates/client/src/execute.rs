@@ -32,12 +32,16 @@ struct Claim {
     seq: OpenSeq,
     at: KeyPoint,
     content: Content,
+    /// The range's index as it was known before the first send; `None`: nothing was sent. A resend and an `Abandon` say
+    /// the same one: with a newer one a range that has forgotten the result would take them for new (D2).
+    base_index: Option<u64>,
 }
 
 impl Ticket {
     pub(crate) fn new(inner: Arc<Inner>, seq: OpenSeq, bucket: BucketId, content: Content) -> Self {
         // an unused ticket was never sent, so it races with nothing: any range of the bucket may collect its extents
-        Self(Some(Claim { inner, seq, at: KeyPoint::new(bucket, []), content }))
+        let at = KeyPoint::new(bucket, []);
+        Self(Some(Claim { inner, seq, at, content, base_index: None }))
     }
 }
 
@@ -68,7 +72,8 @@ impl Claim {
             let content = Content { extents: self.content.extents, tail: Bytes::new() };
             let op = RangeOp::Abandon(Abandon { at: at.clone(), seq: seq.seq, content });
             let mut attempt = Attempt::new(&inner);
-            let sent = inner.send_command(&seq, &at, op, None, &mut attempt).await;
+            let base = self.base_index.unwrap_or_else(|| inner.known_index(&at));
+            let sent = inner.send_command(&seq, &at, op, base, &mut attempt).await;
             metrics::counter!("ashlar_client_abandoned_total").increment(1);
             if let Err(failure) = sent {
                 tracing::warn!(session = %seq.session.id, seq = seq.seq, %failure,
@@ -80,22 +85,25 @@ impl Claim {
 }
 
 impl Inner {
+    /// The index of the range that holds `at`, as far as this client has heard; 0: not at all.
+    fn known_index(&self, at: &KeyPoint) -> u64 {
+        self.directory.find(at).map_or(0, |range| self.directory.index(range.id))
+    }
+
     /// Sends a command once it is numbered, until it is answered.
     async fn send_command(
         &self,
         seq: &OpenSeq,
         at: &KeyPoint,
         op: RangeOp,
-        base_index: Option<u64>,
+        base_index: u64,
         attempt: &mut Attempt,
     ) -> Result<(CommandReply, RangeOp), Failure> {
-        let range = self.directory.find(at);
-        let known_index = || range.map_or(0, |range| self.directory.index(range.id));
         let caller = Caller {
             session: seq.session.id,
             seq: seq.seq,
             answered_below: seq.session.answered_below(),
-            base_index: base_index.unwrap_or_else(known_index),
+            base_index,
         };
         let command = Command { caller: Some(caller), op };
         let body = Bytes::from(encode(&command));
@@ -174,6 +182,7 @@ impl Client {
                 seq: self.0.session().await?.open_seq(),
                 at: at.clone(),
                 content: Content::default(),
+                base_index: None,
             },
         };
         claim.at.clone_from(at);
@@ -194,14 +203,14 @@ impl Client {
     ) -> Result<Applied, Failure> {
         let inner = &*self.0;
         let mut attempt = Attempt::new(inner);
-        let mut base_index = None;
         let mut agreements = 0;
         loop {
             let claim =
                 guard.0.as_mut().expect("the guard keeps its claim until the command has ended");
             let sent = inner.host.clock.now();
+            let base = *claim.base_index.get_or_insert_with(|| inner.known_index(at));
             let (reply, sent_op) =
-                inner.send_command(&claim.seq, at, op, base_index, &mut attempt).await?;
+                inner.send_command(&claim.seq, at, op, base, &mut attempt).await?;
             op = sent_op;
             let refusal = match reply.outcome {
                 Outcome::Applied(applied) => return Ok(applied),
@@ -215,17 +224,17 @@ impl Client {
                         return Err(attempt.give_up(ended));
                     }
                     claim.seq = inner.session().await?.open_seq();
-                    base_index = None;
+                    claim.base_index = None;
                     if !attempt.pause(inner, Duration::ZERO).await {
                         return Err(attempt.give_up(ended));
                     }
                 }
                 Refusal::Forgotten => {
                     // a first send can only have been too far behind the range's log: it is told where that is
-                    if attempt.maybe_received || base_index == Some(reply.index) {
+                    if attempt.maybe_received || base == reply.index {
                         return Err(attempt.give_up(Refusal::Forgotten.to_string()));
                     }
-                    base_index = Some(reply.index);
+                    claim.base_index = Some(reply.index);
                 }
                 Refusal::BucketEpoch { known } if agreements < BUCKET_AGREEMENTS_MAX => {
                     agreements += 1;

@@ -168,7 +168,10 @@ impl Inner {
 
     /// The session under which new commands go, opened if there is none.
     pub(crate) async fn session(&self) -> Result<Arc<Session>, Failure> {
-        let mut current = self.session.lock().await;
+        // those who wait behind an opener that gets no answer wait no longer than they would for their own
+        let waited = self.host.clock.timeout(self.config.patience, self.session.lock()).await;
+        let busy = |_| Failure::unavailable("no gateway session could be opened in time");
+        let mut current = waited.map_err(busy)?;
         let now = self.host.clock.now();
         if let Some(session) = current.as_ref() {
             let young = now - session.opened < self.config.session_age_max;
@@ -181,6 +184,10 @@ impl Inner {
         let session = match opened {
             Ok(RootOutcome::Session(id)) => Session::new(id, now),
             Ok(_) => return Err(Failure::other_answer("opening a session")),
+            // an aged session is as good as before: it is only not as short as it might be
+            Err(_) if current.as_ref().is_some_and(|session| !session.is_fenced()) => {
+                return current.clone().ok_or_else(|| Failure::unavailable("no gateway session"));
+            }
             // a session that was opened without our knowing it is never used: its end is the root's business
             Err(Failure::Unknown { reason }) => return Err(Failure::unavailable(reason)),
             Err(failure) => return Err(failure),

@@ -151,14 +151,15 @@ impl ObjectWriter {
                 return Ok(());
             };
             let Run { writer, length, retained, tried } = run;
-            let abandoned = writer.as_abandoned();
+            // named before the wait: whoever is dropped in it still abandons the extent
+            self.given_up.push(writer.as_abandoned());
             match writer.finish().await {
                 Ok(extent) => {
+                    self.given_up.pop();
                     self.content.extents.push(extent);
                     return Ok(());
                 }
                 Err(failed) => {
-                    self.given_up.push(abandoned);
                     self.restart(length, retained, tried, failed).await?;
                 }
             }
