@@ -1,6 +1,7 @@
 //! Shards over HTTP: PUT, GET with ranges, DELETE.
 
 use crate::DataNode;
+use ashlar_host::Clock;
 use ashlar_store::{SMALL_SHARD_BYTES_END, ShardKey, ShardMeta, Store, StoreError};
 use ashlar_types::EXTENT_BYTES_MAX;
 use ashlar_wire::shard::{
@@ -19,6 +20,7 @@ use http_body_util::BodyExt;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A long answer is read and sent in pieces of this size, on their multiples: whole blocks, each read once.
 const PIECE_BYTES: u64 = 256 * 1024;
@@ -84,10 +86,11 @@ async fn put(
         length: facts.length,
         created_ms: node.host.clock.wall_ms(),
     };
+    let incoming = Incoming::new(node.host.clock.clone(), body, expected);
     let crc = if facts.length < SMALL_SHARD_BYTES_END {
-        put_small(store, meta, body, expected).await?
+        put_small(store, meta, incoming).await?
     } else {
-        put_large(store, meta, body, expected).await?
+        put_large(store, meta, incoming).await?
     };
     metrics::counter!("ashlar_shard_requests_total", "operation" => "put").increment(1);
     metrics::counter!("ashlar_shard_bytes_total", "operation" => "put").increment(facts.length);
@@ -125,13 +128,7 @@ fn crc_of(headers: &HeaderMap) -> Result<Option<u32>, Refused> {
     Ok(Some(parse_crc(text)?))
 }
 
-async fn put_small(
-    store: &Store,
-    meta: ShardMeta,
-    body: Body,
-    expected: Option<u32>,
-) -> Result<u32, Refused> {
-    let mut incoming = Incoming::new(body, expected);
+async fn put_small(store: &Store, meta: ShardMeta, mut incoming: Incoming) -> Result<u32, Refused> {
     let mut content = Bytes::new();
     while let Some(piece) = incoming.next().await? {
         content = if content.is_empty() { piece } else { joined(&content, &piece) };
@@ -152,14 +149,8 @@ fn joined(first: &Bytes, second: &Bytes) -> Bytes {
     both.freeze()
 }
 
-async fn put_large(
-    store: &Store,
-    meta: ShardMeta,
-    body: Body,
-    expected: Option<u32>,
-) -> Result<u32, Refused> {
+async fn put_large(store: &Store, meta: ShardMeta, mut incoming: Incoming) -> Result<u32, Refused> {
     let mut writer = store.begin(meta).await?;
-    let mut incoming = Incoming::new(body, expected);
     while let Some(piece) = incoming.next().await? {
         writer.write(piece).await?;
     }
@@ -168,21 +159,31 @@ async fn put_large(
     Ok(writer.commit().await?.crc)
 }
 
+/// How long a body may send nothing: its gateway may have lost its power without a word, and a reservation is held.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
+
 /// The body of a PUT, and the checksum it came with.
 struct Incoming {
+    clock: Arc<dyn Clock>,
     body: Body,
     expected: Option<u32>,
     in_trailer: bool,
 }
 
 impl Incoming {
-    fn new(body: Body, expected: Option<u32>) -> Self {
-        Self { body, expected, in_trailer: false }
+    fn new(clock: Arc<dyn Clock>, body: Body, expected: Option<u32>) -> Self {
+        Self { clock, body, expected, in_trailer: false }
     }
 
     /// The next bytes; `None`: that was all.
     async fn next(&mut self) -> Result<Option<Bytes>, Refused> {
-        while let Some(frame) = self.body.frame().await {
+        let late = |_| {
+            let seconds = BODY_PATIENCE.as_secs();
+            Refused(ShardRefusal::BadBody, format!("the body sent nothing for {seconds} s"))
+        };
+        while let Some(frame) =
+            self.clock.timeout(BODY_PATIENCE, self.body.frame()).await.map_err(late)?
+        {
             let frame = frame.map_err(|error| {
                 Refused(ShardRefusal::BadBody, format!("the body broke off: {error}"))
             })?;
