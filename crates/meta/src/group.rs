@@ -15,8 +15,8 @@ use ashlar_host::{Host, Monotonic, TaskKind};
 use ashlar_types::{Epoch, NodeId, RangeDescriptor};
 use ashlar_wal::{GroupHealth, Record};
 use metrics::{Counter, Histogram};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 
@@ -87,7 +87,8 @@ pub(crate) struct Group {
     pub(crate) health: GroupHealth,
     /// False after a tail was cut, until a leader has caught this node up: the tail may have held a vote.
     may_vote: AtomicBool,
-    opened: Monotonic,
+    /// When a leader's append last arrived; before the first one, when the group was opened.
+    heard: Mutex<Monotonic>,
     commands: mpsc::Sender<Queued>,
     reads: mpsc::Sender<ReadDone>,
     host: Host,
@@ -115,7 +116,7 @@ impl Group {
             state,
             health,
             may_vote: AtomicBool::new(may_vote),
-            opened: host.clock.now(),
+            heard: Mutex::new(host.clock.now()),
             commands,
             reads,
             host: host.clone(),
@@ -192,12 +193,21 @@ impl Group {
         }
     }
 
-    /// How long the group is open.
-    pub(crate) fn age(&self) -> Duration {
-        self.host.clock.now() - self.opened
+    /// A leader's append has arrived.
+    pub(crate) fn note_append(&self) {
+        // only a torn tail asks for it
+        if !self.may_vote() {
+            *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = self.host.clock.now();
+        }
     }
 
-    /// Who leads, as far as this node knows: a hint.
+    /// For how long no leader has been heard, in this boot and while this node may not vote.
+    pub(crate) fn silence(&self) -> Duration {
+        self.host.clock.now() - *self.heard.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who leads, as far as this node knows: a hint. It names whoever led when this node stopped, too, until there is
+    /// another vote: it says nothing about anybody being there.
     pub(crate) fn leader(&self) -> Option<NodeId> {
         self.raft.server_metrics().borrow_watched().current_leader.map(NodeId)
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 /// How often the duties are looked at.
 const PERIOD: Duration = Duration::from_millis(250);
-/// How long a node whose tail was torn waits for a leader. All nodes lose power together: then every tail may be torn,
+/// How long a node whose tail was torn waits for a leader's appends. All nodes lose power together: then every tail may be torn,
 /// none of them was acknowledged, and somebody has to vote.
 const TORN_TAIL_PATIENCE: Duration = Duration::from_secs(4);
 
@@ -33,10 +33,7 @@ async fn look_after(inner: &Inner, group: &Arc<Group>) {
     let range = group.descriptor.id.0.to_string();
     let leads = group.leader() == Some(inner.node);
     metrics::gauge!("ashlar_raft_leader", "range" => range).set(f64::from(u8::from(leads)));
-    if group.health == GroupHealth::TornTail
-        && group.leader().is_none()
-        && group.age() > TORN_TAIL_PATIENCE
-    {
+    if waits_in_vain(group.health, group.silence()) {
         group.allow_votes();
     }
     let size = group.state.newest().map_or(0, |file| file.length);
@@ -45,5 +42,24 @@ async fn look_after(inner: &Inner, group: &Arc<Group>) {
         && let Err(error) = group.raft.trigger().snapshot().await
     {
         tracing::warn!(range = %group.descriptor.id, %error, "no snapshot: the range is stopped on this node");
+    }
+}
+
+/// Whether nobody will mend a torn tail. Only appends that arrive say that somebody leads: the stored vote still names
+/// the leader of before the power cut.
+fn waits_in_vain(health: GroupHealth, silence: Duration) -> bool {
+    health == GroupHealth::TornTail && silence > TORN_TAIL_PATIENCE
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_torn_tail_that_no_leader_mends_gives_up_waiting() {
+        let longer = TORN_TAIL_PATIENCE + PERIOD;
+        assert!(waits_in_vain(GroupHealth::TornTail, longer));
+        assert!(!waits_in_vain(GroupHealth::TornTail, TORN_TAIL_PATIENCE));
+        assert!(!waits_in_vain(GroupHealth::Corrupt, longer));
     }
 }

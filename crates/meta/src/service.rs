@@ -97,6 +97,7 @@ impl raft_server::Raft for RaftService {
         let commits = Arc::new(Mutex::new(VecDeque::new()));
         let inbound = Inbound {
             service: Self(self.0.clone()),
+            group: group.clone(),
             range,
             first: Some(message),
             frames,
@@ -181,6 +182,7 @@ impl raft_server::Raft for RaftService {
 /// The requests of an append stream.
 struct Inbound {
     service: RaftService,
+    group: Arc<Group>,
     range: u64,
     first: Option<Message>,
     frames: Streaming<Frame>,
@@ -202,6 +204,7 @@ impl Inbound {
             }
         };
         let Message::Append(append) = message else { return None };
+        self.group.note_append();
         let commit = append.leader_commit.map(|id| id.index);
         self.commits.lock().unwrap_or_else(PoisonError::into_inner).push_back(commit);
         Some(append)
