@@ -46,6 +46,9 @@ pub(crate) struct State {
     pub(crate) wal: Wal,
     range: RangeId,
     newest: Mutex<Option<Arc<SnapshotFile>>>,
+    /// Held from the comparison with the newest snapshot until the file has its name: one that was built slowly must
+    /// not replace a newer one that was installed meanwhile (R8).
+    publishing: Mutex<()>,
     /// Bytes of entries applied since the newest snapshot.
     pub(crate) log_bytes: AtomicU64,
     reader: Mutex<Option<Reader>>,
@@ -100,6 +103,7 @@ impl State {
             wal,
             range,
             newest,
+            publishing: Mutex::default(),
             log_bytes: AtomicU64::new(log_bytes),
             reader: Mutex::default(),
             hash: Mutex::default(),
@@ -112,10 +116,24 @@ impl State {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    fn set_newest(&self, file: SnapshotFile) -> Arc<SnapshotFile> {
-        let file = Arc::new(file);
-        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(file.clone());
-        file
+    /// Makes a verified file the newest snapshot; `None`: the newest one holds as much, and stays.
+    fn publish(&self, file: &SnapshotFile) -> io::Result<Option<Arc<SnapshotFile>>> {
+        let _one = self.publishing.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.newest().is_some_and(|newest| newest.contents.last >= file.contents.last) {
+            return Ok(None);
+        }
+        let published = Arc::new(self.snapshots.publish(file)?);
+        *self.newest.lock().unwrap_or_else(PoisonError::into_inner) = Some(published.clone());
+        Ok(Some(published))
+    }
+
+    /// As `publish`, for a file that was built here; one that came too late is removed, and the newest one given back.
+    fn publish_built(&self, built: &SnapshotFile) -> io::Result<Arc<SnapshotFile>> {
+        if let Some(published) = self.publish(built)? {
+            return Ok(published);
+        }
+        self.snapshots.discard(built)?;
+        self.newest().ok_or_else(|| io::Error::other("the newest snapshot is gone"))
     }
 
     /// The index applied last since the start, and the state hash there (R4).
@@ -202,8 +220,10 @@ impl State {
             written?;
         }
         writer.finish()?;
-        let file = self.set_newest(self.snapshots.publish_built()?);
-        self.log_bytes.fetch_sub(log_bytes, Ordering::Relaxed);
+        let file = self.publish_built(&self.snapshots.built()?)?;
+        // an installation may have set it to zero meanwhile
+        let subtract = |now: u64| Some(now.saturating_sub(log_bytes));
+        let _before = self.log_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtract);
         tracing::info!(range = %self.range, rows = file.sums.rows, bytes = file.length, "snapshot written");
         Ok(file)
     }
@@ -211,22 +231,23 @@ impl State {
     /// Replaces the range's rows by those of a verified snapshot. Until the last batch the map says that nothing was
     /// applied, so that a crash in between repeats it from the file.
     fn install(&self, file: &SnapshotFile) -> io::Result<()> {
-        let published = self.set_newest(self.snapshots.publish(file)?);
+        let published = self.publish(file)?;
+        let from = published.as_deref().unwrap_or(file);
         let mut nothing = Writes::default();
         nothing.remove(applied_key(self.range));
         self.map.write(nothing).map_err(failed)?;
         for (from, to) in spans(&self.descriptor) {
             self.remove_rows(from, to.as_deref())?;
         }
-        published.rows(&mut |rows| {
+        from.rows(&mut |rows| {
             let mut writes = Writes::default();
             rows.into_iter().for_each(|(key, value)| writes.put(key.to_vec(), value.to_vec()));
             self.map.write(writes).map_err(failed)
         })?;
         self.log_bytes.store(0, Ordering::Relaxed);
-        let Some(last) = published.contents.last else { return Ok(()) };
+        let Some(last) = from.contents.last else { return Ok(()) };
         let mut done = Writes::default();
-        done.put(applied_key(self.range), applied_value(last, &published.contents.membership));
+        done.put(applied_key(self.range), applied_value(last, &from.contents.membership));
         self.map.write(done).map_err(failed)
     }
 
@@ -351,5 +372,55 @@ impl RaftStateMachine<Types> for Machine {
         &mut self,
     ) -> Result<Option<Snapshot<Arc<SnapshotFile>>>, io::Error> {
         Ok(self.state.newest().map(|file| file.to_library()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::raft::log_id;
+    use ashlar_map::MemMap;
+    use ashlar_types::{BucketId, Epoch, Interval, KeyPoint};
+    use ashlar_wal::WalConfig;
+    use std::path::Path;
+
+    fn state(directory: &Path) -> State {
+        let host = Host::real();
+        let wal = WalConfig { file_bytes: 4 << 20, ..WalConfig::new(directory.join("wal")) };
+        let wal = Wal::open(&host, wal).expect("an empty WAL");
+        let end = Some(KeyPoint::new(BucketId(9), []));
+        let descriptor = RangeDescriptor {
+            id: RangeId(3),
+            epoch: Epoch(1),
+            interval: Interval { start: KeyPoint::least(), end },
+            voters: Vec::new(),
+        };
+        let snapshots = Snapshots::new(host.disk.clone(), directory.to_owned(), 3);
+        let map = Arc::new(MemMap::default());
+        State::open(&host, map, descriptor, snapshots, wal, 500).expect("no snapshot yet")
+    }
+
+    /// A finished file of a state at `index`, not published.
+    fn built(state: &State, index: u64) -> SnapshotFile {
+        let membership = StoredMembership::default();
+        let contents = Contents { range: 3, last: Some(log_id(1, index)), membership };
+        state.snapshots.begin(&contents).expect("begun").finish().expect("finished");
+        state.snapshots.built().expect("whole")
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_that_was_built_too_late_does_not_replace_an_installed_one() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = state(directory.path());
+        let first = state.publish_built(&built(&state, 10)).expect("published");
+        assert_eq!(first.contents.last, Some(log_id(1, 10)));
+        state.install(&built(&state, 30)).expect("installed");
+        let late = built(&state, 20);
+        let kept = state.publish_built(&late).expect("kept");
+        assert_eq!(kept.contents.last, Some(log_id(1, 30)));
+        assert!(!state.host.disk.exists(&late.path));
+        let stored = state.snapshots.newest().expect("whole").expect("there");
+        assert_eq!(stored.contents.last, Some(log_id(1, 30)));
+        state.wal.close().await;
     }
 }

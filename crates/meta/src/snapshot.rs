@@ -385,9 +385,15 @@ impl Snapshots {
         SnapshotWriter::create(&*self.disk, &self.path("building"), contents)
     }
 
-    /// The one that was begun has been finished: verifies it and makes it the newest.
-    pub(crate) fn publish_built(&self) -> Result<SnapshotFile, SnapshotError> {
-        self.publish(&SnapshotFile::open(&*self.disk, &self.path("building"), self.range)?)
+    /// The one that was begun has been finished: verifies it.
+    pub(crate) fn built(&self) -> Result<SnapshotFile, SnapshotError> {
+        SnapshotFile::open(&*self.disk, &self.path("building"), self.range)
+    }
+
+    /// Removes a file that is not published.
+    pub(crate) fn discard(&self, file: &SnapshotFile) -> Result<(), SnapshotError> {
+        let removed = self.disk.remove_file(&file.path);
+        removed.map_err(|error| SnapshotError::Disk(file.path.clone(), error))
     }
 
     /// Makes a verified file the newest snapshot.
@@ -435,7 +441,7 @@ mod tests {
             writer.row(key, value).expect("written");
         }
         writer.finish().expect("finished");
-        snapshots.publish_built().expect("verified")
+        snapshots.publish(&snapshots.built().expect("verified")).expect("published")
     }
 
     #[test]
