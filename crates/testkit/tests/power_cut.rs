@@ -7,6 +7,8 @@
 //!
 //! The last tests prove that these could fail: disks whose syncs are lies must make the same comparison find losses.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests: where they fail, the test fails")]
+
 mod common;
 
 use ashlar_host::CutStyle;

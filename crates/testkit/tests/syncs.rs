@@ -8,6 +8,8 @@
 //! R5: two of three voters have synced before the answer. D1: the homes have, before the answer: all six, or the five
 //! that a stalled home leaves. What a later change adds to the cost is seen here before it is seen in a benchmark.
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests: where they fail, the test fails")]
+
 mod common;
 
 use ashlar_load::{Client, Content};

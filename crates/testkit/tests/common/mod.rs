@@ -1,16 +1,17 @@
 //! What a test knows of the objects that it has written, and how it finds a loss.
 
-#![allow(unreachable_pub, dead_code, reason = "each test file takes what it needs")]
+#![expect(clippy::unwrap_used, reason = "helpers of tests: where they fail, the test fails")]
+#![allow(dead_code, reason = "each file of tests takes what it needs")]
 
 use ashlar_load::{Call, Client, Content, Credentials, Outcome, Payload, Verifier};
 use ashlar_testkit::TestCluster;
 use http::Method;
 use std::collections::{BTreeMap, BTreeSet};
 
-pub const BUCKET: &str = "objects";
+pub(crate) const BUCKET: &str = "objects";
 
 /// A new client: its connections die with the gateways.
-pub fn client_of(cluster: &TestCluster) -> Client {
+pub(crate) fn client_of(cluster: &TestCluster) -> Client {
     let key = cluster.root_key();
     let credentials = Credentials {
         access_key: key.access_key.clone(),
@@ -33,13 +34,19 @@ enum Expected {
 
 /// All that the cluster has answered.
 #[derive(Debug, Default)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     keys: BTreeMap<String, Expected>,
 }
 
 impl Ledger {
     /// Writes an object through one of the gateways, which must succeed.
-    pub async fn put(&mut self, client: &Client, gateway: usize, key: &str, content: Content) {
+    pub(crate) async fn put(
+        &mut self,
+        client: &Client,
+        gateway: usize,
+        key: &str,
+        content: Content,
+    ) {
         let call = Call::new(Method::PUT, BUCKET, key)
             // S3 wants it also where it is 0, and then the HTTP client leaves it out
             .header("content-length", content.len().to_string())
@@ -51,14 +58,20 @@ impl Ledger {
     }
 
     /// Deletes an object, which must succeed.
-    pub async fn delete(&mut self, client: &Client, gateway: usize, key: &str) {
+    pub(crate) async fn delete(&mut self, client: &Client, gateway: usize, key: &str) {
         let call = Call::new(Method::DELETE, BUCKET, key).through(gateway);
         client.expect(call).await.unwrap();
         self.keys.insert(key.to_owned(), Expected::Gone);
     }
 
     /// Writes an object in parts; `content` is cut at `cuts`. Each part goes through the other gateway.
-    pub async fn multipart(&mut self, client: &Client, key: &str, content: Content, cuts: &[u64]) {
+    pub(crate) async fn multipart(
+        &mut self,
+        client: &Client,
+        key: &str,
+        content: Content,
+        cuts: &[u64],
+    ) {
         let create = Call::new(Method::POST, BUCKET, key).query("uploads", "");
         let answer = client.expect(create).await.unwrap();
         let text = String::from_utf8(answer.body.to_vec()).unwrap();
@@ -90,17 +103,21 @@ impl Ledger {
     }
 
     /// Takes over what another one knows: the keys of both differ.
-    pub fn join(&mut self, other: Self) {
+    pub(crate) fn join(&mut self, other: Self) {
         self.keys.extend(other.keys);
     }
 
     /// How many objects were acknowledged and must be there.
-    pub fn acknowledged(&self) -> usize {
+    pub(crate) fn acknowledged(&self) -> usize {
         self.keys.values().filter(|known| matches!(known, Expected::Content(..))).count()
     }
 
     /// Writes new keys under `prefix`, one after another, until no gateway answers.
-    pub async fn put_until_the_end(client: Client, prefix: String, lengths: Vec<u64>) -> Self {
+    pub(crate) async fn put_until_the_end(
+        client: Client,
+        prefix: String,
+        lengths: Vec<u64>,
+    ) -> Self {
         let mut ledger = Self::default();
         for (number, len) in lengths.iter().copied().cycle().enumerate() {
             let key = format!("{prefix}/{number:06}");
@@ -125,7 +142,7 @@ impl Ledger {
     }
 
     /// Compares all with what the cluster says now; each sentence is a loss.
-    pub async fn losses(&self, client: &Client) -> Vec<String> {
+    pub(crate) async fn losses(&self, client: &Client) -> Vec<String> {
         let mut losses = Vec::new();
         for (gateway, (key, expected)) in self.keys.iter().enumerate() {
             if let Err(loss) = check(client, gateway, key, expected).await {
@@ -172,7 +189,7 @@ async fn check(
             let read = client.verify(get(), Verifier::whole(*content)).await;
             let headers = read.map_err(|trouble| trouble.to_string())?;
             let found = headers.get("etag").and_then(|value| value.to_str().ok());
-            (found == Some(etag)).then_some(()).ok_or(format!("ETag {found:?}, not {etag}"))
+            (found == Some(etag)).then_some(()).ok_or_else(|| format!("ETag {found:?}, not {etag}"))
         }
         Expected::Gone => is_absent(client, get()).await,
         Expected::Open(content) => match is_absent(client, get()).await {
