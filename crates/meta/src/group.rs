@@ -77,7 +77,8 @@ struct Queued {
 /// The index at which a command was applied, and its own result.
 pub(crate) type Done = (u64, CommandResult);
 
-type ReadDone = oneshot::Sender<Result<(), NotDone>>;
+/// The index that a read has to see.
+type ReadDone = oneshot::Sender<Result<u64, NotDone>>;
 
 /// A group.
 pub(crate) struct Group {
@@ -157,8 +158,9 @@ impl Group {
         }
     }
 
-    /// Waits until a read of the map sees everything that was acknowledged before the call (R11).
-    pub(crate) async fn confirm_read(&self) -> Result<(), NotDone> {
+    /// Waits until everything that was acknowledged before the call is applied here (R11): up to the index it gives
+    /// back, which the reader's view has to hold.
+    pub(crate) async fn confirm_read(&self) -> Result<u64, NotDone> {
         let (done, confirmed) = oneshot::channel();
         self.reads
             .try_send(done)
@@ -340,9 +342,9 @@ async fn confirm_reads(raft: Raft, mut queue: mpsc::Receiver<ReadDone>, policy: 
     }
 }
 
-async fn confirm(raft: &Raft, node: NodeId, policy: ReadPolicy) -> Result<(), NotDone> {
+async fn confirm(raft: &Raft, node: NodeId, policy: ReadPolicy) -> Result<u64, NotDone> {
     match raft.ensure_linearizable(policy).await {
-        Ok(_) => Ok(()),
+        Ok(read) => Ok(read.log_id().index),
         Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to))) => {
             Err(forward(node, to.leader_id, to.reason))
         }

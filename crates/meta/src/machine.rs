@@ -70,17 +70,23 @@ fn applied_value(last: LogId, membership: &StoredMembership) -> Vec<u8> {
     value
 }
 
-/// How far `range` has been applied in a view.
-pub(crate) fn read_applied(view: &dyn View, range: RangeId) -> io::Result<Applied> {
-    let Some(value) = view.get(&applied_key(range)).map_err(failed)? else {
-        return Ok((None, StoredMembership::default()));
-    };
+/// The row that says how far `range` has been applied: the log id, and the bytes of the membership.
+fn applied_row(view: &dyn View, range: RangeId) -> io::Result<Option<(LogId, Bytes)>> {
+    let Some(value) = view.get(&applied_key(range)).map_err(failed)? else { return Ok(None) };
     let mut value = Bytes::from(value);
     if value.len() < 17 {
         return Err(io::Error::other("the applied row is cut"));
     }
     let last = read_log_id(value.split_to(17))?;
-    Ok((Some(last), read_stored_membership(value)?))
+    Ok(Some((last, value)))
+}
+
+/// How far `range` has been applied in a view.
+pub(crate) fn read_applied(view: &dyn View, range: RangeId) -> io::Result<Applied> {
+    match applied_row(view, range)? {
+        Some((last, membership)) => Ok((Some(last), read_stored_membership(membership)?)),
+        None => Ok((None, StoredMembership::default())),
+    }
 }
 
 impl State {
@@ -134,6 +140,13 @@ impl State {
         }
         self.snapshots.discard(built)?;
         self.newest().ok_or_else(|| io::Error::other("the newest snapshot is gone"))
+    }
+
+    /// A view that holds everything up to `index`; `None`: the rows are being replaced by a snapshot's.
+    pub(crate) fn view_at(&self, index: u64) -> io::Result<Option<Box<dyn View>>> {
+        let view = self.map.view();
+        let applied = applied_row(&*view, self.range)?;
+        Ok(applied.filter(|(last, _)| last.index >= index).map(|_| view))
     }
 
     /// The index applied last since the start, and the state hash there (R4).
@@ -421,6 +434,25 @@ mod tests {
         assert!(!state.host.disk.exists(&late.path));
         let stored = state.snapshots.newest().expect("whole").expect("there");
         assert_eq!(stored.contents.last, Some(log_id(1, 30)));
+        state.wal.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_view_in_the_middle_of_an_installation_is_not_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = state(directory.path());
+        let applied = |index: u64| {
+            let mut writes = Writes::default();
+            let membership = StoredMembership::default();
+            writes.put(applied_key(state.range), applied_value(log_id(1, index), &membership));
+            state.map.write(writes).expect("written");
+        };
+        let is_read = |index: u64| state.view_at(index).expect("readable").is_some();
+        assert!(!is_read(0));
+        applied(7);
+        assert!(is_read(7) && !is_read(8));
+        state.forget_applied().expect("written");
+        assert!(!is_read(7));
         state.wal.close().await;
     }
 }

@@ -10,7 +10,7 @@ use crate::network::{Addresses, Peers, Sender};
 use crate::raft::{Raft, Timing, WatchReceiver, library_config, peer_node};
 use crate::service::{self, Incarnations};
 use crate::snapshot::{SnapshotError, Snapshots};
-use ashlar_catalog::{CatalogError, OrderedMap};
+use ashlar_catalog::OrderedMap;
 use ashlar_host::{Host, Shutdown, TaskKind};
 use ashlar_map::Engine;
 use ashlar_types::{
@@ -612,13 +612,16 @@ impl Inner {
         query: RangeQuery,
     ) -> Result<RangeAnswer, NotDone> {
         let group = self.group_at(range, epoch)?;
-        group.confirm_read().await?;
+        let confirmed = group.confirm_read().await?;
         let state = group.state.clone();
         let reader = reader_of(&group)?;
         let blocks = is_long(&query);
-        let read = move || reader.range(&*state.map.view(), &query);
-        let answer = if blocks { self.host.tasks.run_blocking(read).await } else { read() };
-        answer.map_err(|error| view_failed(&error))
+        let read = move || {
+            // a snapshot may have begun to replace the rows since the confirmation
+            let view = state.view_at(confirmed).map_err(|error| view_failed(&error))?;
+            reader.range(&*view.ok_or_else(opening)?, &query).map_err(|error| view_failed(&error))
+        };
+        if blocks { self.host.tasks.run_blocking(read).await } else { read() }
     }
 
     pub(crate) async fn root_query(&self, query: RootQuery) -> Result<RootAnswer, NotDone> {
@@ -783,12 +786,14 @@ fn is_long(query: &RangeQuery) -> bool {
 }
 
 fn reader_of(group: &Group) -> Result<Reader, NotDone> {
-    let closed =
-        || NotDone::Busy { retry_after_ms: 50, reason: "the range is being opened".to_owned() };
-    group.state.reader().ok_or_else(closed)
+    group.state.reader().ok_or_else(opening)
 }
 
-fn view_failed(error: &CatalogError) -> NotDone {
+fn opening() -> NotDone {
+    NotDone::Busy { retry_after_ms: 50, reason: "the range is being opened".to_owned() }
+}
+
+fn view_failed(error: &dyn std::error::Error) -> NotDone {
     NotDone::Busy { retry_after_ms: 1000, reason: error.to_string() }
 }
 
