@@ -440,8 +440,15 @@ impl Opening {
                 tracing::error!(range = %descriptor.id, "the log is corrupt below what was synced: the range is not served here");
                 continue;
             }
-            let group = self.start_group(&map, &sender, descriptor).await?;
-            groups.insert(group.descriptor.id, group);
+            let range = descriptor.id;
+            match self.start_group(&map, &sender, descriptor).await {
+                Ok(group) => drop(groups.insert(range, group)),
+                // they are the same for all groups
+                Err(error @ MetaError::Settings(_)) => return Err(error),
+                Err(error) => {
+                    tracing::error!(%range, %error, "the range does not open: it is not served here");
+                }
+            }
         }
         Ok(Arc::new(Inner {
             host: self.host,

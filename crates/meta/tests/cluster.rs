@@ -267,6 +267,22 @@ async fn one_node_serves_and_finds_everything_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_snapshot_of_one_range_leaves_the_others_served() {
+    let mut cluster = Cluster::start(1).await;
+    cluster.open_bucket().await;
+    cluster.put("a", 1).await;
+    cluster.stop_all().await;
+    let snapshot = cluster.dir(NodeId(1)).join("snapshots").join("range-5.snapshot");
+    cluster.host.disk.replace(&snapshot, b"no snapshot").expect("written");
+    cluster.boot(NodeId(1)).await;
+    assert_eq!(cluster.get("a").await, Some(1));
+    let served = cluster.nodes[&NodeId(1)].meta.status();
+    assert!(served.iter().all(|status| status.range != RangeId(5)));
+    assert_eq!(served.len(), 8);
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_leader_is_replaced_and_all_restart_with_everything() {
     let mut cluster = Cluster::start(3).await;
     cluster.open_bucket().await;
