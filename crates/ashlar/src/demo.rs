@@ -30,9 +30,6 @@ const LARGE_SEGMENT_BYTES: u64 = 128 << 20;
 const RESERVE_BYTES: u64 = 64 << 20;
 /// How long all nodes may take to be ready.
 const READY_PATIENCE: Duration = Duration::from_secs(60);
-/// `demo.json` is read and written in a moment.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-const LOCK_POLL: Duration = Duration::from_millis(5);
 
 /// What is asked for on the command line.
 #[derive(Debug, Clone)]
@@ -362,27 +359,14 @@ async fn wait_ready(host: &Host, facts: &DemoFacts) -> Result<()> {
 }
 
 /// Several shells may change `demo.json` at once: each holds this lock from reading to writing.
-async fn lock(host: &Host, dir: &Path) -> Result<Box<dyn Send + Sync>> {
-    let deadline = host.clock.now() + LOCK_PATIENCE;
-    loop {
-        match host.disk.lock(&dir.join("demo.lock")) {
-            Err(error)
-                if error.kind() == std::io::ErrorKind::WouldBlock
-                    && host.clock.now() < deadline =>
-            {
-                host.clock.sleep(LOCK_POLL).await;
-            }
-            locked => {
-                return locked
-                    .with_context(|| format!("cannot lock the demo in {}", dir.display()));
-            }
-        }
-    }
+fn lock(host: &Host, dir: &Path) -> Result<Box<dyn Send + Sync>> {
+    let locked = host.disk.lock(&dir.join("demo.lock"));
+    locked.with_context(|| format!("cannot lock the demo in {}", dir.display()))
 }
 
 /// Pulls a node's plug: SIGKILL.
-pub async fn kill(host: &Host, dir: &Path, name: &str) -> Result<()> {
-    let _lock = lock(host, dir).await?;
+pub fn kill(host: &Host, dir: &Path, name: &str) -> Result<()> {
+    let _lock = lock(host, dir)?;
     let mut facts = DemoFacts::load(host, dir)?;
     if !facts.processes {
         bail!(
@@ -400,7 +384,7 @@ pub async fn kill(host: &Host, dir: &Path, name: &str) -> Result<()> {
 
 /// Plugs a node in again, and waits until it serves.
 pub async fn start_node(host: &Host, dir: &Path, name: &str) -> Result<DemoNode> {
-    let lock = lock(host, dir).await?;
+    let lock = lock(host, dir)?;
     let mut facts = DemoFacts::load(host, dir)?;
     let position = facts.nodes.iter().position(|node| node.name == name);
     let admin = position.and_then(|at| facts.admin.get(at).cloned());

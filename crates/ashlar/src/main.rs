@@ -280,7 +280,7 @@ async fn demo_verb(host: &Host, verb: &DemoVerb, dir: &Path, json: bool) -> Resu
                 );
             }
         }
-        DemoVerb::Kill { node } => demo::kill(host, dir, node).await?,
+        DemoVerb::Kill { node } => demo::kill(host, dir, node)?,
         DemoVerb::Start { node } => {
             let node = demo::start_node(host, dir, node).await?;
             if json {

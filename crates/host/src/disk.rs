@@ -93,7 +93,8 @@ pub trait Disk: Send + Sync {
     fn exists(&self, path: &Path) -> bool;
     /// Room on the file system of `path`.
     fn usage(&self, path: &Path) -> io::Result<DiskUsage>;
-    /// Takes an exclusive lock that dies with the process; held until the value is dropped.
+    /// Takes an exclusive lock that dies with the process; held until the value is dropped. May block for two seconds: a
+    /// process that was killed a moment ago holds its locks until the kernel has taken it down.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;
 }
 
@@ -134,6 +135,10 @@ impl dyn Disk {
         self.sync_dir(path.parent().unwrap_or_else(|| Path::new("/")))
     }
 }
+
+/// Together the two seconds that [`Disk::lock`] waits.
+const LOCK_TRIES_MAX: u32 = 100;
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
 
 /// The machine's file systems.
 #[derive(Debug, Clone, Copy)]
@@ -214,7 +219,16 @@ impl Disk for RealDisk {
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>> {
         let file =
             std::fs::OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-        rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)?;
+        let mut tries = 0;
+        while let Err(error) =
+            rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive)
+        {
+            if error != rustix::io::Errno::WOULDBLOCK || tries == LOCK_TRIES_MAX {
+                return Err(error.into());
+            }
+            tries += 1;
+            std::thread::sleep(LOCK_PAUSE);
+        }
         Ok(Box::new(file))
     }
 }
@@ -266,5 +280,28 @@ impl File for RealFile {
     fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()> {
         let flags = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
         Ok(rustix::fs::fallocate(&self.0, flags, offset, length)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_is_waited_for_while_its_holder_is_taken_down_and_refused_while_it_lives() {
+        let dir = tempfile::tempdir().expect("makes");
+        let path = dir.path().join("lock");
+        let held = RealDisk.lock(&path).expect("is free");
+        let refused = RealDisk.lock(&path).err().map(|error| error.kind());
+        assert_eq!(refused, Some(io::ErrorKind::WouldBlock));
+        let (dying, waiting) = (std::sync::Mutex::new(Some(held)), std::sync::Barrier::new(2));
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                waiting.wait();
+                drop(dying.lock().expect("nobody panics").take());
+            });
+            waiting.wait();
+            RealDisk.lock(&path).expect("is free in a moment");
+        });
     }
 }
