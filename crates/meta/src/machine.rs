@@ -100,6 +100,7 @@ impl State {
         log_bytes: u64,
     ) -> Result<Self, SnapshotError> {
         let range = descriptor.id;
+        snapshots.remove_leftovers()?;
         let newest = Mutex::new(snapshots.newest()?.map(Arc::new));
         Ok(Self {
             host: host.clone(),

@@ -10,7 +10,6 @@ use crate::raft::{
     AppendEntriesRequest, BoxStream, Snapshot, SnapshotMeta, StreamAppendResult, Types,
 };
 use crate::snapshot::SnapshotError;
-use ashlar_host::File;
 use ashlar_types::{Epoch, RangeId, Versioned, decode, encode};
 use ashlar_wire::proto::metadata_reply::Result as ReplyResult;
 use ashlar_wire::proto::{Busy, Frame, MetadataReply, MetadataRequest};
@@ -229,7 +228,7 @@ async fn receive(
     length: u64,
 ) -> Result<crate::snapshot::SnapshotFile, Status> {
     let disk = |error: SnapshotError| Status::internal(error.to_string());
-    let file: Arc<dyn File> = Arc::from(group.state.snapshots.incoming().map_err(disk)?);
+    let incoming = group.state.snapshots.incoming().map_err(disk)?;
     let tasks = group.state.host.tasks.clone();
     let mut at = 0;
     while at < length {
@@ -237,7 +236,7 @@ async fn receive(
         let frame = frame.ok_or_else(|| Status::cancelled("the snapshot ended before its end"))?;
         let bytes = snapshot_bytes(frame.body, at)?;
         at += bytes.len() as u64;
-        let to = file.clone();
+        let to = incoming.file.clone();
         let offset = at - bytes.len() as u64;
         tasks
             .run_blocking(move || to.write_at(&bytes, offset))
@@ -247,8 +246,10 @@ async fn receive(
     let state = group.state.clone();
     tasks
         .run_blocking(move || {
-            file.sync_data().map_err(|error| Status::internal(error.to_string()))?;
-            state.snapshots.received().map_err(|error| Status::data_loss(error.to_string()))
+            state.snapshots.received(incoming).map_err(|error| match error {
+                error @ SnapshotError::Disk(..) => disk(error),
+                damaged => Status::data_loss(damaged.to_string()),
+            })
         })
         .await
 }

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use xxhash_rust::xxh3::Xxh3;
 
 const MAGIC: [u8; 8] = *b"ashlsnap";
@@ -78,6 +79,31 @@ pub(crate) struct SnapshotFile {
     pub(crate) sums: Sums,
     /// Where the first chunk begins.
     body: u64,
+    /// Set while it lies under the name it was received under.
+    _received: Option<ReceivedName>,
+}
+
+/// The name of one received file. It is used once: an installation that is still on its way when its sender gave up
+/// can only ever publish its own file. What is not published is removed with its last user.
+struct ReceivedName {
+    disk: Arc<dyn Disk>,
+    path: PathBuf,
+}
+
+impl Drop for ReceivedName {
+    fn drop(&mut self) {
+        if self.disk.exists(&self.path)
+            && let Err(error) = self.disk.remove_file(&self.path)
+        {
+            tracing::debug!(path = %self.path.display(), %error, "a received file is left until the next start");
+        }
+    }
+}
+
+/// An empty file that takes what a leader sends.
+pub(crate) struct Incoming {
+    pub(crate) file: Arc<dyn File>,
+    name: ReceivedName,
 }
 
 impl std::fmt::Debug for SnapshotFile {
@@ -103,9 +129,9 @@ impl SnapshotFile {
         if contents.range != range {
             return Err(SnapshotError::Foreign(path.to_owned(), contents.range));
         }
-        let mut opened =
-            Self { path: path.to_owned(), file, length, contents, sums: Sums::default(), body };
         let mut sums = Sums::default();
+        let path = path.to_owned();
+        let mut opened = Self { path, file, length, contents, sums, body, _received: None };
         opened.chunks(&mut |chunk| rows_of(&chunk, &mut |key, value| sums.add(&key, &value)))?;
         opened.check_trailer(sums)?;
         opened.sums = sums;
@@ -359,11 +385,13 @@ pub(crate) struct Snapshots {
     disk: Arc<dyn Disk>,
     directory: PathBuf,
     range: u64,
+    /// Files that were received since the start.
+    received: AtomicU64,
 }
 
 impl Snapshots {
     pub(crate) fn new(disk: Arc<dyn Disk>, directory: PathBuf, range: u64) -> Self {
-        Self { disk, directory, range }
+        Self { disk, directory, range, received: AtomicU64::new(0) }
     }
 
     fn path(&self, kind: &str) -> PathBuf {
@@ -378,6 +406,19 @@ impl Snapshots {
         } else {
             Ok(None)
         }
+    }
+
+    /// Removes what a crash left half received.
+    pub(crate) fn remove_leftovers(&self) -> Result<(), SnapshotError> {
+        let at = |error| SnapshotError::Disk(self.directory.clone(), error);
+        let half = format!("range-{}.incoming", self.range);
+        for path in self.disk.list(&self.directory).map_err(at)? {
+            let name = path.file_name().and_then(|name| name.to_str());
+            if name.is_some_and(|name| name.starts_with(&half)) {
+                self.disk.remove_file(&path).map_err(at)?;
+            }
+        }
+        Ok(())
     }
 
     /// Begins one of our own state.
@@ -406,18 +447,27 @@ impl Snapshots {
         }
         let file = self.disk.open(&path, OpenMode::Read).map_err(at)?;
         let SnapshotFile { length, ref contents, sums, body, .. } = *verified;
-        Ok(SnapshotFile { path, file, length, contents: contents.clone(), sums, body })
+        let contents = contents.clone();
+        Ok(SnapshotFile { path, file, length, contents, sums, body, _received: None })
     }
 
-    /// An empty file for what a leader sends.
-    pub(crate) fn incoming(&self) -> Result<Box<dyn File>, SnapshotError> {
-        let path = self.path("incoming");
-        create(&*self.disk, &path).map_err(|error| SnapshotError::Disk(path, error))
+    /// An empty file for what a leader sends, under a name of its own.
+    pub(crate) fn incoming(&self) -> Result<Incoming, SnapshotError> {
+        let number = self.received.fetch_add(1, Ordering::Relaxed);
+        let path = self.path(&format!("incoming-{number}"));
+        let file =
+            create(&*self.disk, &path).map_err(|error| SnapshotError::Disk(path.clone(), error))?;
+        let name = ReceivedName { disk: self.disk.clone(), path };
+        Ok(Incoming { file: Arc::from(file), name })
     }
 
-    /// What a leader sent is whole: verifies it.
-    pub(crate) fn received(&self) -> Result<SnapshotFile, SnapshotError> {
-        SnapshotFile::open(&*self.disk, &self.path("incoming"), self.range)
+    /// What a leader sent is all there: syncs it, and verifies it.
+    pub(crate) fn received(&self, incoming: Incoming) -> Result<SnapshotFile, SnapshotError> {
+        let Incoming { file, name } = incoming;
+        file.sync_data().map_err(|error| SnapshotError::Disk(name.path.clone(), error))?;
+        let mut verified = SnapshotFile::open(&*self.disk, &name.path, self.range)?;
+        verified._received = Some(name);
+        Ok(verified)
     }
 }
 
@@ -493,6 +543,30 @@ mod tests {
         assert!(chunks > 1);
         let refused = snapshot.rows(&mut |_| Err(io::Error::other("full")));
         assert_eq!(refused.expect_err("the taker failed").to_string(), "full");
+    }
+
+    #[test]
+    fn a_received_file_is_only_ever_published_as_itself() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = written(directory.path(), &[(b"key", b"value")]).path;
+        let bytes = <dyn Disk>::read(&RealDisk, &path).expect("read");
+        let left = directory.path().join("range-3.incoming-9");
+        RealDisk.open(&left, OpenMode::CreateNew).expect("created");
+        let snapshots = store(directory.path());
+        snapshots.remove_leftovers().expect("removed");
+        let names = || RealDisk.list(directory.path()).expect("listed");
+        assert_eq!(names(), std::slice::from_ref(&path));
+
+        let first = snapshots.incoming().expect("created");
+        first.file.write_at(&bytes, 0).expect("written");
+        let first = snapshots.received(first).expect("whole");
+        let second = snapshots.incoming().expect("created");
+        second.file.write_at(b"half", 0).expect("written");
+        let published = snapshots.publish(&first).expect("published");
+        assert_eq!(<dyn Disk>::read(&RealDisk, &published.path).expect("read"), bytes);
+        drop(first);
+        assert!(snapshots.received(second).is_err());
+        assert_eq!(names(), [path]);
     }
 
     #[test]
