@@ -524,7 +524,7 @@ impl Root {
         Ok(self.put_bucket(txn, bucket))
     }
 
-    /// A deletion has one driver: a second one is told to wait. The driver's own resend is known by its nonce.
+    /// A second begin is told to wait; its gateway may go on with the first one's epoch. A resend is known by its nonce.
     fn delete_begin(&mut self, txn: &mut Txn<'_>, name: &BucketName, id: BucketId) -> Judged {
         let bucket = self.bucket(name, id)?;
         if !bucket.is_open() {
