@@ -1,5 +1,6 @@
 //! A node of ashlar, from configuration to running and back: what the binary, the demo and the tests start.
 
+mod collect;
 pub mod config;
 pub mod demo;
 mod duties;
@@ -7,3 +8,4 @@ pub mod identity;
 pub mod membership;
 pub mod node;
 pub mod process;
+mod reads;

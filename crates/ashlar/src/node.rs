@@ -3,10 +3,12 @@
 //!
 //! The binary, the demo and the tests call [`RunningNode::start`]; nothing here knows which of them it was.
 
+use crate::collect::Collector;
 use crate::config::{Founder, Founding, NodeConfig};
 use crate::duties;
 use crate::identity::{Identity, NodeDir, RootKey};
 use crate::membership::{self, MembershipService};
+use crate::reads::ReadsService;
 use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwap;
 use ashlar_admin::{AdminState, Readiness};
@@ -16,6 +18,7 @@ use ashlar_host::{Host, Listener, TaskHandle, TaskKind};
 use ashlar_meta::{Formation, MetaConfig, MetaNode};
 use ashlar_node::{DataConfig, DataNode};
 use ashlar_types::{ClusterId, ClusterMap, Node, NodeId, Role};
+use ashlar_wire::proto::gateway_server::GatewayServer;
 use ashlar_wire::proto::membership_server::MembershipServer;
 use ashlar_wire::{Authority, Dialer, Security};
 use std::collections::BTreeMap;
@@ -86,7 +89,8 @@ impl RunningNode {
             root_key: enrolled.root_key.clone(),
             region: config.s3.region.clone(),
         };
-        let router = internal_router(meta.as_ref(), data.as_ref(), membership);
+        let reads = ReadsService { client: client.clone(), incarnation: identity.incarnation };
+        let router = internal_router(meta.as_ref(), data.as_ref(), membership, reads);
         let mut tasks = Vec::new();
         let mut background = |name, task: futures::future::BoxFuture<'static, ()>| {
             tasks.push(host.tasks.spawn(TaskKind::Background(name), task));
@@ -113,8 +117,16 @@ impl RunningNode {
         // a duty may be dropped at any await: it is idempotent, and its calls wait for a cluster that may be gone
         background("follow the map", until_stop(&host, duty.clone().follow_map()));
         background("register", until_stop(&host, duty.clone().register(identity.clone(), address)));
-        if meta.is_some() {
+        if let Some(meta) = &meta {
             background("place", until_stop(&host, duty.clone().place()));
+            let collector = Collector {
+                host: host.clone(),
+                client: client.clone(),
+                meta: meta.clone(),
+                node: identity.node(),
+                silent: BTreeMap::new(),
+            };
+            background("collect", until_stop(&host, collector.run()));
         }
 
         let admin = listen(&host, "admin", &config.admin.listen).await?;
@@ -181,6 +193,11 @@ impl RunningNode {
     /// The client that this node's own duties use.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// Its data role, where it has one.
+    pub fn data(&self) -> Option<&Arc<DataNode>> {
+        self.data.as_ref()
     }
 
     /// Stops: leaders are handed over while the ports still answer, then the ports close, then all is flushed.
@@ -427,14 +444,17 @@ fn internal_router(
     meta: Option<&Arc<MetaNode>>,
     data: Option<&Arc<DataNode>>,
     membership: MembershipService,
+    reads: ReadsService,
 ) -> axum::Router {
-    let mut routes = tonic::service::Routes::new(MembershipServer::new(membership));
+    let judge = Arc::new(membership.client.clone());
+    let mut routes = tonic::service::Routes::new(MembershipServer::new(membership))
+        .add_service(GatewayServer::new(reads));
     if let Some(meta) = meta {
         routes = meta.add_routes(routes);
     }
     let mut shards = None;
     if let Some(data) = data {
-        routes = routes.add_service(data.data_service());
+        routes = routes.add_service(data.data_service(judge));
         shards = Some(data.router());
     }
     let router = routes.into_axum_router();

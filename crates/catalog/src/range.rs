@@ -17,7 +17,7 @@ use ashlar_types::{
 use std::ops::ControlFlow;
 
 const DESCRIPTOR_FIELD: u8 = 0;
-const HEAD_FIELD: u8 = 1;
+pub(crate) const HEAD_FIELD: u8 = 1;
 const FLOOR_FIELD: u8 = 2;
 const HASH_FIELD: u8 = 3;
 /// How many expired rows one entry removes.

@@ -3,16 +3,17 @@
 use crate::content::Pieces;
 use crate::key::{self, family};
 use crate::list::{Found, OBJECTS, UPLOADS, Walk};
+use crate::range::HEAD_FIELD;
 use crate::row::{
-    ExtentRow, ManifestRow, ObjectContent, ObjectRow, PartRow, UploadRow, UploadStateRow, UsageRow,
-    summary,
+    ExtentRow, HeadRow, ManifestRow, ObjectContent, ObjectRow, PartRow, UploadRow, UploadStateRow,
+    UsageRow, summary,
 };
 use crate::txn::Txn;
 use crate::{CatalogError, Range, View};
 use ashlar_types::{
-    BucketId, BucketRow, BucketState, Epoch, ExtentId, Generation, KeyPoint, ListEntry,
-    ListObjects, ObjectId, PAGE_ENTRIES_MAX, PIECES_MAX, PartSummary, Piece, QueryRefusal,
-    RangeAnswer, RangeQuery, Span, UploadEntry, UploadId, decode,
+    BucketId, BucketRow, BucketState, COLLECT_SHARDS_MAX, Epoch, ExtentId, Generation, KeyPoint,
+    ListEntry, ListObjects, ObjectId, PAGE_ENTRIES_MAX, PIECES_MAX, PartSummary, Piece,
+    QueryRefusal, RangeAnswer, RangeQuery, Span, UploadEntry, UploadId, decode,
 };
 
 /// Margins of repair rows, to find one by its extent: no profile has more parity.
@@ -88,6 +89,14 @@ impl Read<'_> {
                 let behind = after.map(|extent| key::garbage(self.id(), extent));
                 self.extents(family::GARBAGE, behind, *limit)
             }
+            RangeQuery::AreCollectable { extents } => {
+                let mut queued = Vec::with_capacity(extents.len().min(COLLECT_SHARDS_MAX));
+                for &extent in extents.iter().take(COLLECT_SHARDS_MAX) {
+                    let row = self.txn.get_bytes(&key::garbage(self.id(), extent))?;
+                    queued.push(row.is_some());
+                }
+                Ok(RangeAnswer::AreCollectable(queued))
+            }
             RangeQuery::Missing { after, limit } => {
                 let behind = match after {
                     Some(extent) => self.repair_row(*extent)?,
@@ -105,6 +114,13 @@ impl Read<'_> {
 
     fn id(&self) -> ashlar_types::RangeId {
         self.range.descriptor().id
+    }
+
+    /// As the view has it: what answers reads keeps no head of its own.
+    fn generation(&self) -> Result<Generation, CatalogError> {
+        let head: Option<HeadRow> = self.txn.get(&key::state(self.id(), HEAD_FIELD))?;
+        head.map(|head| head.generation)
+            .ok_or(CatalogError::Inconsistent("a row of a range's head is missing"))
     }
 
     fn inside(&self, at: &KeyPoint) -> Result<(), QueryRefusal> {
@@ -313,7 +329,8 @@ impl Read<'_> {
             let missing = row.extent.missing;
             extents.push((row.extent, missing, row.generation));
         }
-        Ok(RangeAnswer::Extents { extents, more: rows.len() > limit })
+        let generation = self.generation()?;
+        Ok(RangeAnswer::Extents { extents, generation, more: rows.len() > limit })
     }
 
     /// The repair row of an extent. If it is gone meanwhile, the walk begins again.

@@ -142,7 +142,8 @@ pub(crate) struct Completed {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ExtentRow {
     pub(crate) extent: Extent,
-    /// The range's generation when it came here.
+    /// The range's generation when it came here. Of an extent that could be read it is greater than any that a read
+    /// before has seen: a collector goes by that.
     pub(crate) generation: Generation,
 }
 

@@ -4,6 +4,7 @@ use crate::buckets::BucketCache;
 use crate::call::{Attempt, Target, Verb};
 use crate::directory::Directory;
 use crate::health::{Health, Hedges};
+use crate::open_reads::OpenReads;
 use crate::pool::Pool;
 use crate::session::Session;
 use crate::{ClientConfig, Failure};
@@ -40,6 +41,7 @@ pub(crate) struct Inner {
     pub(crate) health: Health,
     pub(crate) hedges: Hedges,
     pub(crate) pool: Arc<Pool>,
+    pub(crate) reads: Arc<OpenReads>,
     map_wanted: Notify,
     map_epoch: watch::Sender<u64>,
     session: AsyncMutex<Option<Arc<Session>>>,
@@ -63,6 +65,7 @@ impl Inner {
             health: Health::default(),
             hedges: Hedges::default(),
             pool: Pool::new(config.memory_bytes),
+            reads: Arc::default(),
             map_wanted: Notify::new(),
             map_epoch: watch::Sender::new(0),
             session: AsyncMutex::default(),

@@ -11,6 +11,7 @@
 mod buckets;
 mod call;
 mod choose;
+mod collect;
 mod config;
 mod directory;
 mod execute;
@@ -18,6 +19,7 @@ mod extent;
 mod failure;
 mod health;
 mod inner;
+mod open_reads;
 mod pool;
 mod query;
 mod reader;
@@ -26,9 +28,11 @@ mod shard;
 mod window;
 mod writer;
 
+pub use collect::{GarbagePage, GatewayReads};
 pub use config::ClientConfig;
 pub use execute::Ticket;
 pub use failure::Failure;
+pub use open_reads::{OpenRead, OpenReadNumbers};
 pub use query::ListUploads;
 pub use writer::ObjectWriter;
 

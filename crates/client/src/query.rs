@@ -187,6 +187,7 @@ fn set_bucket_epoch(query: &mut RangeQuery, epoch: Epoch) {
         RangeQuery::Pieces { .. }
         | RangeQuery::Upload { .. }
         | RangeQuery::Collectable { .. }
+        | RangeQuery::AreCollectable { .. }
         | RangeQuery::Missing { .. }
         | RangeQuery::Usage { .. } => {}
     }

@@ -4,6 +4,7 @@
 //! first byte to its last, its CRC64 is compared too, before its last window is handed out.
 
 use crate::inner::Inner;
+use crate::open_reads::OpenRead;
 use crate::shard::Frames;
 use crate::{Client, Failure};
 use ashlar_types::{Extent, KeyPoint, ObjectId, Piece, RangeAnswer, RangeQuery};
@@ -34,9 +35,10 @@ struct Part {
 
 impl Client {
     /// The bytes `from .. to` of an object, from the pieces that an answer named; more of them are asked for when they
-    /// are needed. Nothing is fetched before the stream is polled.
+    /// are needed. Nothing is fetched before the stream is polled. `read` was opened before that answer was asked for.
     pub fn reader(
         &self,
+        read: OpenRead,
         at: KeyPoint,
         object: ObjectId,
         pieces: Vec<Piece>,
@@ -47,6 +49,7 @@ impl Client {
         let memory = WINDOW_BYTES.saturating_mul(WINDOWS_AHEAD as u64).min(to.saturating_sub(from));
         let reading = async move {
             let permit = inner.reserve(memory).await?;
+            let clock = inner.host.clock.clone();
             let plan =
                 Plan { inner: inner.clone(), at, object, pieces: pieces.into(), next: from, to };
             let parts = plan
@@ -55,7 +58,9 @@ impl Client {
                 .buffered(WINDOWS_AHEAD);
             let mut whole = WholeExtent::default();
             let checked = parts.map(move |part| {
-                let _held_until_the_stream_ends = &permit;
+                // both are held until the stream ends
+                let _memory = &permit;
+                read.check_age(clock.now())?;
                 part.and_then(|part| whole.check(part))
             });
             let frames = |part: Frames| futures::stream::iter(part.into_iter().map(Ok));

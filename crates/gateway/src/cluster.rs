@@ -1,7 +1,7 @@
 //! What the gateway asks of a cluster: the verbs of `ashlar-client` that it uses, as a trait, so that its pipelines are
 //! tested against a cluster in memory.
 
-use ashlar_client::{Client, Failure, ListUploads, ObjectWriter, Ticket};
+use ashlar_client::{Client, Failure, ListUploads, ObjectWriter, OpenRead, Ticket};
 use ashlar_types::{
     Applied, Bucket, BucketId, BucketName, Content, KeyPoint, ListEntry, ListObjects, ObjectId,
     Page, Piece, RangeAnswer, RangeOp, RangeQuery, UploadEntry,
@@ -16,6 +16,8 @@ use futures::stream::BoxStream;
 pub(crate) trait Cluster: Send + Sync + 'static {
     /// Proof that the shards of a content are stored, and under which seq it is named.
     type Ticket: Send + 'static;
+    /// A read that has begun.
+    type Read: Send + 'static;
     /// Stores one content. Dropped before it has finished, it leaves nothing.
     type Writer: Writer<Ticket = Self::Ticket>;
 
@@ -34,8 +36,10 @@ pub(crate) trait Cluster: Send + Sync + 'static {
         op: RangeOp,
     ) -> Result<Applied, Failure>;
     async fn writer(&self, bucket: BucketId, length: u64) -> Result<Self::Writer, Failure>;
+    fn open_read(&self) -> Self::Read;
     fn reader(
         &self,
+        read: Self::Read,
         at: KeyPoint,
         object: ObjectId,
         pieces: Vec<Piece>,
@@ -55,6 +59,7 @@ pub(crate) trait Writer: Send {
 #[async_trait]
 impl Cluster for Client {
     type Ticket = Ticket;
+    type Read = OpenRead;
     type Writer = ObjectWriter;
 
     async fn create_bucket(&self, name: &BucketName, owner: &str) -> Result<Bucket, Failure> {
@@ -102,15 +107,20 @@ impl Cluster for Client {
         Self::writer(self, bucket, Some(length)).await
     }
 
+    fn open_read(&self) -> OpenRead {
+        Self::open_read(self)
+    }
+
     fn reader(
         &self,
+        read: OpenRead,
         at: KeyPoint,
         object: ObjectId,
         pieces: Vec<Piece>,
         from: u64,
         to: u64,
     ) -> BoxStream<'static, Result<Bytes, Failure>> {
-        Self::reader(self, at, object, pieces, from, to).boxed()
+        Self::reader(self, read, at, object, pieces, from, to).boxed()
     }
 }
 

@@ -217,6 +217,7 @@ impl<C: Cluster> Backend for Store<C> {
     }
 
     async fn get(&self, place: &Place, span: Span) -> Result<Found, Failure> {
+        let read = self.cluster.open_read();
         let query = self.query(&place.bucket, place.key.as_str().as_bytes(), |bucket, at| {
             RangeQuery::Object { at, bucket_epoch: bucket.row.epoch, span }
         });
@@ -234,7 +235,7 @@ impl<C: Cluster> Backend for Store<C> {
         }
         let share = self.admission.admit(to - from).await?;
         let bytes =
-            self.cluster.reader(point(&bucket, &place.key), record.object, pieces, from, to);
+            self.cluster.reader(read, point(&bucket, &place.key), record.object, pieces, from, to);
         let content = bytes.map(move |piece| {
             // held until the last byte has gone out
             let _held = &share;

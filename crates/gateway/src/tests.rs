@@ -111,6 +111,7 @@ impl Writer for FakeWriter {
 #[async_trait]
 impl Cluster for Fake {
     type Ticket = ();
+    type Read = ();
     type Writer = FakeWriter;
 
     async fn create_bucket(&self, _: &BucketName, _: &str) -> Result<Bucket, Failure> {
@@ -207,8 +208,11 @@ impl Cluster for Fake {
         Ok(FakeWriter { cluster: self.clone(), bytes: Vec::new(), finished: false })
     }
 
+    fn open_read(&self) {}
+
     fn reader(
         &self,
+        (): (),
         _: KeyPoint,
         _: ObjectId,
         pieces: Vec<Piece>,

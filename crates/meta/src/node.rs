@@ -788,6 +788,7 @@ fn is_long(query: &RangeQuery) -> bool {
         | RangeQuery::ListUploads { .. }
         | RangeQuery::Upload { .. }
         | RangeQuery::Collectable { .. }
+        | RangeQuery::AreCollectable { .. }
         | RangeQuery::Missing { .. } => true,
     }
 }

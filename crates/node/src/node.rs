@@ -1,7 +1,7 @@
 //! A data node: its disks, and the cluster map by which it judges epochs.
 
 use crate::service::DataService;
-use crate::shards;
+use crate::{GarbageJudge, shards};
 use ashlar_host::Host;
 use ashlar_store::{Owner, Store, StoreConfig, StoreError};
 use ashlar_types::{ClusterId, ClusterMap, Disk, DiskId, DiskState, Epoch, NodeId, PgId};
@@ -110,9 +110,9 @@ impl DataNode {
         shards::router(self.clone())
     }
 
-    /// Serves the rest: to be mounted beside it.
-    pub fn data_service(self: &Arc<Self>) -> DataServer<DataService> {
-        DataServer::new(DataService::new(self.clone()))
+    /// Serves the rest: to be mounted beside it. `judge` says what may be deleted.
+    pub fn data_service(self: &Arc<Self>, judge: Arc<dyn GarbageJudge>) -> DataServer<DataService> {
+        DataServer::new(DataService::new(self.clone(), judge))
     }
 
     /// From now on epochs are judged by this map. An older one than is known changes nothing.

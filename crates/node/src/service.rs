@@ -1,19 +1,30 @@
 //! What a data node answers over gRPC.
 
-use crate::DataNode;
+use crate::collect::CollectError;
+use crate::{DataNode, GarbageJudge};
 use ashlar_store::Store;
+use ashlar_types::{CollectShards, ShardsCollected, decode, encode};
 use ashlar_wire::proto::data_server::Data;
-use ashlar_wire::proto::{DiskStatus, PingReply, PingRequest};
+use ashlar_wire::proto::{CollectReply, CollectRequest, DiskStatus, PingReply, PingRequest};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 /// Answers for a data node.
-#[derive(Debug, Clone)]
-pub struct DataService(Arc<DataNode>);
+#[derive(Clone)]
+pub struct DataService {
+    node: Arc<DataNode>,
+    judge: Arc<dyn GarbageJudge>,
+}
+
+impl std::fmt::Debug for DataService {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "DataService({:?})", self.node)
+    }
+}
 
 impl DataService {
-    pub(crate) fn new(node: Arc<DataNode>) -> Self {
-        Self(node)
+    pub(crate) fn new(node: Arc<DataNode>, judge: Arc<dyn GarbageJudge>) -> Self {
+        Self { node, judge }
     }
 }
 
@@ -21,11 +32,28 @@ impl DataService {
 impl Data for DataService {
     async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingReply>, Status> {
         Ok(Response::new(PingReply {
-            node: self.0.config.node.0,
-            incarnation: self.0.config.incarnation,
-            map_epoch: self.0.map_epoch().0,
-            disks: self.0.stores().values().map(status).collect(),
+            node: self.node.config.node.0,
+            incarnation: self.node.config.incarnation,
+            map_epoch: self.node.map_epoch().0,
+            disks: self.node.stores().values().map(status).collect(),
         }))
+    }
+
+    async fn collect(
+        &self,
+        request: Request<CollectRequest>,
+    ) -> Result<Response<CollectReply>, Status> {
+        let request: CollectShards = decode(&request.into_inner().body)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let ends = self.node.collect(&*self.judge, &request).await.map_err(refused)?;
+        Ok(Response::new(CollectReply { body: encode(&ShardsCollected { ends }).into() }))
+    }
+}
+
+fn refused(error: CollectError) -> Status {
+    match error {
+        CollectError::TooMany(_) => Status::invalid_argument(error.to_string()),
+        CollectError::NotJudged(_) => Status::unavailable(error.to_string()),
     }
 }
 

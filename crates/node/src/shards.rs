@@ -1,4 +1,4 @@
-//! Shards over HTTP: PUT, GET with ranges, DELETE.
+//! Shards over HTTP: PUT, and GET with ranges. They are deleted by `collect.rs` alone.
 
 use crate::DataNode;
 use ashlar_host::Clock;
@@ -27,9 +27,7 @@ const PIECE_BYTES: u64 = 256 * 1024;
 
 /// The routes of a data node.
 pub(crate) fn router(node: Arc<DataNode>) -> Router {
-    Router::new()
-        .route(SHARD_ROUTE, axum::routing::get(get).put(put).delete(delete))
-        .with_state(node)
+    Router::new().route(SHARD_ROUTE, axum::routing::get(get).put(put)).with_state(node)
 }
 
 /// A refusal, and what it says to people.
@@ -292,19 +290,4 @@ fn parse_range(value: &HeaderValue, length: u64) -> Result<Range<u64>, Refused> 
         return Err(StoreError::BadRange { length }.into());
     }
     Ok(start..end)
-}
-
-async fn delete(
-    State(node): State<Arc<DataNode>>,
-    request: Request<Body>,
-) -> Result<Response, Refused> {
-    let path: ShardPath = request.uri().path().parse()?;
-    let key = ShardKey { extent: path.extent, slot: path.slot };
-    let existed = store(&node, &path)?.delete(key).await?;
-    metrics::counter!("ashlar_shard_requests_total", "operation" => "delete").increment(1);
-    if existed {
-        Ok(StatusCode::NO_CONTENT.into_response())
-    } else {
-        Err(StoreError::NotFound.into())
-    }
 }

@@ -1,17 +1,19 @@
 //! A data node through its router, as a client sees it.
 
-use crate::{DataConfig, DataNode, DataNodeError};
+use crate::{DataConfig, DataNode, DataNodeError, GarbageJudge};
 use ashlar_host::Host;
 use ashlar_store::StoreError;
 use ashlar_types::{
-    BucketId, ClusterId, ClusterMap, DiskId, Epoch, ExtentId, NodeId, PgId, PlacementGroup,
-    Profile, SessionId, Slot,
+    BucketId, COLLECT_SHARDS_MAX, ClusterId, ClusterMap, CollectShards, DiskId, Epoch, ExtentId,
+    KeyPoint, NodeId, PgId, PlacementGroup, Profile, SessionId, ShardEnd, ShardName,
+    ShardsCollected, Slot, decode, encode,
 };
-use ashlar_wire::proto::PingRequest;
 use ashlar_wire::proto::data_server::Data;
+use ashlar_wire::proto::{CollectRequest, PingRequest};
 use ashlar_wire::shard::{
     CRC_HEADER, ERROR_HEADER, LENGTH_HEADER, ShardFacts, ShardPath, ShardRefusal, format_crc,
 };
+use async_trait::async_trait;
 use axum::body::Body;
 use bytes::Bytes;
 use futures::stream;
@@ -97,7 +99,7 @@ fn refusal<B>(response: &Response<B>) -> Option<ShardRefusal> {
 }
 
 #[tokio::test]
-async fn shards_are_put_read_in_ranges_and_deleted() {
+async fn shards_are_put_and_read_in_ranges() {
     let fixture = start().await;
     for (counter, length) in [(1, 10), (2, 65_536), (3, 1_000_000)] {
         let content = bytes(length);
@@ -114,13 +116,64 @@ async fn shards_are_put_read_in_ranges_and_deleted() {
         assert_eq!(headers["content-range"], format!("bytes 3-{}/{length}", end - 1));
         let (status, _, _) = fixture.get(counter, Some("bytes=1000000-")).await;
         assert_eq!(status, StatusCode::RANGE_NOT_SATISFIABLE);
-        for expected in [StatusCode::NO_CONTENT, StatusCode::NOT_FOUND] {
-            let request = Request::delete(fixture.path(counter).to_string());
-            let deleted = fixture.send(request.body(Body::empty()).unwrap()).await;
-            assert_eq!(deleted.status(), expected);
-        }
-        assert_eq!(fixture.get(counter, None).await.0, StatusCode::NOT_FOUND);
     }
+}
+
+/// A range that has these extents in its gc queue; `None`: it cannot be asked.
+struct Queue(Option<Vec<ExtentId>>);
+
+#[async_trait]
+impl GarbageJudge for Queue {
+    async fn are_collectable(
+        &self,
+        _: &KeyPoint,
+        extents: Vec<ExtentId>,
+    ) -> Result<Vec<bool>, String> {
+        let queue = self.0.as_ref().ok_or("nobody leads the range")?;
+        Ok(extents.iter().map(|extent| queue.contains(extent)).collect())
+    }
+}
+
+#[tokio::test]
+async fn d2_only_what_the_range_has_in_its_queue_is_deleted() {
+    let fixture = start().await;
+    for (counter, length) in [(1, 10), (2, 10), (3, 1_000_000), (4, 1_000_000)] {
+        fixture.put(counter, bytes(length)).await;
+    }
+    let extent = |counter| fixture.path(counter).extent;
+    let name = |counter| ShardName { disk: fixture.disk, extent: extent(counter), slot: Slot(2) };
+    let collect = |queue: Option<Vec<u64>>, shards: Vec<ShardName>| {
+        let queue = Queue(queue.map(|queue| queue.into_iter().map(extent).collect()));
+        let service = crate::DataService::new(fixture.node.clone(), Arc::new(queue));
+        let request = CollectShards { at: KeyPoint::new(BucketId(42), []), shards };
+        async move {
+            let body = encode(&request).into();
+            let reply = service.collect(tonic::Request::new(CollectRequest { body })).await?;
+            let collected: ShardsCollected = decode(&reply.into_inner().body).unwrap();
+            Ok::<_, tonic::Status>(collected.ends)
+        }
+    };
+    let refused = collect(None, vec![name(1)]).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable);
+    let refused = collect(Some(vec![]), vec![name(1); COLLECT_SHARDS_MAX + 1]).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument);
+
+    let elsewhere = ShardName { disk: DiskId(1), ..name(1) };
+    let shards = vec![name(1), name(2), name(3), name(4), name(9), elsewhere];
+    let ends = collect(Some(vec![1, 3, 9]), shards).await.unwrap();
+    let (gone, kept) = (ShardEnd::Gone, ShardEnd::NotCollectable);
+    assert_eq!(ends, [gone, kept, gone, kept, gone, ShardEnd::UnknownDisk]);
+    for (counter, status) in [
+        (1, StatusCode::NOT_FOUND),
+        (2, StatusCode::OK),
+        (3, StatusCode::NOT_FOUND),
+        (4, StatusCode::OK),
+    ] {
+        assert_eq!(fixture.get(counter, None).await.0, status, "{counter}");
+    }
+    assert_eq!(collect(Some(vec![1]), vec![name(1)]).await.unwrap(), [gone], "asked again");
+    fixture.node.stop().await;
+    assert_eq!(collect(Some(vec![2]), vec![name(2)]).await.unwrap(), [ShardEnd::Failed]);
 }
 
 #[tokio::test]
@@ -200,8 +253,7 @@ async fn refusals_have_their_word() {
     assert_eq!(refusal(&stale), Some(ShardRefusal::StaleEpoch));
 
     fixture.node.stop().await;
-    let request = Request::delete(fixture.path(1).to_string()).body(Body::empty()).unwrap();
-    let closed = fixture.send(request).await;
+    let closed = fixture.put(3, bytes(10)).await;
     assert_eq!(refusal(&closed), Some(ShardRefusal::NotWritable));
 }
 
@@ -209,7 +261,7 @@ async fn refusals_have_their_word() {
 async fn a_ping_says_how_the_disks_are() {
     let fixture = start().await;
     fixture.put(1, bytes(10)).await;
-    let service = crate::DataService::new(fixture.node.clone());
+    let service = crate::DataService::new(fixture.node.clone(), Arc::new(Queue(None)));
     let reply = service.ping(tonic::Request::new(PingRequest {})).await.unwrap().into_inner();
     assert_eq!((reply.node, reply.incarnation, reply.disks.len()), (3, 6, 1));
     assert!(reply.disks[0].writable && reply.disks[0].free_bytes > 0);

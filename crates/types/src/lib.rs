@@ -9,6 +9,7 @@
 
 mod cluster;
 mod codec;
+mod collect;
 mod content;
 mod id;
 mod key;
@@ -20,6 +21,7 @@ mod root;
 
 pub use cluster::*;
 pub use codec::{DecodeError, Versioned, decode, encode};
+pub use collect::*;
 pub use content::*;
 pub use id::*;
 pub use key::*;

@@ -71,6 +71,11 @@ pub enum RangeQuery {
         /// At most so many.
         limit: u32,
     },
+    /// Which of these extents are in the gc queue: asked by whoever is to delete their shards (D2).
+    AreCollectable {
+        /// At most [`crate::COLLECT_SHARDS_MAX`].
+        extents: Vec<ExtentId>,
+    },
     /// What is missing a slot, worst first.
     Missing {
         /// Behind this extent.
@@ -159,9 +164,13 @@ pub enum RangeAnswer {
     Extents {
         /// With their missing slots and the generation at which they came.
         extents: Vec<(crate::Extent, SlotSet, Generation)>,
+        /// The range's generation at the moment of this read: what is freed later has a greater one.
+        generation: Generation,
         /// Whether there are more.
         more: bool,
     },
+    /// For each extent, whether it is in the gc queue.
+    AreCollectable(Vec<bool>),
     /// Usage of a bucket.
     Usage {
         /// Current objects.

@@ -3,14 +3,12 @@
 //! ```text
 //! PUT    /shard/v1/{disk}/{extent}/{slot}?pg=7&pg_epoch=3&profile=4+2&bucket=42&length=1048576     the body is the shard
 //! GET    /shard/v1/{disk}/{extent}/{slot}                                              with or without Range: bytes=a-b
-//! DELETE /shard/v1/{disk}/{extent}/{slot}
 //! ```
 //! A body comes with `Content-Length` equal to `length`, or in chunks. The sender may put the CRC-32C of the whole body
 //! into [`CRC_HEADER`], in the head or (in chunks) in the trailer: then it is checked before the shard is committed. A
 //! body in chunks whose trailer has the CRC may be shorter than `length`: so ends an extent that is sealed early. The
 //! answer to a PUT always carries the CRC of what was received under the same name, and a sender counts the shard only
-//! if that is what it sent. A DELETE is answered 204, or 404 where there was nothing to delete. The query is not
-//! percent-encoded: all of it is plain.
+//! if that is what it sent. The query is not percent-encoded: all of it is plain.
 
 use ashlar_types::{BucketId, DiskId, Epoch, ExtentId, PgId, Profile, Slot};
 use http::StatusCode;

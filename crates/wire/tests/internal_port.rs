@@ -3,7 +3,7 @@
 use ashlar_host::Host;
 use ashlar_wire::proto::data_client::DataClient;
 use ashlar_wire::proto::data_server::{Data, DataServer};
-use ashlar_wire::proto::{PingReply, PingRequest};
+use ashlar_wire::proto::{CollectReply, CollectRequest, PingReply, PingRequest};
 use ashlar_wire::{Authority, Class, Dialer, Security, ShardBody};
 use axum::Router;
 use axum::routing::put;
@@ -17,6 +17,10 @@ struct Pong;
 impl Data for Pong {
     async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingReply>, Status> {
         Ok(Response::new(PingReply { node: 7, ..PingReply::default() }))
+    }
+
+    async fn collect(&self, _: Request<CollectRequest>) -> Result<Response<CollectReply>, Status> {
+        Err(Status::unimplemented("this node collects nothing"))
     }
 }
 

@@ -277,9 +277,35 @@ fn what_misses_a_slot_waits_for_repair_the_worst_first() {
     assert_eq!(range.missing(), [2, 1]);
     let after = Some(ExtentId { session: SESSION, counter: 2 });
     let rest = range.query(&RangeQuery::Missing { after, limit: 10 });
-    assert!(matches!(rest, RangeAnswer::Extents { extents, more: false } if extents.len() == 1));
+    assert!(matches!(rest, RangeAnswer::Extents { extents, more: false, .. } if extents.len() == 1));
     range.send(delete("b", WriteCondition::Always));
     assert_eq!((range.missing(), range.garbage()), (vec![1], vec![2]));
+}
+
+#[test]
+fn what_is_freed_has_a_later_generation_than_reads_before_have_seen() {
+    let mut range = Replicas::with_bucket();
+    let collectable =
+        |range: &Replicas| match range.query(&RangeQuery::Collectable { after: None, limit: 10 }) {
+            RangeAnswer::Extents { extents, generation, .. } => (extents, generation),
+            other => panic!("{other:?}"),
+        };
+    range.send(put_op("overwritten", 1, extents(0..1, 4)));
+    range.send(put_op("deleted", 2, extents(1..2, 4)));
+    for (end, freed) in [
+        (put_op("overwritten", 3, extents(2..3, 4)), 0),
+        (delete("deleted", WriteCondition::Always), 1),
+    ] {
+        let (_, seen) = collectable(&range);
+        range.send(end);
+        let (queue, now) = collectable(&range);
+        let (.., generation) =
+            queue.into_iter().find(|(extent, ..)| extent.id.counter == freed).unwrap();
+        assert!(seen < generation && generation <= now, "{seen:?} {generation:?} {now:?}");
+    }
+    let id = |counter| ExtentId { session: SESSION, counter };
+    let asked = range.query(&RangeQuery::AreCollectable { extents: vec![id(0), id(2), id(1)] });
+    assert_eq!(asked, RangeAnswer::AreCollectable(vec![true, false, true]));
 }
 
 #[test]

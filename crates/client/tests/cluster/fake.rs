@@ -9,7 +9,8 @@ use ashlar_wire::proto::data_server::{Data, DataServer};
 use ashlar_wire::proto::metadata_reply::Result as Reply;
 use ashlar_wire::proto::metadata_server::{Metadata, MetadataServer};
 use ashlar_wire::proto::{
-    Busy, DiskStatus, MetadataReply, MetadataRequest, PingReply, PingRequest,
+    Busy, CollectReply, CollectRequest, DiskStatus, MetadataReply, MetadataRequest, PingReply,
+    PingRequest,
 };
 use ashlar_wire::shard::{CRC_HEADER, ERROR_HEADER, SHARD_ROUTE, ShardPath, format_crc};
 use ashlar_wire::{Dialer, Security, serve};
@@ -278,6 +279,13 @@ impl Data for FakeNode {
             map_epoch,
             disks: vec![status],
         }))
+    }
+
+    async fn collect(
+        &self,
+        _: tonic::Request<CollectRequest>,
+    ) -> Result<tonic::Response<CollectReply>, Status> {
+        Err(Status::unimplemented("the fakes keep what they have"))
     }
 }
 

@@ -47,7 +47,14 @@ async fn read(
     to: usize,
 ) -> Result<Vec<u8>, Failure> {
     let at = KeyPoint::new(BUCKET, *b"key");
-    let stream = cluster.client.reader(at, ObjectId(1), pieces(content), from as u64, to as u64);
+    let stream = cluster.client.reader(
+        cluster.client.open_read(),
+        at,
+        ObjectId(1),
+        pieces(content),
+        from as u64,
+        to as u64,
+    );
     let parts: Vec<Bytes> = stream.try_collect().await?;
     Ok(parts.concat())
 }
@@ -232,7 +239,8 @@ async fn further_pieces_are_asked_for_when_they_are_needed() {
     let mut all = pieces(&content);
     cluster.with(|shared| shared.more_pieces = vec![all.pop().unwrap()]);
     let at = KeyPoint::new(BUCKET, *b"key");
-    let stream = cluster.client.reader(at, ObjectId(1), all, 99_999, 100_003);
+    let stream =
+        cluster.client.reader(cluster.client.open_read(), at, ObjectId(1), all, 99_999, 100_003);
     let parts: Vec<Bytes> = stream.try_collect().await.unwrap();
     assert_eq!(parts.concat(), [&bytes[99_999..], b"tai"].concat());
 }

@@ -1,0 +1,103 @@
+//! Deleting shards that nothing names any more. A caller's word is not enough: the range that has the extents in its gc
+//! queue is asked, here, for every request (D2). An extent that is in the queue is never named again, so the answer
+//! cannot grow old, and a request that comes late, twice or from a caller that is no leader any more deletes nothing
+//! that is named.
+
+use crate::DataNode;
+use ashlar_client::Client;
+use ashlar_store::{ShardKey, StoreError};
+use ashlar_types::{COLLECT_SHARDS_MAX, CollectShards, ExtentId, KeyPoint, ShardEnd, ShardName};
+use async_trait::async_trait;
+use futures::future::join_all;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Says which extents a range has in its gc queue.
+#[async_trait]
+pub trait GarbageJudge: Send + Sync + 'static {
+    /// One answer for each extent. The error says why the range could not be asked.
+    async fn are_collectable(
+        &self,
+        at: &KeyPoint,
+        extents: Vec<ExtentId>,
+    ) -> Result<Vec<bool>, String>;
+}
+
+#[async_trait]
+impl GarbageJudge for Client {
+    async fn are_collectable(
+        &self,
+        at: &KeyPoint,
+        extents: Vec<ExtentId>,
+    ) -> Result<Vec<bool>, String> {
+        Self::are_collectable(self, at, extents).await.map_err(|failure| failure.to_string())
+    }
+}
+
+/// Why nothing of a request was done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum CollectError {
+    #[error("a request names at most {COLLECT_SHARDS_MAX} shards, not {0}")]
+    TooMany(usize),
+    #[error("the range could not be asked whether the extents may go: {0}")]
+    NotJudged(String),
+}
+
+impl DataNode {
+    /// Deletes those of the shards that the range lets go; all of a disk's share one group commit.
+    pub(crate) async fn collect(
+        &self,
+        judge: &dyn GarbageJudge,
+        request: &CollectShards,
+    ) -> Result<Vec<ShardEnd>, CollectError> {
+        if request.shards.len() > COLLECT_SHARDS_MAX {
+            return Err(CollectError::TooMany(request.shards.len()));
+        }
+        let may_go = collectable(judge, request).await?;
+        let deletes = request.shards.iter().map(|shard| async {
+            if !may_go.contains(&shard.extent) {
+                return ShardEnd::NotCollectable;
+            }
+            self.delete(shard).await
+        });
+        let ends = join_all(deletes).await;
+        for end in &ends {
+            count(*end);
+        }
+        Ok(ends)
+    }
+
+    async fn delete(&self, shard: &ShardName) -> ShardEnd {
+        let Some(store) = self.stores().get(&shard.disk) else {
+            return ShardEnd::UnknownDisk;
+        };
+        match store.delete(ShardKey { extent: shard.extent, slot: shard.slot }).await {
+            Ok(_) | Err(StoreError::NotFound) => ShardEnd::Gone,
+            Err(error) => {
+                tracing::warn!(disk = %shard.disk, extent = %shard.extent, %error, "a shard could not be deleted");
+                ShardEnd::Failed
+            }
+        }
+    }
+}
+
+async fn collectable(
+    judge: &dyn GarbageJudge,
+    request: &CollectShards,
+) -> Result<BTreeSet<ExtentId>, CollectError> {
+    let extents: BTreeSet<ExtentId> = request.shards.iter().map(|shard| shard.extent).collect();
+    let extents: Vec<ExtentId> = extents.into_iter().collect();
+    let answers = judge.are_collectable(&request.at, extents.clone()).await;
+    let answers = answers.map_err(CollectError::NotJudged)?;
+    let answers: BTreeMap<ExtentId, bool> = extents.into_iter().zip(answers).collect();
+    Ok(answers.into_iter().filter_map(|(extent, may_go)| may_go.then_some(extent)).collect())
+}
+
+fn count(end: ShardEnd) {
+    let end = match end {
+        ShardEnd::Gone => "gone",
+        ShardEnd::NotCollectable => "not-collectable",
+        ShardEnd::UnknownDisk => "unknown-disk",
+        ShardEnd::Failed => "failed",
+    };
+    metrics::counter!("ashlar_shard_collected_total", "end" => end).increment(1);
+}
