@@ -2,6 +2,7 @@
 
 mod collect;
 pub mod config;
+mod deletions;
 pub mod demo;
 mod duties;
 pub mod identity;

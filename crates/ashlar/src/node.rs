@@ -5,6 +5,7 @@
 
 use crate::collect::Collector;
 use crate::config::{Founder, Founding, NodeConfig};
+use crate::deletions::Deletions;
 use crate::duties;
 use crate::identity::{Identity, NodeDir, RootKey};
 use crate::membership::{self, MembershipService};
@@ -127,6 +128,13 @@ impl RunningNode {
                 silent: BTreeMap::new(),
             };
             background("collect", until_stop(&host, collector.run()));
+            let deletions = Deletions {
+                host: host.clone(),
+                client: client.clone(),
+                meta: meta.clone(),
+                node: identity.node(),
+            };
+            background("deletions", until_stop(&host, deletions.run()));
         }
 
         let admin = listen(&host, "admin", &config.admin.listen).await?;

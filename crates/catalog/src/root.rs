@@ -189,6 +189,10 @@ impl Root {
                 let found = self.buckets.range::<str, _>((from, Bound::Unbounded));
                 RootAnswer::Buckets(found.take(limit).map(|(_, bucket)| bucket.clone()).collect())
             }
+            RootQuery::BucketsBeingDeleted => {
+                let begun = self.buckets.values().filter(|bucket| !bucket.is_open());
+                RootAnswer::Buckets(begun.cloned().collect())
+            }
             RootQuery::Sessions => RootAnswer::Sessions(
                 self.sessions.iter().map(|(&id, session)| (id, session.node)).collect(),
             ),

@@ -192,7 +192,33 @@ impl Client {
                 }
             }
         };
-        let epoch = fenced.row.epoch;
+        self.end_deletion(&fenced).await
+    }
+
+    /// The buckets whose deletion has begun and not ended.
+    pub async fn buckets_being_deleted(&self) -> Result<Vec<Bucket>, Failure> {
+        match self.root_query(RootQuery::BucketsBeingDeleted).await? {
+            RootAnswer::Buckets(buckets) => Ok(buckets),
+            _ => Err(Failure::other_answer("the buckets that are being deleted")),
+        }
+    }
+
+    /// Goes on with the very deletion that `seen` shows, if it is still under way: no other one is begun.
+    pub async fn finish_deletion(&self, seen: &Bucket) -> Result<(), Failure> {
+        match self.0.fetch_bucket(&seen.name).await? {
+            Some(now) if now.row == seen.row => match self.end_deletion(&now).await {
+                // that is an end too: the bucket lives on
+                Err(Failure::Refused(Refusal::BucketNotEmpty)) => Ok(()),
+                other => other,
+            },
+            _ => Ok(()),
+        }
+    }
+
+    /// From the fences to the end.
+    async fn end_deletion(&self, fenced: &Bucket) -> Result<(), Failure> {
+        let name = &fenced.name;
+        let (bucket, epoch) = (fenced.row.bucket, fenced.row.epoch);
         let fence = RangeOp::FenceBucket { bucket, epoch };
         match self.for_every_range_of(bucket, &fence).await {
             Ok(()) => {

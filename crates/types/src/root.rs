@@ -252,6 +252,8 @@ pub enum RootQuery {
     },
     /// Open sessions.
     Sessions,
+    /// Buckets whose deletion has begun and not ended, by name.
+    BucketsBeingDeleted,
 }
 
 /// How the root answers.

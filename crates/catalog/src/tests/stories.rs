@@ -277,7 +277,9 @@ fn what_misses_a_slot_waits_for_repair_the_worst_first() {
     assert_eq!(range.missing(), [2, 1]);
     let after = Some(ExtentId { session: SESSION, counter: 2 });
     let rest = range.query(&RangeQuery::Missing { after, limit: 10 });
-    assert!(matches!(rest, RangeAnswer::Extents { extents, more: false, .. } if extents.len() == 1));
+    assert!(
+        matches!(rest, RangeAnswer::Extents { extents, more: false, .. } if extents.len() == 1)
+    );
     range.send(delete("b", WriteCondition::Always));
     assert_eq!((range.missing(), range.garbage()), (vec![1], vec![2]));
 }

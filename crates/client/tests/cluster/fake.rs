@@ -344,6 +344,10 @@ impl Metadata for FakeNode {
                     RootAnswer::Buckets(shared.bucket.clone().into_iter().collect())
                 }
                 RootQuery::Buckets { after: Some(_), .. } => RootAnswer::Buckets(vec![]),
+                RootQuery::BucketsBeingDeleted => {
+                    let bucket = shared.bucket.iter().filter(|bucket| !bucket.is_open());
+                    RootAnswer::Buckets(bucket.cloned().collect())
+                }
                 RootQuery::Sessions => RootAnswer::Sessions(vec![]),
             });
         }

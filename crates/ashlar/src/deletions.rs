@@ -1,0 +1,64 @@
+//! Bucket deletions whose driver has died are brought to their end: until then the bucket's name answers 409.
+//!
+//! The root's leader looks for buckets that are being deleted. One that is found again under the same epoch has had time
+//! enough: its deletion is gone on with. Each step may be repeated, and may be done by a driver that lives after all.
+
+use ashlar_client::Client;
+use ashlar_host::Host;
+use ashlar_meta::MetaNode;
+use ashlar_types::{BucketId, Epoch, NodeId, RangeId};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Between two looks: longer than a deletion takes whose driver lives.
+const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// Ends what others have begun.
+pub(crate) struct Deletions {
+    pub(crate) host: Host,
+    pub(crate) client: Client,
+    pub(crate) meta: Arc<MetaNode>,
+    pub(crate) node: NodeId,
+}
+
+impl Deletions {
+    /// Goes on until it is dropped.
+    pub(crate) async fn run(self) {
+        let mut seen = BTreeSet::new();
+        loop {
+            self.host.clock.sleep(LOOK_EVERY).await;
+            seen = if self.leads_root() { self.look(&seen).await } else { BTreeSet::new() };
+        }
+    }
+
+    fn leads_root(&self) -> bool {
+        let status = self.meta.status();
+        status.iter().any(|group| group.range == RangeId::ROOT && group.leader == Some(self.node))
+    }
+
+    /// Goes on with the deletions that were under way at the last look too; gives those that are.
+    async fn look(&self, seen: &BTreeSet<(BucketId, Epoch)>) -> BTreeSet<(BucketId, Epoch)> {
+        let buckets = match self.client.buckets_being_deleted().await {
+            Ok(buckets) => buckets,
+            Err(failure) => {
+                tracing::debug!(%failure, "the buckets that are being deleted are not known now");
+                return BTreeSet::new();
+            }
+        };
+        for bucket in &buckets {
+            if !seen.contains(&(bucket.row.bucket, bucket.row.epoch)) {
+                continue;
+            }
+            match self.client.finish_deletion(bucket).await {
+                Ok(()) => {
+                    tracing::info!(bucket = %bucket.name, "a deletion that was cut off was ended");
+                }
+                Err(failure) => {
+                    tracing::warn!(bucket = %bucket.name, %failure, "a deletion cannot be ended yet");
+                }
+            }
+        }
+        buckets.iter().map(|bucket| (bucket.row.bucket, bucket.row.epoch)).collect()
+    }
+}
