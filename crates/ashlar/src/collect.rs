@@ -13,16 +13,15 @@
 //! waited for; after [`SILENT_MAX`] no longer: a read that it then still has is cut, never mixed (C5), because no
 //! extent id is used twice (D8).
 
+use crate::leading::Leading;
 use ashlar_client::{Client, GarbagePage, GatewayReads};
 use ashlar_host::{Host, Monotonic};
-use ashlar_meta::MetaNode;
 use ashlar_types::{
     COLLECT_SHARDS_MAX, ClusterMap, DiskId, DiskState, Extent, ExtentId, Generation, KeyPoint,
-    NodeId, RangeId, Role, RootAnswer, RootQuery, ShardEnd, ShardName,
+    NodeId, RangeId, Role, ShardEnd, ShardName,
 };
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Between two rounds. It doubles up to [`ROUND_EVERY_MAX`] while something is left.
@@ -37,12 +36,11 @@ const PAGE_EXTENTS: u32 = 500;
 
 /// Works off the gc queues of the ranges that this node leads.
 pub(crate) struct Collector {
-    pub(crate) host: Host,
-    pub(crate) client: Client,
-    pub(crate) meta: Arc<MetaNode>,
-    pub(crate) node: NodeId,
+    host: Host,
+    client: Client,
+    leading: Leading,
     /// Since when a gateway has not answered.
-    pub(crate) silent: BTreeMap<NodeId, Monotonic>,
+    silent: BTreeMap<NodeId, Monotonic>,
 }
 
 /// A queue that is not empty, and up to which generation it is worked off.
@@ -69,6 +67,12 @@ impl Awaited {
 }
 
 impl Collector {
+    /// One that has not looked yet.
+    pub(crate) fn new(host: &Host, client: &Client, leading: &Leading) -> Self {
+        let (host, client) = (host.clone(), client.clone());
+        Self { host, client, leading: leading.clone(), silent: BTreeMap::new() }
+    }
+
     /// Goes on until it is dropped.
     pub(crate) async fn run(mut self) {
         let mut pause = ROUND_EVERY;
@@ -102,22 +106,9 @@ impl Collector {
     }
 
     async fn queues(&self) -> Result<Vec<Queue>, String> {
-        let led: BTreeSet<RangeId> = self
-            .meta
-            .status()
-            .into_iter()
-            .filter(|group| group.leader == Some(self.node) && group.range != RangeId::ROOT)
-            .map(|group| group.range)
-            .collect();
-        if led.is_empty() {
-            return Ok(Vec::new());
-        }
-        let answer = self.client.root_query(RootQuery::Ranges).await;
-        let Ok(RootAnswer::Ranges(ranges)) = answer else {
-            return Err("the range directory could not be read".to_owned());
-        };
+        let ranges = self.leading.ranges().await.map_err(|failure| failure.to_string())?;
         let mut queues = Vec::new();
-        for range in ranges.into_iter().filter(|range| led.contains(&range.id)) {
+        for range in ranges {
             let at = range.interval.start;
             let head = self.page(&at, None, 1).await?;
             if !head.extents.is_empty() {

@@ -3,12 +3,11 @@
 //! The root's leader looks for buckets that are being deleted. One that is found again under the same epoch has had time
 //! enough: its deletion is gone on with. Each step may be repeated, and may be done by a driver that lives after all.
 
+use crate::leading::Leading;
 use ashlar_client::Client;
 use ashlar_host::Host;
-use ashlar_meta::MetaNode;
-use ashlar_types::{BucketId, Epoch, NodeId, RangeId};
+use ashlar_types::{BucketId, Epoch};
 use std::collections::BTreeSet;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Between two looks: longer than a deletion takes whose driver lives.
@@ -18,8 +17,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 pub(crate) struct Deletions {
     pub(crate) host: Host,
     pub(crate) client: Client,
-    pub(crate) meta: Arc<MetaNode>,
-    pub(crate) node: NodeId,
+    pub(crate) leading: Leading,
 }
 
 impl Deletions {
@@ -28,13 +26,8 @@ impl Deletions {
         let mut seen = BTreeSet::new();
         loop {
             self.host.clock.sleep(LOOK_EVERY).await;
-            seen = if self.leads_root() { self.look(&seen).await } else { BTreeSet::new() };
+            seen = if self.leading.root() { self.look(&seen).await } else { BTreeSet::new() };
         }
-    }
-
-    fn leads_root(&self) -> bool {
-        let status = self.meta.status();
-        status.iter().any(|group| group.range == RangeId::ROOT && group.leader == Some(self.node))
     }
 
     /// Goes on with the deletions that were under way at the last look too; gives those that are.

@@ -8,8 +8,10 @@ use crate::config::{Founder, Founding, NodeConfig};
 use crate::deletions::Deletions;
 use crate::duties;
 use crate::identity::{Identity, NodeDir, RootKey};
+use crate::leading::Leading;
 use crate::membership::{self, MembershipService};
 use crate::reads::ReadsService;
+use crate::repair::Repairer;
 use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwap;
 use ashlar_admin::{AdminState, Readiness};
@@ -120,20 +122,14 @@ impl RunningNode {
         background("register", until_stop(&host, duty.clone().register(identity.clone(), address)));
         if let Some(meta) = &meta {
             background("place", until_stop(&host, duty.clone().place()));
-            let collector = Collector {
-                host: host.clone(),
-                client: client.clone(),
-                meta: meta.clone(),
-                node: identity.node(),
-                silent: BTreeMap::new(),
-            };
+            let leading =
+                Leading { client: client.clone(), meta: meta.clone(), node: identity.node() };
+            let collector = Collector::new(&host, &client, &leading);
             background("collect", until_stop(&host, collector.run()));
-            let deletions = Deletions {
-                host: host.clone(),
-                client: client.clone(),
-                meta: meta.clone(),
-                node: identity.node(),
-            };
+            let repairer =
+                Repairer { host: host.clone(), client: client.clone(), leading: leading.clone() };
+            background("repair", until_stop(&host, repairer.run()));
+            let deletions = Deletions { host: host.clone(), client: client.clone(), leading };
             background("deletions", until_stop(&host, deletions.run()));
         }
 

@@ -1,11 +1,11 @@
 //! Contents in rows: how extents and tails are stored, walked and freed.
 
-use crate::row::{EXTENTS_PER_ROW, ExtentRow, ExtentsRow, StoredContent};
-use crate::step::{Step, margin};
+use crate::row::{EXTENTS_PER_ROW, ExtentsRow, StoredContent};
+use crate::step::Step;
 use crate::txn::Txn;
 use crate::{CatalogError, key};
 use ashlar_types::{
-    Content, Extent, INLINE_BYTES_MAX, KeyPoint, ObjectId, Ownership, Piece, Refusal,
+    Content, Extent, ExtentOwner, INLINE_BYTES_MAX, KeyPoint, ObjectId, Ownership, Piece, Refusal,
 };
 use bytes::Bytes;
 
@@ -33,10 +33,10 @@ impl Step<'_, '_> {
     /// Writes a content's rows; what misses a slot enters the repair index.
     pub(crate) fn store(
         &mut self,
-        at: &KeyPoint,
-        object: ObjectId,
+        owner: &ExtentOwner,
         content: &Content,
     ) -> Result<StoredContent, CatalogError> {
+        let (at, object) = (owner.at(), owner.object());
         let too_many = |_| CatalogError::Inconsistent("a content has more than 2^32 extents");
         let (near, apart) = content.extents.split_at(content.extents.len().min(EXTENTS_PER_ROW));
         let mut offset = near.iter().map(|extent| extent.length).sum::<u64>();
@@ -49,10 +49,7 @@ impl Step<'_, '_> {
         if !content.tail.is_empty() {
             self.txn.put_bytes(key::inline(at, object), inline_row(&content.tail));
         }
-        for extent in content.extents.iter().filter(|extent| !extent.missing.is_empty()) {
-            let row = ExtentRow { extent: extent.clone(), generation: self.head.generation };
-            self.txn.put(key::repair(self.range, margin(extent), extent.id), &row);
-        }
+        content.extents.iter().for_each(|extent| self.note_missing(extent, owner));
         Ok(StoredContent {
             extents: near.to_vec(),
             extents_apart: u32::try_from(apart.len()).map_err(too_many)?,

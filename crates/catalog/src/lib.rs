@@ -18,6 +18,7 @@ mod object;
 mod placed;
 mod range;
 mod read;
+mod repair;
 mod retry;
 mod root;
 mod row;

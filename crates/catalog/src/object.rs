@@ -4,7 +4,8 @@ use crate::row::{ManifestRow, ObjectContent, ObjectRow, PartRow};
 use crate::step::{Step, Stop};
 use crate::{CatalogError, key};
 use ashlar_types::{
-    Applied, Delete, Etag, KeyPoint, Put, Redescribe, Refusal, RequestToken, WriteCondition,
+    Applied, Delete, Etag, ExtentOwner, KeyPoint, Put, Redescribe, Refusal, RequestToken,
+    WriteCondition,
 };
 
 /// Whether a condition lets a write pass.
@@ -65,7 +66,8 @@ impl Step<'_, '_> {
         }
         let generation = self.next_generation();
         self.replace(&op.at, current.as_ref(), Some(size))?;
-        let content = self.store(&op.at, op.object, &op.content)?;
+        let owner = ExtentOwner::Object { at: op.at.clone(), object: op.object };
+        let content = self.store(&owner, &op.content)?;
         let row = ObjectRow {
             size,
             modified_ms: op.modified_ms,

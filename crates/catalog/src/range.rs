@@ -221,6 +221,7 @@ impl Range {
             }
             RangeOp::RaiseApplyVersion { version } => self.raise_apply_version(*version),
             RangeOp::ReportHash => Ok(Applied::Done),
+            RangeOp::Repaired { extent, slots } => self.step(txn).repaired(extent, *slots),
         }
     }
 
@@ -307,7 +308,8 @@ fn named_content(op: &RangeOp) -> Option<&Content> {
         | RangeOp::RaiseSessionFloor { .. }
         | RangeOp::CollectDone { .. }
         | RangeOp::RaiseApplyVersion { .. }
-        | RangeOp::ReportHash => None,
+        | RangeOp::ReportHash
+        | RangeOp::Repaired { .. } => None,
     }
 }
 
@@ -332,7 +334,8 @@ fn frees_extents(refusal: &Refusal) -> bool {
         | Refusal::ObjectChanged
         | Refusal::BucketFenced
         | Refusal::BucketNotEmpty
-        | Refusal::Unsupported => true,
+        | Refusal::Unsupported
+        | Refusal::NotMissing => true,
     }
 }
 

@@ -5,15 +5,15 @@ use crate::key::{self, family};
 use crate::list::{Found, OBJECTS, UPLOADS, Walk};
 use crate::range::HEAD_FIELD;
 use crate::row::{
-    ExtentRow, HeadRow, ManifestRow, ObjectContent, ObjectRow, PartRow, UploadRow, UploadStateRow,
-    UsageRow, summary,
+    ExtentRow, HeadRow, ManifestRow, MissingRow, ObjectContent, ObjectRow, PartRow, UploadRow,
+    UploadStateRow, UsageRow, summary,
 };
 use crate::txn::Txn;
 use crate::{CatalogError, Range, View};
 use ashlar_types::{
     BucketId, BucketRow, BucketState, COLLECT_SHARDS_MAX, Epoch, ExtentId, Generation, KeyPoint,
-    ListEntry, ListObjects, ObjectId, PAGE_ENTRIES_MAX, PIECES_MAX, PartSummary, Piece,
-    QueryRefusal, RangeAnswer, RangeQuery, Span, UploadEntry, UploadId, decode,
+    ListEntry, ListObjects, MissingExtent, ObjectId, PAGE_ENTRIES_MAX, PIECES_MAX, PartSummary,
+    Piece, QueryRefusal, RangeAnswer, RangeQuery, Span, UploadEntry, UploadId, decode,
 };
 
 /// Margins of repair rows, to find one by its extent: no profile has more parity.
@@ -87,7 +87,7 @@ impl Read<'_> {
             }
             RangeQuery::Collectable { after, limit } => {
                 let behind = after.map(|extent| key::garbage(self.id(), extent));
-                self.extents(family::GARBAGE, behind, *limit)
+                self.garbage(behind, *limit)
             }
             RangeQuery::AreCollectable { extents } => {
                 let mut queued = Vec::with_capacity(extents.len().min(COLLECT_SHARDS_MAX));
@@ -102,7 +102,7 @@ impl Read<'_> {
                     Some(extent) => self.repair_row(*extent)?,
                     None => None,
                 };
-                self.extents(family::REPAIR, behind, *limit)
+                self.missing(behind, *limit)
             }
             RangeQuery::Usage { bucket } => {
                 let row: Option<UsageRow> = self.txn.get(&key::usage(self.id(), *bucket))?;
@@ -310,27 +310,43 @@ impl Read<'_> {
         Ok(RangeAnswer::Upload { record, parts, more, completed: None })
     }
 
-    fn extents(
+    fn garbage(&self, behind: Option<Vec<u8>>, limit: u32) -> Result<RangeAnswer, Stop> {
+        let (rows, more) = self.page_of(family::GARBAGE, behind, limit)?;
+        let mut extents = Vec::with_capacity(rows.len());
+        for value in rows {
+            let row: ExtentRow = decode(&value)?;
+            extents.push((row.extent, row.generation));
+        }
+        Ok(RangeAnswer::Garbage { extents, generation: self.generation()?, more })
+    }
+
+    fn missing(&self, behind: Option<Vec<u8>>, limit: u32) -> Result<RangeAnswer, Stop> {
+        let (rows, more) = self.page_of(family::REPAIR, behind, limit)?;
+        let mut entries = Vec::with_capacity(rows.len());
+        for value in rows {
+            let MissingRow { extent, owner } = decode(&value)?;
+            entries.push(MissingExtent { extent, owner });
+        }
+        Ok(RangeAnswer::Missing { entries, more })
+    }
+
+    /// The values of a page of a range family, and whether there are more.
+    fn page_of(
         &self,
         family: u8,
         behind: Option<Vec<u8>>,
         limit: u32,
-    ) -> Result<RangeAnswer, Stop> {
+    ) -> Result<(Vec<Vec<u8>>, bool), CatalogError> {
         let limit = limit.min(PAGE_ENTRIES_MAX) as usize;
         let (start, end) = key::range_interval(family, self.id());
         let from = behind.map_or(start, |mut row| {
             row.push(0);
             row
         });
-        let rows = self.txn.rows(&from, end.as_deref(), limit + 1)?;
-        let mut extents = Vec::with_capacity(rows.len().min(limit));
-        for (_, value) in rows.iter().take(limit) {
-            let row: ExtentRow = decode(value)?;
-            let missing = row.extent.missing;
-            extents.push((row.extent, missing, row.generation));
-        }
-        let generation = self.generation()?;
-        Ok(RangeAnswer::Extents { extents, generation, more: rows.len() > limit })
+        let mut rows = self.txn.rows(&from, end.as_deref(), limit + 1)?;
+        let more = rows.len() > limit;
+        rows.truncate(limit);
+        Ok((rows.into_iter().map(|(_, value)| value).collect(), more))
     }
 
     /// The repair row of an extent. If it is gone meanwhile, the walk begins again.

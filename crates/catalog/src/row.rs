@@ -5,9 +5,9 @@
 
 use crate::CatalogError;
 use ashlar_types::{
-    BucketId, Checksum, DecodeError, Description, Etag, Extent, Generation, ObjectId, ObjectRecord,
-    Outcome, PartRecord, PartSummary, RangeDescriptor, RequestToken, SessionId, Summary, UploadId,
-    UploadRecord, Versioned,
+    BucketId, Checksum, DecodeError, Description, Etag, Extent, ExtentOwner, Generation, ObjectId,
+    ObjectRecord, Outcome, PartRecord, PartSummary, RangeDescriptor, RequestToken, SessionId,
+    Summary, UploadId, UploadRecord, Versioned,
 };
 use serde::{Deserialize, Serialize};
 
@@ -138,13 +138,20 @@ pub(crate) struct Completed {
     pub(crate) parts: u128,
 }
 
-/// `g` and `r`: an extent that waits to be deleted, or that misses a slot.
+/// `g`: an extent that waits to be deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ExtentRow {
     pub(crate) extent: Extent,
     /// The range's generation when it came here. Of an extent that could be read it is greater than any that a read
     /// before has seen: a collector goes by that.
     pub(crate) generation: Generation,
+}
+
+/// `r`: an extent that misses a slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MissingRow {
+    pub(crate) extent: Extent,
+    pub(crate) owner: ExtentOwner,
 }
 
 /// `n`: what a bucket has in this range.
@@ -212,6 +219,7 @@ rows! {
     UploadRow: "upload row",
     UploadStateRow: "upload state row",
     ExtentRow: "extent row",
+    MissingRow: "missing row",
     UsageRow: "usage row",
     ResultRow: "result row",
     HeadRow: "range head row",

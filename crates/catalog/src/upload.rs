@@ -9,8 +9,8 @@ use crate::row::{
 use crate::step::{Step, Stop};
 use crate::{CatalogError, key};
 use ashlar_types::{
-    AbortUpload, Applied, CompleteUpload, CreateUpload, Generation, KeyPoint, ObjectId, PartRecord,
-    PartSummary, PutPart, Refusal, UploadId, UploadRecord, decode,
+    AbortUpload, Applied, CompleteUpload, CreateUpload, ExtentOwner, Generation, KeyPoint,
+    ObjectId, PartRecord, PartSummary, PutPart, Refusal, UploadId, UploadRecord, decode,
 };
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -44,7 +44,13 @@ impl Step<'_, '_> {
         if self.txn.get_bytes(&row)?.is_some() {
             self.free_part(&op.at, row.clone())?;
         }
-        let content = self.store(&op.at, op.object, &op.content)?;
+        let owner = ExtentOwner::Part {
+            at: op.at.clone(),
+            upload: op.upload,
+            number: op.number,
+            object: op.object,
+        };
+        let content = self.store(&owner, &op.content)?;
         let record = PartRecord {
             number: op.number,
             object: op.object,

@@ -7,8 +7,8 @@ use crate::open_reads::{OpenRead, OpenReadNumbers};
 use crate::{Client, Failure};
 use ashlar_types::{
     ClusterMap, CollectShards, Extent, ExtentId, Generation, KeyPoint, NodeId, RangeAnswer,
-    RangeOp, RangeQuery, RootAnswer, RootQuery, ShardEnd, ShardName, ShardsCollected, decode,
-    encode,
+    RangeDescriptor, RangeOp, RangeQuery, RootAnswer, RootQuery, ShardEnd, ShardName,
+    ShardsCollected, decode, encode,
 };
 use ashlar_wire::Class;
 use ashlar_wire::proto::data_client::DataClient;
@@ -60,6 +60,14 @@ impl Client {
         }
     }
 
+    /// The range directory as the root has it now.
+    pub async fn ranges_now(&self) -> Result<Vec<RangeDescriptor>, Failure> {
+        match self.root_query(RootQuery::Ranges).await? {
+            RootAnswer::Ranges(ranges) => Ok(ranges),
+            _ => Err(Failure::other_answer("the range directory")),
+        }
+    }
+
     /// A page of the gc queue of the range that holds `at`.
     pub async fn garbage(
         &self,
@@ -68,9 +76,8 @@ impl Client {
         limit: u32,
     ) -> Result<GarbagePage, Failure> {
         match self.query(at, RangeQuery::Collectable { after, limit }).await? {
-            RangeAnswer::Extents { extents, generation, more } => {
-                let extents = extents.into_iter().map(|(extent, _, freed)| (extent, freed));
-                Ok(GarbagePage { extents: extents.collect(), generation, more })
+            RangeAnswer::Garbage { extents, generation, more } => {
+                Ok(GarbagePage { extents, generation, more })
             }
             _ => Err(Failure::other_answer("a page of the gc queue")),
         }

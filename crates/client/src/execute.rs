@@ -282,6 +282,7 @@ fn set_bucket_epoch(op: &mut RangeOp, epoch: Epoch) {
         | RangeOp::RaiseSessionFloor { .. }
         | RangeOp::CollectDone { .. }
         | RangeOp::RaiseApplyVersion { .. }
-        | RangeOp::ReportHash => {}
+        | RangeOp::ReportHash
+        | RangeOp::Repaired { .. } => {}
     }
 }

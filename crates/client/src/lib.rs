@@ -23,8 +23,10 @@ mod open_reads;
 mod pool;
 mod query;
 mod reader;
+mod rebuild;
 mod session;
 mod shard;
+mod stripe;
 mod window;
 mod writer;
 

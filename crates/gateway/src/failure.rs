@@ -46,7 +46,9 @@ fn refused(refusal: &Refusal) -> Failure {
         Refusal::BucketEpoch { .. } | Refusal::Abandoned | Refusal::OutsideRange => {
             Failure::Unavailable(refusal.to_string())
         }
-        Refusal::ForeignExtent | Refusal::Unsupported => Failure::Internal(refusal.to_string()),
+        Refusal::ForeignExtent | Refusal::Unsupported | Refusal::NotMissing => {
+            Failure::Internal(refusal.to_string())
+        }
     }
 }
 

@@ -45,12 +45,13 @@ impl Data for DataService {
     ) -> Result<Response<CollectReply>, Status> {
         let request: CollectShards = decode(&request.into_inner().body)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let ends = self.node.collect(&*self.judge, &request).await.map_err(refused)?;
+        let ends = self.node.collect(&*self.judge, &request).await;
+        let ends = ends.map_err(|error| refused(&error))?;
         Ok(Response::new(CollectReply { body: encode(&ShardsCollected { ends }).into() }))
     }
 }
 
-fn refused(error: CollectError) -> Status {
+fn refused(error: &CollectError) -> Status {
     match error {
         CollectError::TooMany(_) => Status::invalid_argument(error.to_string()),
         CollectError::NotJudged(_) => Status::unavailable(error.to_string()),

@@ -253,7 +253,9 @@ async fn refusals_have_their_word() {
     assert_eq!(refusal(&stale), Some(ShardRefusal::StaleEpoch));
 
     fixture.node.stop().await;
-    let closed = fixture.put(3, bytes(10)).await;
+    let facts = ShardFacts { pg: PgId(2), ..facts(10) };
+    let request = Request::put(format!("{}?{facts}", fixture.path(3)));
+    let closed = fixture.send(request.body(Body::from(bytes(10))).unwrap()).await;
     assert_eq!(refusal(&closed), Some(ShardRefusal::NotWritable));
 }
 

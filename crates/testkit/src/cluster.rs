@@ -94,9 +94,10 @@ impl TestCluster {
         &self.nodes
     }
 
-    /// Where the gateways serve S3.
+    /// Where the gateways that have power serve S3.
     pub fn endpoints(&self) -> Vec<String> {
-        let gateways = self.nodes.iter().filter(|node| node.has(Role::Gateway));
+        let live = self.nodes.iter().filter(|node| node.life.is_some());
+        let gateways = live.filter(|node| node.has(Role::Gateway));
         gateways.map(|node| format!("http://{}", node.config.s3.listen)).collect()
     }
 
@@ -131,6 +132,16 @@ impl TestCluster {
             ended?;
         }
         Ok(())
+    }
+
+    /// Cuts the power of one node.
+    pub async fn power_off_one(&mut self, index: usize, style: CutStyle) -> Result<()> {
+        let node = &mut self.nodes[index];
+        node.disk.cut(style);
+        match node.life.take() {
+            Some(life) => life.end().await,
+            None => Ok(()),
+        }
     }
 
     /// Starts all nodes that have no power; tells how long it took until all of them served.

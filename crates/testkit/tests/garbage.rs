@@ -1,6 +1,8 @@
 //! What was overwritten or deleted gives its room back (D3), and no sooner than the reads that may need it have ended
 //! (C1, C5); what is named stays (D2).
 
+#![expect(clippy::unwrap_used, reason = "helpers of tests: where they fail, the test fails")]
+
 mod common;
 
 use ashlar_client::Client;

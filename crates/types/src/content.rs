@@ -1,6 +1,6 @@
 //! Where an object's bytes lie: extents, and a small tail inside the catalog.
 
-use crate::{ExtentId, PgId, Profile, SlotSet};
+use crate::{ExtentId, KeyPoint, ObjectId, PgId, Profile, SlotSet, UploadId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -43,6 +43,54 @@ pub struct Extent {
     pub ownership: Ownership,
     /// CRC64-NVME of its content.
     pub crc64: u64,
+}
+
+/// Who names an extent: where its record is found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExtentOwner {
+    /// A plain object.
+    Object {
+        /// Its key.
+        at: KeyPoint,
+        /// Its content's id.
+        object: ObjectId,
+    },
+    /// A part, of an open upload or of a completed object.
+    Part {
+        /// The key of the upload.
+        at: KeyPoint,
+        /// The upload.
+        upload: UploadId,
+        /// The part's number.
+        number: u16,
+        /// The part's content's id.
+        object: ObjectId,
+    },
+}
+
+impl ExtentOwner {
+    /// The key.
+    pub fn at(&self) -> &KeyPoint {
+        match self {
+            Self::Object { at, .. } | Self::Part { at, .. } => at,
+        }
+    }
+
+    /// The id of the content that holds the extent.
+    pub fn object(&self) -> ObjectId {
+        match self {
+            Self::Object { object, .. } | Self::Part { object, .. } => *object,
+        }
+    }
+}
+
+/// An extent that misses a slot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MissingExtent {
+    /// The extent, as its owner names it.
+    pub extent: Extent,
+    /// Its owner.
+    pub owner: ExtentOwner,
 }
 
 /// The content of an object or a part: its extents in order, then a tail that lies inline.

@@ -4,8 +4,8 @@
 //! values here; unknown is what a caller is left with when no answer arrives (C7).
 
 use crate::{
-    BucketId, Checksum, Content, Description, Epoch, Etag, ExtentId, Generation, Interval,
-    KeyPoint, NodeId, ObjectId, PartSummary, RangeId, RequestToken, SessionId, UploadId,
+    BucketId, Checksum, Content, Description, Epoch, Etag, Extent, ExtentId, Generation, Interval,
+    KeyPoint, NodeId, ObjectId, PartSummary, RangeId, RequestToken, SessionId, SlotSet, UploadId,
     UploadRecord, Versioned,
 };
 use serde::{Deserialize, Serialize};
@@ -87,6 +87,13 @@ pub enum RangeOp {
     },
     /// Names an index at which every replica reports its state hash.
     ReportHash,
+    /// Shards that were missing are on stable storage now.
+    Repaired {
+        /// The extent as the repairer saw it: where it is named otherwise by now, nothing is changed.
+        extent: Extent,
+        /// The slots that are no longer missing.
+        slots: SlotSet,
+    },
 }
 
 /// The condition of a write, judged where the write is ordered (C3).
@@ -365,6 +372,9 @@ pub enum Refusal {
     /// The op is not known to this apply version.
     #[error("this operation is not known to the range's version of apply")]
     Unsupported,
+    /// The extent is not named so any more, or does not miss these slots.
+    #[error("the extent is gone, or does not miss these slots any more")]
+    NotMissing,
 }
 
 /// One entry of a range's log.

@@ -2,7 +2,7 @@
 
 use crate::{
     BucketId, Epoch, ExtentId, Generation, KeyPoint, ObjectId, ObjectRecord, PartRecord, Piece,
-    SlotSet, UploadId, UploadRecord, Versioned,
+    UploadId, UploadRecord, Versioned,
 };
 use serde::{Deserialize, Serialize};
 
@@ -160,10 +160,10 @@ pub enum RangeAnswer {
         /// What completing it came to, once it was completed.
         completed: Option<Box<ObjectRecord>>,
     },
-    /// Extents, for collection or repair.
-    Extents {
-        /// With their missing slots and the generation at which they came.
-        extents: Vec<(crate::Extent, SlotSet, Generation)>,
+    /// A page of the gc queue.
+    Garbage {
+        /// Extents, each with the range's generation when it came.
+        extents: Vec<(crate::Extent, Generation)>,
         /// The range's generation at the moment of this read: what is freed later has a greater one.
         generation: Generation,
         /// Whether there are more.
@@ -171,6 +171,13 @@ pub enum RangeAnswer {
     },
     /// For each extent, whether it is in the gc queue.
     AreCollectable(Vec<bool>),
+    /// A page of the repair index.
+    Missing {
+        /// The worst first.
+        entries: Vec<crate::MissingExtent>,
+        /// Whether there are more.
+        more: bool,
+    },
     /// Usage of a bucket.
     Usage {
         /// Current objects.

@@ -22,6 +22,7 @@ enum Act {
     Resend { back: usize },
     Abandon { key: usize, extents: u64 },
     Collect,
+    Repair { at: usize, all: bool },
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -40,6 +41,7 @@ fn act() -> impl Strategy<Value = Act> {
         2 => (0..6_usize).prop_map(|back| Act::Resend { back }),
         1 => (key, extents).prop_map(|(key, extents)| Act::Abandon { key, extents }),
         1 => Just(Act::Collect),
+        2 => (0..4_usize, any::<bool>()).prop_map(|(at, all)| Act::Repair { at, all }),
     ]
 }
 
@@ -70,7 +72,11 @@ impl Model {
             Content { tail: bytes::Bytes::from_static(b"tail"), ..Content::default() };
         for _ in 0..count {
             let counter = self.fresh();
-            let missing: &[u8] = if counter.is_multiple_of(3) { &[1] } else { &[] };
+            let missing: &[u8] = match counter % 6 {
+                0 => &[1],
+                3 => &[0, 4],
+                _ => &[],
+            };
             content.extents.push(extent(counter, counter % 5 + 1, missing));
         }
         self.named.extend(content.extents.iter().map(|extent| extent.id));
@@ -207,6 +213,10 @@ fn run(range: &mut Replicas, model: &mut Model, act: &Act) {
             }
             return;
         }
+        Act::Repair { at, all } => {
+            repair(range, at, all);
+            return;
+        }
         Act::Collect => {
             let ids: Vec<_> = range
                 .garbage()
@@ -222,6 +232,23 @@ fn run(range: &mut Replicas, model: &mut Model, act: &Act) {
     let outcome = range.send_as(caller, op.clone());
     assert_eq!(matches!(outcome, Outcome::Applied(_)), change(model), "{act:?}: {outcome:?}");
     model.sent.push((caller, op, outcome));
+}
+
+/// Repairs one of the extents that miss a slot, wholly or but for one slot; a second telling of it is refused.
+fn repair(range: &mut Replicas, at: usize, all: bool) {
+    let RangeAnswer::Missing { entries, .. } =
+        range.query(&RangeQuery::Missing { after: None, limit: 1000 })
+    else {
+        panic!("no page of the repair index")
+    };
+    let Some(MissingExtent { extent, .. }) = entries.into_iter().nth(at) else { return };
+    let mut slots: Vec<Slot> = extent.missing.iter().collect();
+    if !all && slots.len() > 1 {
+        slots.pop();
+    }
+    let op = RangeOp::Repaired { extent, slots: slots.into_iter().collect() };
+    assert_eq!(range.duty(op.clone()), Outcome::Applied(Applied::Done));
+    assert_eq!(range.duty(op), Outcome::Refused(Refusal::NotMissing));
 }
 
 fn check(range: &Replicas, model: &Model) {

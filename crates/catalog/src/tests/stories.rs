@@ -277,9 +277,7 @@ fn what_misses_a_slot_waits_for_repair_the_worst_first() {
     assert_eq!(range.missing(), [2, 1]);
     let after = Some(ExtentId { session: SESSION, counter: 2 });
     let rest = range.query(&RangeQuery::Missing { after, limit: 10 });
-    assert!(
-        matches!(rest, RangeAnswer::Extents { extents, more: false, .. } if extents.len() == 1)
-    );
+    assert!(matches!(rest, RangeAnswer::Missing { entries, more: false } if entries.len() == 1));
     range.send(delete("b", WriteCondition::Always));
     assert_eq!((range.missing(), range.garbage()), (vec![1], vec![2]));
 }
@@ -289,7 +287,7 @@ fn what_is_freed_has_a_later_generation_than_reads_before_have_seen() {
     let mut range = Replicas::with_bucket();
     let collectable =
         |range: &Replicas| match range.query(&RangeQuery::Collectable { after: None, limit: 10 }) {
-            RangeAnswer::Extents { extents, generation, .. } => (extents, generation),
+            RangeAnswer::Garbage { extents, generation, .. } => (extents, generation),
             other => panic!("{other:?}"),
         };
     range.send(put_op("overwritten", 1, extents(0..1, 4)));

@@ -140,7 +140,7 @@ impl Replicas {
 
     pub(crate) fn garbage(&self) -> Vec<u64> {
         match self.query(&RangeQuery::Collectable { after: None, limit: 1000 }) {
-            RangeAnswer::Extents { extents, .. } => {
+            RangeAnswer::Garbage { extents, .. } => {
                 extents.iter().map(|(extent, ..)| extent.id.counter).collect()
             }
             other => panic!("{other:?}"),
@@ -149,8 +149,8 @@ impl Replicas {
 
     pub(crate) fn missing(&self) -> Vec<u64> {
         match self.query(&RangeQuery::Missing { after: None, limit: 1000 }) {
-            RangeAnswer::Extents { extents, .. } => {
-                extents.iter().map(|(extent, ..)| extent.id.counter).collect()
+            RangeAnswer::Missing { entries, .. } => {
+                entries.iter().map(|entry| entry.extent.id.counter).collect()
             }
             other => panic!("{other:?}"),
         }

@@ -1,0 +1,39 @@
+//! Which ranges this node leads now: a hint that decides who does a duty. Two nodes may both believe it, so duties go
+//! through the log and may be done twice.
+
+use ashlar_client::{Client, Failure};
+use ashlar_meta::MetaNode;
+use ashlar_types::{NodeId, RangeDescriptor, RangeId};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+/// What duties of a leader ask first.
+#[derive(Clone)]
+pub(crate) struct Leading {
+    pub(crate) client: Client,
+    pub(crate) meta: Arc<MetaNode>,
+    pub(crate) node: NodeId,
+}
+
+impl Leading {
+    fn led(&self) -> BTreeSet<RangeId> {
+        let groups = self.meta.status().into_iter();
+        groups.filter(|group| group.leader == Some(self.node)).map(|group| group.range).collect()
+    }
+
+    /// Whether this node leads the root.
+    pub(crate) fn root(&self) -> bool {
+        self.led().contains(&RangeId::ROOT)
+    }
+
+    /// The ranges of data that it leads.
+    pub(crate) async fn ranges(&self) -> Result<Vec<RangeDescriptor>, Failure> {
+        let led = self.led();
+        if led.iter().all(|range| *range == RangeId::ROOT) {
+            return Ok(Vec::new());
+        }
+        let mut ranges = self.client.ranges_now().await?;
+        ranges.retain(|range| led.contains(&range.id));
+        Ok(ranges)
+    }
+}

@@ -1,0 +1,87 @@
+//! The repair index: extents that miss a slot, the worst first, each with whoever names it; and what is told of a repair.
+
+use crate::row::{ExtentsRow, MissingRow, ObjectContent, ObjectRow, PartRow, StoredContent};
+use crate::step::{Step, Stop, margin};
+use crate::{CatalogError, key};
+use ashlar_types::{Applied, Extent, ExtentOwner, Refusal, SlotSet, decode};
+
+impl Step<'_, '_> {
+    /// Enters an extent that misses a slot.
+    pub(crate) fn note_missing(&mut self, extent: &Extent, owner: &ExtentOwner) {
+        if extent.missing.is_empty() {
+            return;
+        }
+        let row = MissingRow { extent: extent.clone(), owner: owner.clone() };
+        self.txn.put(key::repair(self.range, margin(extent), extent.id), &row);
+    }
+
+    /// The shards of `slots` are on stable storage at their homes: the record no longer calls them missing. It is
+    /// refused unless the extent is still named, and misses what the repairer saw it miss (D1, D4).
+    pub(crate) fn repaired(&mut self, seen: &Extent, slots: SlotSet) -> Result<Applied, Stop> {
+        let row = key::repair(self.range, margin(seen), seen.id);
+        let Some(MissingRow { extent, owner }) = self.txn.get(&row)? else {
+            return Err(Refusal::NotMissing.into());
+        };
+        if extent != *seen
+            || slots.is_empty()
+            || !slots.iter().all(|slot| seen.missing.contains(slot))
+        {
+            return Err(Refusal::NotMissing.into());
+        }
+        let mut mended = extent;
+        slots.iter().for_each(|slot| mended.missing.remove(slot));
+        self.rename(&owner, &mended)?;
+        self.txn.remove(row);
+        self.note_missing(&mended, &owner);
+        Ok(Applied::Done)
+    }
+
+    /// Writes an extent anew where its owner names it.
+    fn rename(&mut self, owner: &ExtentOwner, extent: &Extent) -> Result<(), CatalogError> {
+        let lost =
+            || CatalogError::Inconsistent("the owner of an extent that misses a slot is gone");
+        match owner {
+            ExtentOwner::Object { at, object } => {
+                let row = key::current(at);
+                let mut record: ObjectRow = self.txn.get(&row)?.ok_or_else(lost)?;
+                let ObjectContent::Plain(content) = &mut record.content else { return Err(lost()) };
+                if record.object != *object {
+                    return Err(lost());
+                }
+                if replace(&mut content.extents, extent) {
+                    self.txn.put(row, &record);
+                    return Ok(());
+                }
+            }
+            ExtentOwner::Part { at, upload, number, object } => {
+                let row = key::part(at, *upload, *number);
+                let mut part: PartRow = self.txn.get(&row)?.ok_or_else(lost)?;
+                if part.record.object != *object {
+                    return Err(lost());
+                }
+                let StoredContent { extents, .. } = &mut part.content;
+                if replace(extents, extent) {
+                    self.txn.put(row, &part);
+                    return Ok(());
+                }
+            }
+        }
+        for (row, value) in self.txn.rows_under(&key::extents(owner.at(), owner.object()))? {
+            let mut chunk: ExtentsRow = decode(&value)?;
+            if replace(&mut chunk.extents, extent) {
+                self.txn.put(row, &chunk);
+                return Ok(());
+            }
+        }
+        Err(lost())
+    }
+}
+
+/// Puts `extent` in the place of the one that has its id. `false`: there is none.
+fn replace(extents: &mut [Extent], extent: &Extent) -> bool {
+    let found = extents.iter_mut().find(|other| other.id == extent.id);
+    found.is_some_and(|other| {
+        other.clone_from(extent);
+        true
+    })
+}
