@@ -93,10 +93,12 @@ impl Cluster {
             .collect()
     }
 
-    /// Pulls a node's plug as a user would.
-    pub(crate) async fn kill(&mut self, name: &str) -> Result<()> {
+    /// Pulls a node's plug as a user would; says what was seen of its process then.
+    pub(crate) async fn kill(&mut self, name: &str) -> Result<String> {
+        let pid = self.node(name)?.pid;
         self.command(&["kill", name]).await?;
-        self.refresh()
+        self.refresh()?;
+        gone(pid).await
     }
 
     /// Plugs a node in again and waits until it serves; says how long that took.
@@ -107,9 +109,14 @@ impl Cluster {
         Ok(began.elapsed())
     }
 
-    /// SIGKILL to every node, one right behind the other.
-    pub(crate) fn kill_all(&self) -> Result<()> {
-        self.demo.pids().into_iter().try_for_each(|pid| signal(pid, Signal::KILL))
+    /// SIGKILL to every node, one right behind the other; says what was seen of the processes then.
+    pub(crate) async fn kill_all(&self) -> Result<String> {
+        let pids = self.demo.pids();
+        pids.iter().try_for_each(|pid| signal(*pid, Signal::KILL))?;
+        for pid in &pids {
+            gone(*pid).await?;
+        }
+        Ok(format!("all {} processes are gone", pids.len()))
     }
 
     /// Plugs all nodes in again and waits until all serve. The next one is started as soon as the last one has its
@@ -141,9 +148,12 @@ impl Cluster {
         Ok(began.elapsed())
     }
 
-    /// Stops a node's process in its tracks (SIGSTOP).
-    pub(crate) fn pause(&self, name: &str) -> Result<()> {
-        signal(self.node(name)?.pid, Signal::STOP)
+    /// Stops a node's process in its tracks (SIGSTOP); says what was seen of it then.
+    pub(crate) async fn pause(&self, name: &str) -> Result<String> {
+        let pid = self.node(name)?.pid;
+        signal(pid, Signal::STOP)?;
+        reached(pid, Some('T')).await?;
+        Ok(format!("process {pid} is stopped"))
     }
 
     /// Lets it go on (SIGCONT).
@@ -233,6 +243,32 @@ impl Drop for Cluster {
 fn is_node_of(pid: u32, dir: &std::path::Path) -> bool {
     let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     String::from_utf8_lossy(&command).contains(&*dir.to_string_lossy())
+}
+
+/// Waits until a process is dead: gone, or waiting only for its parent to take note.
+async fn gone(pid: u32) -> Result<String> {
+    reached(pid, None).await?;
+    Ok(format!("process {pid} is gone"))
+}
+
+/// Waits until a process is in a state of `/proc`, or dead for none.
+async fn reached(pid: u32, wanted: Option<char>) -> Result<()> {
+    let began = Instant::now();
+    while state_of(pid) != wanted {
+        if began.elapsed() > READY_PATIENCE {
+            bail!("process {pid} does not become {wanted:?}: it is {:?}", state_of(pid));
+        }
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    Ok(())
+}
+
+/// A process's state as `/proc` shows it; none when it is dead.
+fn state_of(pid: u32) -> Option<char> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name before it is in parentheses and may contain anything.
+    let state = stat.rsplit_once(") ")?.1.chars().next()?;
+    (!matches!(state, 'Z' | 'X')).then_some(state)
 }
 
 fn signal(pid: u32, signal: Signal) -> Result<()> {

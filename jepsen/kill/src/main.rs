@@ -9,6 +9,7 @@
 
 mod cluster;
 mod example;
+mod pieces;
 mod recorder;
 mod scenarios;
 mod workload;

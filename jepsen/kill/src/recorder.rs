@@ -1,38 +1,69 @@
 //! Clients that record: each call becomes an invocation and an end in a history.
 //!
 //! A value is a seed; the object that holds it is the content of that seed, whose first word is the seed: so a read
-//! names the write that it saw, and every other byte is compared (C5).
+//! names the write that it saw, and every other byte is compared (C5). Bytes that are not those of one value enter the
+//! history as they came, piece by piece, for the checker to judge.
 
+use crate::pieces::{self, SIZES, content_of, size_of};
 use anyhow::{Context, Result, bail};
-use ashlar_check::{Action, Event, History, Kind, check};
-use ashlar_load::{Call, Client, Content, Outcome, Payload, Trouble, Verifier};
+use ashlar_check::{Action, Event, Fault, History, Kind, Piece, Verdict, Why, judge};
+use ashlar_load::{Answer, Call, Client, Outcome, Payload, Trouble};
+use bytes::Bytes;
 use http::{Method, StatusCode};
+use std::collections::HashMap;
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// The bucket of all recorded clients.
 pub(crate) const BUCKET: &str = "kill";
-/// Sizes of values, by the value modulo their number: inline, three copies, one stripe, several stripes.
-const SIZES: [u64; 5] = [100, 5_000, 50_000, 400_000, 2_500_000];
 /// Beyond every gap that the contract allows under these faults.
 const DEADLINE: Duration = Duration::from_secs(20);
+/// Keys of one page: few, so that most lists need several.
+const PAGE_KEYS: u32 = 16;
+/// The smallest part that may be followed by another one.
+const PART_BYTES: u64 = 5 << 20;
 
-/// A client and the history of what it did. Clones record into the same history.
+/// A client and the history of what it did. Clones are one client; `another` is a new one of the same history.
 #[derive(Clone)]
 pub(crate) struct Recorder {
     client: Client,
+    number: u64,
+    turn: Arc<AtomicUsize>,
     shared: Arc<Shared>,
 }
 
 struct Shared {
     began: Instant,
+    clients: AtomicU64,
     operations: AtomicU64,
     values: AtomicU64,
-    events: Mutex<Vec<Event>>,
-    /// Reads whose bytes are of no write at all.
-    torn: Mutex<Vec<String>>,
+    told: Mutex<Told>,
+}
+
+/// What has been recorded, and what is known besides.
+#[derive(Default)]
+struct Told {
+    events: Vec<Event>,
+    /// The values that may be in each object.
+    written: HashMap<String, Vec<u64>>,
+    /// The ETag of each value, as far as an answer told it.
+    etags: HashMap<u64, String>,
+}
+
+/// A fault that has struck and not healed yet.
+pub(crate) struct Strike {
+    recorder: Recorder,
+    operation: u64,
+    fault: Fault,
+}
+
+/// The end of an operation.
+#[derive(Clone, Copy)]
+struct End {
+    kind: Kind,
+    why: Option<Why>,
 }
 
 impl Recorder {
@@ -41,12 +72,35 @@ impl Recorder {
         client.create_bucket(BUCKET).await.context("creating the bucket")?;
         let shared = Shared {
             began: Instant::now(),
+            clients: AtomicU64::new(1),
             operations: AtomicU64::new(0),
             values: AtomicU64::new(1),
-            events: Mutex::default(),
-            torn: Mutex::default(),
+            told: Mutex::default(),
         };
-        Ok(Self { client, shared: Arc::new(shared) })
+        Ok(Self { client, number: 0, turn: Arc::default(), shared: Arc::new(shared) })
+    }
+
+    /// Another client that records into the same history.
+    pub(crate) fn another(&self) -> Self {
+        let number = self.shared.clients.fetch_add(1, Ordering::Relaxed);
+        let turn = usize::try_from(number).unwrap_or_default();
+        Self { number, turn: Arc::new(AtomicUsize::new(turn)), ..self.clone() }
+    }
+
+    /// Says what the history is to show; without it, it only shows what happens to be in it.
+    pub(crate) fn plan(&self, faults: &[&str], operations: u64) {
+        let faults = faults.iter().map(|&fault| fault.to_owned()).collect();
+        let action = Action::Plan { faults, operations };
+        let operation = self.invoke(action.clone(), None);
+        self.end(operation, None, action, End::ok());
+    }
+
+    /// A fault is about to strike.
+    pub(crate) fn strike(&self, fault: &str, target: &str, under_load: bool) -> Strike {
+        let fault =
+            Fault { fault: fault.into(), target: target.into(), under_load, ..Fault::default() };
+        let operation = self.invoke(Action::Fault(fault.clone()), None);
+        Strike { recorder: self.clone(), operation, fault }
     }
 
     /// Writes the next value; says how it ended. Sizes come by turns.
@@ -60,141 +114,381 @@ impl Recorder {
         self.put_of_size(key, 0).await
     }
 
-    /// Writes the next value in the largest size, which is kept at full width.
+    /// Writes the next value in the largest size of a single put, which is kept at full width.
     pub(crate) async fn put_large(&self, key: &str) -> Outcome {
         self.put_of_size(key, SIZES.len() as u64 - 1).await
     }
 
     async fn put_of_size(&self, key: &str, turn: u64) -> Outcome {
-        let value = self.next_value(turn);
-        let content = content_of(value);
-        let call =
-            Call::new(Method::PUT, BUCKET, key).payload(Payload::Content(content)).within(DEADLINE);
-        self.write(Action::Put { key: key.into(), value }, call).await
+        let value = self.next_value(key, turn);
+        let bytes = Some(size_of(value));
+        let call = Call::new(Method::PUT, BUCKET, key)
+            .payload(Payload::Content(content_of(value)))
+            .within(DEADLINE);
+        self.write(Action::Put { key: key.into(), value, bytes, version: None }, call, None).await
     }
 
     /// Writes the next value if there is no object, through one gateway.
-    pub(crate) async fn create(&self, key: &str, gateway: usize) -> Outcome {
-        let value = self.next_value(0);
+    pub(crate) async fn create(&self, key: &str, gateway: Option<usize>) -> Outcome {
+        let value = self.next_value(key, 0);
         let call = Call::new(Method::PUT, BUCKET, key)
             .header("if-none-match", "*")
             .payload(Payload::Content(content_of(value)))
-            .through(gateway)
             .within(DEADLINE);
-        self.write(Action::Create { key: key.into(), value }, call).await
+        self.write(Action::Create { key: key.into(), value }, call, gateway).await
+    }
+
+    /// Reads an object and replaces it if it is still the same; not applied where there is nothing to replace.
+    pub(crate) async fn swap(&self, key: &str) -> Outcome {
+        let Ok(Some(expect)) = self.get(key).await else { return Outcome::NotApplied };
+        let Some(etag) = self.told(|told| told.etags.get(&expect).cloned()) else {
+            return Outcome::NotApplied;
+        };
+        let value = self.next_value(key, 1);
+        let call = Call::new(Method::PUT, BUCKET, key)
+            .header("if-match", etag)
+            .payload(Payload::Content(content_of(value)))
+            .within(DEADLINE);
+        self.write(Action::Swap { key: key.into(), expect, value }, call, None).await
     }
 
     /// Removes an object.
     pub(crate) async fn delete(&self, key: &str) -> Outcome {
         let call = Call::new(Method::DELETE, BUCKET, key).within(DEADLINE);
-        self.write(Action::Delete { key: key.into() }, call).await
+        self.write(Action::Delete { key: key.into(), version: None }, call, None).await
     }
 
-    /// Reads an object whole; an error where there was no usable answer.
-    pub(crate) async fn get(&self, key: &str) -> Result<(), Trouble> {
-        let action = |value| Action::Get { key: key.into(), value };
-        let operation = self.invoke(action(None));
-        let answer = self.client.send(Call::new(Method::GET, BUCKET, key).within(DEADLINE)).await;
-        let seen = match answer {
-            Ok(answer) if answer.status == StatusCode::OK => value_in(&answer.body).map(Some),
-            Ok(answer) if answer.status == StatusCode::NOT_FOUND => Ok(None),
-            Ok(answer) => Err(Trouble::Status(
-                answer.status,
-                String::from_utf8_lossy(&answer.body).into_owned(),
-            )),
-            Err(trouble) => Err(trouble),
-        };
-        if let Err(Trouble::WrongBytes(why)) = &seen {
-            self.shared.torn.lock().expect("no holder panics").push(format!("{key}: {why}"));
-        }
-        match seen {
-            Ok(value) => self.end(operation, Kind::Ok, action(value)),
-            Err(_) => self.end(operation, Kind::Info, action(None)),
-        }
-        seen.map(|_| ())
-    }
-
-    /// Lists all keys below a prefix, in one page: workloads keep below 1,000 keys.
-    pub(crate) async fn list(&self, prefix: &str) -> Result<(), Trouble> {
-        let action = |keys| Action::List { prefix: prefix.into(), keys };
-        let operation = self.invoke(action(Vec::new()));
-        let page = self.client.list_page(BUCKET, prefix, "", 1000).await;
-        match page {
-            Ok(keys) => self.end(operation, Kind::Ok, action(keys)),
+    /// Reads an object whole: its value, or that there is none; an error where there was no usable answer.
+    pub(crate) async fn get(&self, key: &str) -> Result<Option<u64>, Trouble> {
+        let gateway = self.next_gateway();
+        let asked = || Action::Get { key: key.into(), value: None };
+        let operation = self.invoke(asked(), Some(gateway));
+        let call = Call::new(Method::GET, BUCKET, key).through(gateway).within(DEADLINE);
+        let answer = match usable(self.client.send(call).await) {
+            Ok(answer) => answer,
             Err(trouble) => {
-                self.end(operation, Kind::Info, action(Vec::new()));
+                self.end(operation, Some(gateway), asked(), End::unknown());
                 return Err(trouble);
             }
+        };
+        let Some(answer) = answer else {
+            self.end(operation, Some(gateway), asked(), End::ok());
+            return Ok(None);
+        };
+        if let Some(value) = pieces::whole(&answer.body) {
+            self.learn(value, &answer);
+            let action = Action::Get { key: key.into(), value: Some(value) };
+            self.end(operation, Some(gateway), action, End::ok());
+            return Ok(Some(value));
+        }
+        self.end(operation, Some(gateway), asked(), End::unknown());
+        let length = answer.body.len().max(1) as u64;
+        let torn = self.slice_of(key, 0, length, &answer);
+        let operation = self.invoke(torn.clone(), Some(gateway));
+        self.end(operation, Some(gateway), torn, End::ok());
+        Err(Trouble::WrongBytes(format!("{key}: its bytes are those of no single write")))
+    }
+
+    /// Reads a range of an object. One that begins behind the object's end says nothing.
+    pub(crate) async fn get_range(&self, key: &str, from: u64, length: u64) -> Result<(), Trouble> {
+        let gateway = self.next_gateway();
+        let tag = None;
+        let asked = || Action::Slice { key: key.into(), from, length, tag, pieces: Vec::new() };
+        let operation = self.invoke(asked(), Some(gateway));
+        let call = Call::new(Method::GET, BUCKET, key)
+            .header("range", format!("bytes={from}-{}", from + length - 1))
+            .through(gateway)
+            .within(DEADLINE);
+        let (action, end, done) = match usable(self.client.send(call).await) {
+            Ok(None) => (asked(), End::ok(), Ok(())),
+            Ok(Some(answer)) if answer.status == StatusCode::RANGE_NOT_SATISFIABLE => {
+                (asked(), End::refused(Why::Refused), Ok(()))
+            }
+            Ok(Some(answer)) => (self.slice_of(key, from, length, &answer), End::ok(), Ok(())),
+            Err(trouble) => (asked(), End::unknown(), Err(trouble)),
+        };
+        self.end(operation, Some(gateway), action, end);
+        done
+    }
+
+    /// Lists all keys below a prefix, page by page; each page is an operation of its own.
+    pub(crate) async fn list(&self, prefix: &str) -> Result<(), Trouble> {
+        let mut after = String::new();
+        while let Some(last) = self.list_page(prefix, &after).await? {
+            after = last;
         }
         Ok(())
     }
 
-    /// Judges everything recorded so far; the history is kept beside the logs.
-    pub(crate) fn judge(&self, dir: &Path) -> Result<usize> {
-        let history =
-            History { events: self.shared.events.lock().expect("no holder panics").clone() };
-        std::fs::write(dir.join("history.jsonl"), history.to_lines())?;
-        let mut violations = self.shared.torn.lock().expect("no holder panics").clone();
-        violations.extend(check(&history));
-        match violations.as_slice() {
-            [] => Ok(history.events.len() / 2),
-            [first, rest @ ..] => {
-                bail!("the contract is broken: {first} (and {} more)", rest.len())
+    /// One page; its last key, if there is more behind it.
+    async fn list_page(&self, prefix: &str, after: &str) -> Result<Option<String>, Trouble> {
+        let gateway = self.next_gateway();
+        let action =
+            |keys, more| Action::List { prefix: prefix.into(), after: after.into(), keys, more };
+        let operation = self.invoke(action(Vec::new(), false), Some(gateway));
+        let max = PAGE_KEYS.to_string();
+        let mut call = Call::new(Method::GET, BUCKET, "")
+            .query("list-type", "2")
+            .query("prefix", prefix)
+            .query("max-keys", &max)
+            .through(gateway)
+            .within(DEADLINE);
+        if !after.is_empty() {
+            call = call.query("start-after", after);
+        }
+        match self.client.expect(call).await {
+            Ok(answer) => {
+                let xml = String::from_utf8_lossy(&answer.body);
+                let keys: Vec<String> = elements(&xml, "Key").map(str::to_owned).collect();
+                let more = elements(&xml, "IsTruncated").next() == Some("true");
+                let last = keys.last().filter(|_| more).cloned();
+                self.end(operation, Some(gateway), action(keys, more), End::ok());
+                Ok(last)
+            }
+            Err(trouble) => {
+                self.end(operation, Some(gateway), action(Vec::new(), false), End::unknown());
+                Err(trouble)
             }
         }
     }
 
-    async fn write(&self, action: Action, call: Call<'_>) -> Outcome {
-        let operation = self.invoke(action.clone());
-        let outcome = match self.client.send(call).await {
-            Ok(answer) => answer.outcome(),
-            Err(trouble) => trouble.outcome(),
+    /// Writes the next value in two parts, and says twice that it is complete: the second answer must be the first.
+    pub(crate) async fn put_in_parts(&self, key: &str) -> Outcome {
+        let value = self.next_value(key, SIZES.len() as u64);
+        let begin = || Action::Begin { key: key.into(), upload: value };
+        let call = Call::new(Method::POST, BUCKET, key).query("uploads", "").within(DEADLINE);
+        let Some(answer) = self.acknowledged(begin(), call).await else {
+            return Outcome::NotApplied;
         };
-        let kind = match outcome {
-            Outcome::Applied => Kind::Ok,
-            Outcome::NotApplied => Kind::Fail,
-            Outcome::Unknown => Kind::Info,
+        let body = String::from_utf8_lossy(&answer.body).into_owned();
+        let Some(id) = elements(&body, "UploadId").next() else { return Outcome::NotApplied };
+        let mut named = String::new();
+        for number in [1, 2] {
+            let Some(etag) = self.put_part(key, value, number, id).await else {
+                self.abort(key, value, id).await;
+                return Outcome::NotApplied;
+            };
+            named += &format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>");
+        }
+        let first = self.complete(key, value, id, &named).await;
+        let second = self.complete(key, value, id, &named).await;
+        if first == Outcome::Unknown { second } else { first }
+    }
+
+    async fn put_part(&self, key: &str, value: u64, number: u32, id: &str) -> Option<String> {
+        let content = content_of(value);
+        let from = u64::from(number - 1) * PART_BYTES;
+        let bytes = content.slice(from, usize::try_from(PART_BYTES).ok()?);
+        let number_text = number.to_string();
+        let call = Call::new(Method::PUT, BUCKET, key)
+            .query("partNumber", &number_text)
+            .query("uploadId", id)
+            .payload(Payload::Bytes(bytes))
+            .within(DEADLINE);
+        let action = Action::Part { key: key.into(), upload: value, number };
+        self.acknowledged(action, call).await?.header("etag").map(str::to_owned)
+    }
+
+    async fn abort(&self, key: &str, value: u64, id: &str) {
+        let call = Call::new(Method::DELETE, BUCKET, key).query("uploadId", id).within(DEADLINE);
+        self.write(Action::Abort { key: key.into(), upload: value }, call, None).await;
+    }
+
+    async fn complete(&self, key: &str, value: u64, id: &str, named: &str) -> Outcome {
+        let body = format!("<CompleteMultipartUpload>{named}</CompleteMultipartUpload>");
+        let call = Call::new(Method::POST, BUCKET, key)
+            .query("uploadId", id)
+            .payload(Payload::Bytes(Bytes::from(body)))
+            .within(DEADLINE);
+        let action = |answer| Action::Complete {
+            key: key.into(),
+            upload: value,
+            parts: vec![1, 2],
+            value,
+            bytes: Some(size_of(value)),
+            answer,
         };
-        self.end(operation, kind, action);
+        let (operation, gateway, answer) = self.send(action(None), call, None).await;
+        let (outcome, end) = end_of_write(&answer);
+        let etag = answer.ok().and_then(|answer| {
+            let body = String::from_utf8_lossy(&answer.body).into_owned();
+            elements(&body, "ETag").next().map(|etag| etag.replace("&quot;", "\""))
+        });
+        // S3 may say 200 and fail in the body: only an ETag is a success.
+        if outcome == Outcome::Applied && etag.is_none() {
+            self.end(operation, Some(gateway), action(None), End::unknown());
+            return Outcome::Unknown;
+        }
+        let answer = etag.filter(|_| outcome == Outcome::Applied);
+        self.end(operation, Some(gateway), action(answer), end);
         outcome
     }
 
-    /// A value that was never used, of the size of this turn.
-    fn next_value(&self, turn: u64) -> u64 {
-        self.shared.values.fetch_add(1, Ordering::Relaxed) * SIZES.len() as u64 + turn
+    /// Judges everything recorded so far; the history and the report are kept beside the logs. Inconclusive fails.
+    pub(crate) fn judge(&self, dir: &Path) -> Result<u64> {
+        let history = self.told(|told| History { events: told.events.clone() });
+        std::fs::write(dir.join("history.jsonl"), history.to_lines())?;
+        let report = judge(&history);
+        std::fs::write(dir.join("verdict.json"), report.to_json())?;
+        if report.verdict != Verdict::Pass {
+            bail!("{report}");
+        }
+        Ok(report.operations)
     }
 
-    fn invoke(&self, action: Action) -> u64 {
+    /// Sends a call that must be acknowledged to be of use.
+    async fn acknowledged(&self, action: Action, call: Call<'_>) -> Option<Answer> {
+        let (operation, gateway, answer) = self.send(action.clone(), call, None).await;
+        let (outcome, end) = end_of_write(&answer);
+        self.end(operation, Some(gateway), action, end);
+        answer.ok().filter(|_| outcome == Outcome::Applied)
+    }
+
+    async fn write(&self, action: Action, call: Call<'_>, gateway: Option<usize>) -> Outcome {
+        let (operation, gateway, answer) = self.send(action.clone(), call, gateway).await;
+        let (outcome, end) = end_of_write(&answer);
+        if let (Outcome::Applied, Ok(answer), Some(value)) = (outcome, &answer, action.written()) {
+            self.learn(value, answer);
+        }
+        self.end(operation, Some(gateway), action, end);
+        outcome
+    }
+
+    async fn send(
+        &self,
+        action: Action,
+        call: Call<'_>,
+        gateway: Option<usize>,
+    ) -> (u64, usize, Result<Answer, Trouble>) {
+        let gateway = gateway.unwrap_or_else(|| self.next_gateway());
+        let operation = self.invoke(action, Some(gateway));
+        (operation, gateway, self.client.send(call.through(gateway)).await)
+    }
+
+    /// What a range showed.
+    fn slice_of(&self, key: &str, from: u64, length: u64, answer: &Answer) -> Action {
+        let etag = answer.header("etag");
+        let (tag, mut candidates) = self.told(|told| {
+            let written = told.written.get(key).cloned().unwrap_or_default();
+            let named = |value: &&u64| told.etags.get(*value).map(String::as_str) == etag;
+            (written.iter().find(named).filter(|_| etag.is_some()).copied(), written)
+        });
+        // The newest is the likeliest, the one that the ETag names the most.
+        candidates.extend(tag);
+        candidates.reverse();
+        let pieces: Vec<Piece> = pieces::of(&answer.body, from, &candidates);
+        Action::Slice { key: key.into(), from, length, tag, pieces }
+    }
+
+    /// Keeps the ETag under which a value was written or read.
+    fn learn(&self, value: u64, answer: &Answer) {
+        if let Some(etag) = answer.header("etag") {
+            self.told(|told| told.etags.insert(value, etag.to_owned()));
+        }
+    }
+
+    /// A value that was never used, of the size of this turn.
+    fn next_value(&self, key: &str, turn: u64) -> u64 {
+        let value = pieces::value(self.shared.values.fetch_add(1, Ordering::Relaxed), turn);
+        self.told(|told| told.written.entry(key.to_owned()).or_default().push(value));
+        value
+    }
+
+    fn next_gateway(&self) -> usize {
+        self.turn.fetch_add(1, Ordering::Relaxed) % self.client.gateways()
+    }
+
+    fn invoke(&self, action: Action, gateway: Option<usize>) -> u64 {
         let operation = self.shared.operations.fetch_add(1, Ordering::Relaxed);
-        self.end(operation, Kind::Invoke, action);
+        self.end(operation, gateway, action, End { kind: Kind::Invoke, why: None });
         operation
     }
 
-    fn end(&self, operation: u64, kind: Kind, action: Action) {
-        let at_us = u64::try_from(self.shared.began.elapsed().as_micros())
-            .expect("a run is shorter than an age");
-        self.shared.events.lock().expect("no holder panics").push(Event {
-            at_us,
-            operation,
-            kind,
-            action,
-        });
+    fn end(&self, operation: u64, gateway: Option<usize>, action: Action, end: End) {
+        let (at_us, client) = (self.now_us(), self.number);
+        let gateway = gateway.and_then(|gateway| u64::try_from(gateway).ok());
+        let End { kind, why } = end;
+        let event = Event { at_us, operation, kind, client, gateway, why, action };
+        self.told(|told| told.events.push(event));
+    }
+
+    fn now_us(&self) -> u64 {
+        u64::try_from(self.shared.began.elapsed().as_micros())
+            .expect("a run is shorter than an age")
+    }
+
+    fn told<T>(&self, look: impl FnOnce(&mut Told) -> T) -> T {
+        look(&mut self.shared.told.lock().expect("no holder panics"))
     }
 }
 
-fn content_of(value: u64) -> Content {
-    let turn = usize::try_from(value % SIZES.len() as u64).expect("below the number of sizes");
-    Content::new(value, SIZES[turn])
+impl Strike {
+    /// It has been seen to bite, now.
+    pub(crate) fn bit(&mut self, evidence: impl Into<String>) {
+        self.fault.bit_at_us = Some(self.recorder.now_us());
+        self.fault.evidence = evidence.into();
+    }
+
+    /// It is over.
+    pub(crate) fn healed(self) {
+        self.recorder.end(self.operation, None, Action::Fault(self.fault), End::ok());
+    }
 }
 
-fn value_in(body: &[u8]) -> Result<u64, Trouble> {
-    let head = body
-        .first_chunk::<8>()
-        .ok_or_else(|| Trouble::WrongBytes(format!("only {} bytes", body.len())))?;
-    let value = u64::from_le_bytes(*head);
-    let mut verifier = Verifier::whole(content_of(value));
-    verifier.take(body).and_then(|()| verifier.finish()).map_err(Trouble::WrongBytes)?;
-    Ok(value)
+impl End {
+    fn ok() -> Self {
+        Self { kind: Kind::Ok, why: None }
+    }
+
+    fn unknown() -> Self {
+        Self { kind: Kind::Info, why: None }
+    }
+
+    fn refused(why: Why) -> Self {
+        Self { kind: Kind::Fail, why: Some(why) }
+    }
+}
+
+/// How a write ended (C7), and why where it was refused.
+fn end_of_write(answer: &Result<Answer, Trouble>) -> (Outcome, End) {
+    let (outcome, why) = match answer {
+        Ok(answer) => (answer.outcome(), why_refused(answer.status)),
+        Err(trouble) => (trouble.outcome(), Why::Unavailable),
+    };
+    let end = match outcome {
+        Outcome::Applied => End::ok(),
+        Outcome::NotApplied => End::refused(why),
+        Outcome::Unknown => End::unknown(),
+    };
+    (outcome, end)
+}
+
+fn why_refused(status: StatusCode) -> Why {
+    match status {
+        StatusCode::PRECONDITION_FAILED => Why::Condition,
+        StatusCode::NOT_FOUND => Why::Missing,
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::INSUFFICIENT_STORAGE => Why::Unavailable,
+        _ => Why::Refused,
+    }
+}
+
+/// An answer to a read that says something about the object: none where there is none.
+fn usable(answer: Result<Answer, Trouble>) -> Result<Option<Answer>, Trouble> {
+    let answer = answer?;
+    match answer.status {
+        StatusCode::OK | StatusCode::PARTIAL_CONTENT | StatusCode::RANGE_NOT_SATISFIABLE => {
+            Ok(Some(answer))
+        }
+        StatusCode::NOT_FOUND => Ok(None),
+        status => Err(Trouble::Status(status, String::from_utf8_lossy(&answer.body).into_owned())),
+    }
+}
+
+/// The texts of all elements of a name. Nothing that is asked for here contains an entity but ETags.
+fn elements<'a>(xml: &'a str, name: &str) -> impl Iterator<Item = &'a str> {
+    let (open, close) = (format!("<{name}>"), format!("</{name}>"));
+    let starts = xml.match_indices(&open).map(|(at, open)| at + open.len()).collect::<Vec<_>>();
+    starts.into_iter().filter_map(move |at| xml[at..].split_once(&close).map(|(text, _)| text))
 }
 
 #[cfg(test)]
@@ -202,12 +496,30 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_body_names_its_value_and_a_mix_of_two_is_noticed() {
-        let (one, two) = (content_of(6).bytes(), content_of(11).bytes());
-        assert_eq!(one.len(), 5_000);
-        assert_eq!(value_in(&one).unwrap(), 6);
-        let mix = [&one[..2_000], &two[2_000..]].concat();
-        assert!(matches!(value_in(&mix), Err(Trouble::WrongBytes(_))));
-        assert!(matches!(value_in(&one[..4]), Err(Trouble::WrongBytes(_))));
+    fn elements_come_in_the_order_of_the_answer() {
+        let xml = "<A><Key>b</Key></A><Key>a/1</Key><IsTruncated>true</IsTruncated>";
+        assert_eq!(elements(xml, "Key").collect::<Vec<_>>(), ["b", "a/1"]);
+        assert_eq!(elements(xml, "IsTruncated").next(), Some("true"));
+        assert_eq!(elements(xml, "ETag").next(), None);
+    }
+
+    #[test]
+    fn c7_ends_are_what_the_client_knows() {
+        let ended = |status: u16| {
+            let status = StatusCode::from_u16(status).unwrap();
+            let (headers, body) = (http::HeaderMap::new(), Bytes::new());
+            let (_, end) = end_of_write(&Ok(Answer { status, headers, body }));
+            (end.kind, end.why)
+        };
+        assert_eq!(ended(200), (Kind::Ok, None));
+        assert_eq!(ended(412), (Kind::Fail, Some(Why::Condition)));
+        assert_eq!(ended(404), (Kind::Fail, Some(Why::Missing)));
+        assert_eq!(ended(503), (Kind::Fail, Some(Why::Unavailable)));
+        assert_eq!(ended(400), (Kind::Fail, Some(Why::Refused)));
+        assert_eq!(ended(500), (Kind::Info, None));
+        let (_, cut) = end_of_write(&Err(Trouble::Cut("reset".into())));
+        assert_eq!(cut.kind, Kind::Info);
+        let (_, refused) = end_of_write(&Err(Trouble::Refused("no listener".into())));
+        assert_eq!((refused.kind, refused.why), (Kind::Fail, Some(Why::Unavailable)));
     }
 }

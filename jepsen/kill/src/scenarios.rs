@@ -75,10 +75,12 @@ async fn of_fifty_creators_one_wins(ground: &Ground) -> Result<String> {
     let cluster = Cluster::start(ground).await?;
     let client = cluster.client();
     let recorder = Recorder::begin(client.clone()).await?;
+    recorder.plan(&[], 40);
     for round in 0..20 {
         let key = format!("race-{round}");
         let outcomes =
-            join_all((0..50).map(|number| recorder.create(&key, number % client.gateways()))).await;
+            join_all((0..50).map(|number| recorder.create(&key, Some(number % client.gateways()))))
+                .await;
         let won = outcomes.iter().filter(|outcome| **outcome == Outcome::Applied).count();
         let lost = outcomes.iter().filter(|outcome| **outcome == Outcome::NotApplied).count();
         ensure!((won, lost) == (1, 49), "round {round}: {won} won and {lost} were refused, of 50");
@@ -118,16 +120,19 @@ async fn every_node_talks_to_its_peers(ground: &Ground) -> Result<String> {
 async fn any_one_node_may_die(ground: &Ground) -> Result<String> {
     let mut cluster = Cluster::start(ground).await?;
     let recorder = Recorder::begin(cluster.client()).await?;
+    recorder.plan(&["kill"], 1_000);
     let mut facts = Vec::new();
     for name in cluster.names(|_| true) {
         let workload = Workload::start(&recorder);
         a_while().await;
-        cluster.kill(&name).await?;
+        let mut strike = recorder.strike("kill", &name, true);
+        strike.bit(cluster.kill(&name).await?);
         tokio::time::sleep(SETTLED).await;
         let before = workload.succeeded();
         a_while().await;
         ensure!(workload.succeeded() > before, "with {name} down nothing succeeds");
         let restart = cluster.restart(&name).await?;
+        strike.healed();
         a_while().await;
         let gap = workload.stop().await?;
         Workload::read_all(&recorder).await?;
@@ -146,6 +151,7 @@ async fn any_one_node_may_die(ground: &Ground) -> Result<String> {
 async fn a_zone_may_die(ground: &Ground) -> Result<String> {
     let mut cluster = Cluster::start(ground).await?;
     let recorder = Recorder::begin(cluster.client()).await?;
+    recorder.plan(&["zone"], 500);
     let mut zones: Vec<String> = cluster.nodes().iter().map(|node| node.zone.clone()).collect();
     zones.dedup();
     let mut facts = Vec::new();
@@ -153,9 +159,12 @@ async fn a_zone_may_die(ground: &Ground) -> Result<String> {
         let workload = Workload::start(&recorder);
         a_while().await;
         let names = cluster.names(|node| node.zone == zone);
+        let mut strike = recorder.strike("zone", &zone, true);
+        let mut seen = Vec::new();
         for name in &names {
-            cluster.kill(name).await?;
+            seen.push(cluster.kill(name).await?);
         }
+        strike.bit(seen.join(", "));
         tokio::time::sleep(SETTLED).await;
         for number in 0..10 {
             write_with_patience(&recorder, &format!("{zone}-{number}"))
@@ -167,6 +176,7 @@ async fn a_zone_may_die(ground: &Ground) -> Result<String> {
         for name in &names {
             cluster.restart(name).await?;
         }
+        strike.healed();
         recorder.judge(&ground.dir).with_context(|| format!("after {zone} was killed"))?;
         // What was acknowledged short while nodes fell has a smaller margin, and nothing repairs it yet: the next
         // zone may only fall when everything has its full width again.
@@ -186,13 +196,16 @@ async fn a_zone_may_die(ground: &Ground) -> Result<String> {
 async fn all_nodes_may_die_at_once(ground: &Ground) -> Result<String> {
     let mut cluster = Cluster::start(ground).await?;
     let recorder = Recorder::begin(cluster.client()).await?;
+    recorder.plan(&["kill-all"], 500);
     let mut facts = Vec::new();
     for _ in 0..2 {
         let workload = Workload::start(&recorder);
         a_while().await;
-        cluster.kill_all()?;
+        let mut strike = recorder.strike("kill-all", "every node", true);
+        strike.bit(cluster.kill_all().await?);
         let before = workload.succeeded();
         let restart = cluster.restart_all().await?;
+        strike.healed();
         a_while().await;
         ensure!(workload.succeeded() > before, "after all came back nothing succeeds");
         workload.stop().await?;
@@ -210,13 +223,16 @@ async fn all_nodes_may_die_at_once(ground: &Ground) -> Result<String> {
 async fn a_paused_leader_serves_nothing_stale(ground: &Ground) -> Result<String> {
     let cluster = Cluster::start(ground).await?;
     let recorder = Recorder::begin(cluster.client()).await?;
+    recorder.plan(&["pause"], 500);
     let mut facts = Vec::new();
     for name in cluster.names(|node| node.roles.iter().any(|role| role == "meta")) {
         let workload = Workload::start(&recorder);
         a_while().await;
-        cluster.pause(&name)?;
+        let mut strike = recorder.strike("pause", &name, true);
+        strike.bit(cluster.pause(&name).await?);
         tokio::time::sleep(SETTLED).await;
         cluster.resume(&name)?;
+        strike.healed();
         a_while().await;
         let gap = workload.stop().await?;
         Workload::read_all(&recorder).await?;
@@ -242,8 +258,9 @@ async fn two_nodes_down_and_everything_reads(ground: &Ground) -> Result<String> 
     }
     let pairs = pairs_within_tolerance(&cluster);
     for (one, two) in &pairs {
-        cluster.kill(one).await?;
-        cluster.kill(two).await?;
+        let mut strike = recorder.strike("two-nodes", &format!("{one} {two}"), false);
+        let seen = [cluster.kill(one).await?, cluster.kill(two).await?];
+        strike.bit(seen.join(", "));
         for key in &keys {
             read_with_patience(&recorder, key)
                 .await
@@ -251,6 +268,7 @@ async fn two_nodes_down_and_everything_reads(ground: &Ground) -> Result<String> 
         }
         cluster.restart(one).await?;
         cluster.restart(two).await?;
+        strike.healed();
         recorder.judge(&ground.dir).with_context(|| format!("{one} and {two} were down"))?;
     }
     Ok(format!("{} pairs, {} objects each", pairs.len(), keys.len()))
@@ -283,6 +301,7 @@ async fn rotten_shards_are_decoded_around(ground: &Ground) -> Result<String> {
     }
     let counter = "ashlar_client_decoded_cells_total";
     let before = cluster.counter(counter).await?;
+    let mut strike = recorder.strike("rot", "two disks", false);
     let mut rotten = 0;
     for node in [&cluster.nodes()[0], &cluster.nodes()[3]] {
         let disk = node.dirs.last().context("a data node has disks")?;
@@ -292,9 +311,11 @@ async fn rotten_shards_are_decoded_around(ground: &Ground) -> Result<String> {
     for key in &keys {
         recorder.get(key).await.with_context(|| format!("reading {key} around rotten shards"))?;
     }
-    recorder.judge(&ground.dir)?;
     let moved = cluster.counter(counter).await? - before;
     ensure!(moved > 0.0, "{counter} did not move although {rotten} files were overwritten");
+    strike.bit(format!("{moved} cells were decoded"));
+    strike.healed();
+    recorder.judge(&ground.dir)?;
     Ok(format!("{rotten} files overwritten, {moved} cells decoded"))
 }
 
@@ -370,7 +391,7 @@ async fn read_with_patience(recorder: &Recorder, key: &str) -> Result<()> {
     let mut last = None;
     for _ in 0..ATTEMPTS {
         match recorder.get(key).await {
-            Ok(()) => return Ok(()),
+            Ok(_) => return Ok(()),
             Err(trouble) => last = Some(trouble),
         }
     }

@@ -1,4 +1,7 @@
 //! What clients do while a scenario is cruel: a mix on shared keys, and probes that measure gaps.
+//!
+//! The mix has everything that the checkers judge: plain and conditional writes, deletes, whole reads and ranges,
+//! uploads in parts, and lists in pages.
 
 use crate::recorder::Recorder;
 use anyhow::Result;
@@ -17,6 +20,9 @@ const PROBES: u64 = 12;
 /// Between two writes of a probe: it measures gaps, not throughput.
 const PROBE_EVERY: Duration = Duration::from_millis(30);
 
+/// Ranges that the mix reads: at the beginning, across a stripe's cells, at the end of a part, behind most objects.
+const RANGES: [(u64, u64); 4] = [(0, 100), (64, 4_000), (40_000, 200_000), (2_400_000, 3_000_000)];
+
 /// Clients at work, until they are told to stop.
 pub(crate) struct Workload {
     stop: Arc<AtomicBool>,
@@ -32,11 +38,11 @@ impl Workload {
         let succeeded = Arc::new(AtomicU64::new(0));
         let mixers = (0..MIXERS)
             .map(|number| {
-                tokio::spawn(mix(recorder.clone(), number, stop.clone(), succeeded.clone()))
+                tokio::spawn(mix(recorder.another(), number, stop.clone(), succeeded.clone()))
             })
             .collect();
         let probes = (0..PROBES)
-            .map(|number| tokio::spawn(probe(recorder.clone(), number, stop.clone())))
+            .map(|number| tokio::spawn(probe(recorder.another(), number, stop.clone())))
             .collect();
         Self { stop, mixers, probes, succeeded }
     }
@@ -91,10 +97,17 @@ async fn mix(recorder: Recorder, number: u64, stop: Arc<AtomicBool>, succeeded: 
     let mut dice = Dice(number + 1);
     while !stop.load(Ordering::Relaxed) {
         let key = mix_key(dice.roll(KEYS));
-        let done = match dice.roll(20) {
-            0..=8 => recorder.put(&key).await == Outcome::Applied,
-            9 => recorder.delete(&key).await == Outcome::Applied,
-            10 => recorder.list("").await.is_ok(),
+        let done = match dice.roll(80) {
+            0..=28 => recorder.put(&key).await == Outcome::Applied,
+            29..=31 => recorder.create(&key, None).await == Outcome::Applied,
+            32..=34 => recorder.swap(&key).await == Outcome::Applied,
+            35..=38 => recorder.delete(&key).await == Outcome::Applied,
+            39..=42 => recorder.list("").await.is_ok(),
+            43 => recorder.put_in_parts(&key).await == Outcome::Applied,
+            44..=51 => {
+                let (from, length) = RANGES[dice.pick(RANGES.len())];
+                recorder.get_range(&key, from, length).await.is_ok()
+            }
             _ => recorder.get(&key).await.is_ok(),
         };
         if done {
@@ -122,6 +135,11 @@ async fn probe(recorder: Recorder, number: u64, stop: Arc<AtomicBool>) -> Durati
 struct Dice(u64);
 
 impl Dice {
+    /// An index into something of this length.
+    fn pick(&mut self, length: usize) -> usize {
+        usize::try_from(self.roll(length as u64)).expect("below a length")
+    }
+
     /// A number below `sides`.
     fn roll(&mut self, sides: u64) -> u64 {
         self.0 ^= self.0 << 13;
