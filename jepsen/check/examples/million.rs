@@ -45,7 +45,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// A right store: each operation has its effect when it is written down, in the middle of its interval.
+/// A right store: each operation has its effect when it is written down, at a moment of its interval.
 #[derive(Default)]
 struct Store {
     keys: u64,
@@ -62,11 +62,12 @@ impl Store {
         self.dice = 1;
         for number in 0..operations {
             let (kind, why, action) = self.serve(number)?;
-            // Clients take turns; each operation overlaps those of all other clients.
-            let at = 10 * number;
-            let half = 5 * self.clients - 1;
+            // Its moment lies anywhere in its interval, which overlaps those of about as many others as there are
+            // clients: the order of the ends says little about the order of the effects.
+            let moment = 10 * (number + self.clients);
+            let (before, behind) = (self.roll(10 * self.clients), self.roll(10 * self.clients));
             let mut event = Event {
-                at_us: at + 10 * self.clients - half,
+                at_us: moment - before,
                 operation: number,
                 kind: Kind::Invoke,
                 client: number % self.clients,
@@ -75,7 +76,7 @@ impl Store {
                 action,
             };
             write_line(&mut lines, &event)?;
-            (event.at_us, event.kind, event.why) = (at + 10 * self.clients + half, kind, why);
+            (event.at_us, event.kind, event.why) = (moment + 1 + behind, kind, why);
             write_line(&mut lines, &event)?;
         }
         Ok(lines.flush()?)
@@ -100,12 +101,12 @@ impl Store {
             16 => (ok, None, Action::Delete { key, version: None }),
             17 => {
                 let end = if seen.is_none() { ok } else { refused };
-                (end, seen.or(Some(value)), Action::Create { key, value })
+                (end, seen.or(Some(value)), Action::Create { key, value, bytes: None })
             }
             _ => {
                 let expect = seen.unwrap_or(0);
                 let end = if seen.is_some() { ok } else { (Kind::Fail, Some(Why::Missing)) };
-                (end, seen.map(|_| value), Action::Swap { key, expect, value })
+                (end, seen.map(|_| value), Action::Swap { key, expect, value, bytes: None })
             }
         };
         let is_write = !matches!(action, Action::Get { .. });

@@ -85,6 +85,9 @@ pub enum Action {
         key: String,
         /// Its value, should it win.
         value: u64,
+        /// The length of the value, where ranges of it are read.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bytes: Option<u64>,
     },
     /// Write a value if the object still has the one that is expected (`If-Match`).
     Swap {
@@ -94,6 +97,9 @@ pub enum Action {
         expect: u64,
         /// Its new value, should it win.
         value: u64,
+        /// The length of the value, where ranges of it are read.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        bytes: Option<u64>,
     },
     /// Remove the object.
     Delete {
@@ -119,7 +125,8 @@ pub enum Action {
         from: u64,
         /// How many bytes were asked for.
         length: u64,
-        /// The value that the answer's ETag names, where it names one.
+        /// The value that the answer's ETag names; 0 where it surely is none of those written, none where that is not
+        /// known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         tag: Option<u64>,
         /// The bytes that came, in order. Empty where there was no object.

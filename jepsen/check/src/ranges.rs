@@ -32,9 +32,10 @@ pub(crate) fn check(operations: &[Operation], findings: &mut Findings) {
 
 fn length_written(operation: &Operation) -> Option<(u64, u64)> {
     match &operation.action {
-        Action::Put { value, bytes, .. } | Action::Complete { value, bytes, .. } => {
-            bytes.map(|bytes| (*value, bytes))
-        }
+        Action::Put { value, bytes, .. }
+        | Action::Create { value, bytes, .. }
+        | Action::Swap { value, bytes, .. }
+        | Action::Complete { value, bytes, .. } => bytes.map(|bytes| (*value, bytes)),
         _ => None,
     }
 }

@@ -34,7 +34,7 @@ pub(crate) enum Answer {
 
 /// Steps that every search may take, beyond a few for each operation.
 pub(crate) const STEPS_MAX: u64 = 1_000_000;
-const STEPS_PER_OPERATION: u64 = 20;
+const STEPS_PER_OPERATION: u64 = 4;
 
 /// What an object holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -427,6 +427,13 @@ fn l1_gaps_are_measured_and_judged() {
     assert_eq!((seconds[1].ok, seconds[2].ok), (0, 2));
     tale(Some(2_000_000)).passes();
     tale(Some(1_999_999)).fails("availability", "L1", Sort::Gap);
+    // One writer hangs while another one of the same key succeeds: the first still waits.
+    Tale::default()
+        .ok(0, 5, put("a", 1))
+        .ok(10, 3_000_000, Action::Fault(allowed(Some(1_000_000))))
+        .ok(11, 2_000_000, put("a", 2))
+        .ok(100, 200, put("a", 3))
+        .fails("availability", "L1", Sort::Gap);
     // Who does not want to write has no gap, and a write that never ends is one to the end.
     let idle = Tale::default()
         .ok(0, 5, put("a", 1))

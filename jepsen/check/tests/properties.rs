@@ -222,9 +222,10 @@ fn late_swap(
     let places: Vec<_> = operations
         .iter()
         .filter_map(|swap| match &swap.action {
-            Action::Swap { key, value, .. } if swap.why == Some(Why::Condition) => {
+            Action::Swap { key, value, bytes, .. } if swap.why == Some(Why::Condition) => {
                 let expect = replaced_before(operations, key, swap.invoked_us)?;
-                let action = Action::Swap { key: key.clone(), expect, value: *value };
+                let action =
+                    Action::Swap { key: key.clone(), expect, value: *value, bytes: *bytes };
                 Some((swap.number, Kind::Ok, None, action))
             }
             _ => None,
@@ -297,13 +298,9 @@ fn wrong_slice(
     dice: &mut Dice,
     wrong: fn(&mut Vec<ashlar_check::Piece>),
 ) -> Option<(u64, Kind, Option<Why>, Action)> {
-    one_of(operations, dice, |read| {
-        match &read.action {
-        // Only values whose length is known can be short.
+    one_of(operations, dice, |read| match &read.action {
         Action::Slice { key, from, length, pieces, .. }
-            if pieces.first().is_some_and(|piece| piece.length > 8) && operations.iter().any(|o| {
-                matches!(o.action, Action::Put { value, .. } if pieces[0].value == Some(value))
-            }) =>
+            if pieces.first().is_some_and(|piece| piece.length > 8) =>
         {
             let mut pieces = pieces.clone();
             wrong(&mut pieces);
@@ -311,7 +308,6 @@ fn wrong_slice(
             Some(Action::Slice { key, from, length, tag, pieces })
         }
         _ => None,
-    }
     })
 }
 

@@ -22,6 +22,10 @@ pub(crate) const BUCKET: &str = "kill";
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Keys of one page: few, so that most lists need several.
 const PAGE_KEYS: u32 = 16;
+/// The length that a read of everything asks for: longer than any value.
+const WHOLE: u64 = 1 << 50;
+/// What an ETag names that is not that of the bytes, and of no other value either.
+const NO_VALUE: u64 = 0;
 /// The smallest part that may be followed by another one.
 const PART_BYTES: u64 = 5 << 20;
 
@@ -50,6 +54,13 @@ struct Told {
     written: HashMap<String, Vec<u64>>,
     /// The ETag of each value, as far as an answer told it.
     etags: HashMap<u64, String>,
+}
+
+/// The bytes that a read asked for.
+#[derive(Clone, Copy)]
+struct Asked {
+    from: u64,
+    length: u64,
 }
 
 /// A fault that has struck and not healed yet.
@@ -131,11 +142,12 @@ impl Recorder {
     /// Writes the next value if there is no object, through one gateway.
     pub(crate) async fn create(&self, key: &str, gateway: Option<usize>) -> Outcome {
         let value = self.next_value(key, 0);
+        let bytes = Some(size_of(value));
         let call = Call::new(Method::PUT, BUCKET, key)
             .header("if-none-match", "*")
             .payload(Payload::Content(content_of(value)))
             .within(DEADLINE);
-        self.write(Action::Create { key: key.into(), value }, call, gateway).await
+        self.write(Action::Create { key: key.into(), value, bytes }, call, gateway).await
     }
 
     /// Reads an object and replaces it if it is still the same; not applied where there is nothing to replace.
@@ -145,11 +157,13 @@ impl Recorder {
             return Outcome::NotApplied;
         };
         let value = self.next_value(key, 1);
+        let bytes = Some(size_of(value));
         let call = Call::new(Method::PUT, BUCKET, key)
             .header("if-match", etag)
             .payload(Payload::Content(content_of(value)))
             .within(DEADLINE);
-        self.write(Action::Swap { key: key.into(), expect, value }, call, None).await
+        let action = Action::Swap { key: key.into(), expect, value, bytes };
+        self.write(action, call, None).await
     }
 
     /// Removes an object.
@@ -175,18 +189,18 @@ impl Recorder {
             self.end(operation, Some(gateway), asked(), End::ok());
             return Ok(None);
         };
-        if let Some(value) = pieces::whole(&answer.body) {
-            self.learn(value, &answer);
+        let known = pieces::whole(&answer.body).filter(|value| self.learn(*value, &answer));
+        if let Some(value) = known {
             let action = Action::Get { key: key.into(), value: Some(value) };
             self.end(operation, Some(gateway), action, End::ok());
             return Ok(Some(value));
         }
         self.end(operation, Some(gateway), asked(), End::unknown());
-        let length = answer.body.len().max(1) as u64;
-        let torn = self.slice_of(key, 0, length, &answer);
+        let torn = self.slice_of(key, 0, WHOLE, &answer);
         let operation = self.invoke(torn.clone(), Some(gateway));
         self.end(operation, Some(gateway), torn, End::ok());
-        Err(Trouble::WrongBytes(format!("{key}: its bytes are those of no single write")))
+        let why = "its bytes and its ETag are not those of one write";
+        Err(Trouble::WrongBytes(format!("{key}: {why}")))
     }
 
     /// Reads a range of an object. One that begins behind the object's end says nothing.
@@ -348,7 +362,7 @@ impl Recorder {
         let (operation, gateway, answer) = self.send(action.clone(), call, gateway).await;
         let (outcome, end) = end_of_write(&answer);
         if let (Outcome::Applied, Ok(answer), Some(value)) = (outcome, &answer, action.written()) {
-            self.learn(value, answer);
+            let _first = self.learn(value, answer);
         }
         self.end(operation, Some(gateway), action, end);
         outcome
@@ -367,24 +381,14 @@ impl Recorder {
 
     /// What a range showed.
     fn slice_of(&self, key: &str, from: u64, length: u64, answer: &Answer) -> Action {
-        let etag = answer.header("etag");
-        let (tag, mut candidates) = self.told(|told| {
-            let written = told.written.get(key).cloned().unwrap_or_default();
-            let named = |value: &&u64| told.etags.get(*value).map(String::as_str) == etag;
-            (written.iter().find(named).filter(|_| etag.is_some()).copied(), written)
-        });
-        // The newest is the likeliest, the one that the ETag names the most.
-        candidates.extend(tag);
-        candidates.reverse();
-        let pieces: Vec<Piece> = pieces::of(&answer.body, from, &candidates);
-        Action::Slice { key: key.into(), from, length, tag, pieces }
+        let etag = answer.header("etag").unwrap_or_default();
+        self.told(|told| told.slice(key, Asked { from, length }, etag, &answer.body))
     }
 
-    /// Keeps the ETag under which a value was written or read.
-    fn learn(&self, value: u64, answer: &Answer) {
-        if let Some(etag) = answer.header("etag") {
-            self.told(|told| told.etags.insert(value, etag.to_owned()));
-        }
+    /// Keeps the ETag under which a value was written or read; false where it was another one before.
+    fn learn(&self, value: u64, answer: &Answer) -> bool {
+        let Some(etag) = answer.header("etag") else { return false };
+        self.told(|told| told.etags.entry(value).or_insert_with(|| etag.to_owned()) == etag)
     }
 
     /// A value that was never used, of the size of this turn.
@@ -419,6 +423,24 @@ impl Recorder {
 
     fn told<T>(&self, look: impl FnOnce(&mut Told) -> T) -> T {
         look(&mut self.shared.told.lock().expect("no holder panics"))
+    }
+}
+
+impl Told {
+    /// A slice as the checker takes it: whose bytes came, and which value the ETag names.
+    fn slice(&self, key: &str, asked: Asked, etag: &str, body: &[u8]) -> Action {
+        let mut candidates = self.written.get(key).cloned().unwrap_or_default();
+        let is_named = |value: &&u64| self.etags.get(*value).is_some_and(|known| known == etag);
+        let named = candidates.iter().find(is_named).copied();
+        // The newest is the likeliest, the one that the ETag names the most.
+        candidates.extend(named);
+        candidates.reverse();
+        let Asked { from, length } = asked;
+        let pieces: Vec<Piece> = pieces::of(body, from, &candidates);
+        let owner = pieces.first().and_then(|piece| piece.value);
+        let is_known = owner.is_some_and(|owner| self.etags.contains_key(&owner));
+        let tag = named.or_else(|| is_known.then_some(NO_VALUE));
+        Action::Slice { key: key.into(), from, length, tag, pieces }
     }
 }
 
@@ -501,6 +523,50 @@ mod tests {
         assert_eq!(elements(xml, "Key").collect::<Vec<_>>(), ["b", "a/1"]);
         assert_eq!(elements(xml, "IsTruncated").next(), Some("true"));
         assert_eq!(elements(xml, "ETag").next(), None);
+    }
+
+    /// A read as the checker judges it, of an object that was written twice.
+    fn verdict_on(asked: Asked, etag: &str, body: &[u8]) -> Verdict {
+        let values = [pieces::value(1, 1), pieces::value(2, 1)];
+        let mut told = Told::default();
+        told.written.insert("k".into(), values.to_vec());
+        told.etags = HashMap::from([(values[0], "one".into()), (values[1], "two".into())]);
+        let put = |value| Action::Put {
+            key: "k".into(),
+            value,
+            bytes: Some(size_of(value)),
+            version: None,
+        };
+        let actions = [put(values[0]), put(values[1]), told.slice("k", asked, etag, body)];
+        let event = |at_us, operation, kind, action| {
+            let (client, gateway, why) = (0, None, None);
+            Event { at_us, operation, kind, client, gateway, why, action }
+        };
+        let events = (1..).zip(actions).flat_map(|(number, action)| {
+            [
+                event(10 * number, number, Kind::Invoke, action.clone()),
+                event(10 * number + 5, number, Kind::Ok, action),
+            ]
+        });
+        judge(&History { events: events.collect() }).verdict
+    }
+
+    #[test]
+    fn c5_a_mixed_a_cut_and_a_wrongly_named_body_fail() {
+        let old = content_of(pieces::value(1, 1)).bytes();
+        let new = content_of(pieces::value(2, 1)).bytes();
+        let whole = Asked { from: 0, length: WHOLE };
+        assert_eq!(verdict_on(whole, "two", &new), Verdict::Pass);
+        assert_eq!(verdict_on(whole, "one", &old), Verdict::Fail, "stale");
+        assert_eq!(verdict_on(whole, "one", &new), Verdict::Fail, "under another's ETag");
+        assert_eq!(verdict_on(whole, "three", &new), Verdict::Fail, "under nobody's ETag");
+        assert_eq!(verdict_on(whole, "two", &new[..4_000]), Verdict::Fail, "cut");
+        let mixed = [&old[..2_000], &new[2_000..]].concat();
+        assert_eq!(verdict_on(whole, "two", &mixed), Verdict::Fail, "mixed");
+        let range = Asked { from: 64, length: 1_000 };
+        assert_eq!(verdict_on(range, "two", &new[64..1_064]), Verdict::Pass);
+        assert_eq!(verdict_on(range, "two", &new[64..1_000]), Verdict::Fail, "cut");
+        assert_eq!(verdict_on(range, "two", &new[72..1_072]), Verdict::Fail, "moved");
     }
 
     #[test]

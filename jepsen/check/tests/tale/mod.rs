@@ -97,11 +97,11 @@ pub(crate) fn put(key: &str, value: u64) -> Action {
 }
 
 pub(crate) fn create(key: &str, value: u64) -> Action {
-    Action::Create { key: key.into(), value }
+    Action::Create { key: key.into(), value, bytes: Some(100) }
 }
 
 pub(crate) fn swap(key: &str, expect: u64, value: u64) -> Action {
-    Action::Swap { key: key.into(), expect, value }
+    Action::Swap { key: key.into(), expect, value, bytes: Some(100) }
 }
 
 pub(crate) fn delete(key: &str) -> Action {
