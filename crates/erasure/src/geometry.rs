@@ -70,6 +70,13 @@ impl Geometry {
         Self::new(profile, CELL_BYTES_MAX, length)
     }
 
+    /// The geometry of the same extent when it ends after its first `stripes`: no cell of these lies elsewhere.
+    #[must_use]
+    pub fn ended_after(self, stripes: u64) -> Self {
+        let length = self.length.min(stripes.saturating_mul(self.stripe_bytes()));
+        Self { length, ..self }
+    }
+
     /// The code.
     pub fn profile(&self) -> Profile {
         self.profile
@@ -210,6 +217,25 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn an_extent_that_ends_early_has_its_stripes_where_they_were(
+            profile in profiles(), length in 1_u64..9_000_000, stripes in 0_u64..20,
+        ) {
+            let whole = Geometry::for_extent(profile, length);
+            let ended = whole.ended_after(stripes);
+            let kept = stripes.min(whole.stripes());
+            prop_assert_eq!(ended.stripes(), kept);
+            let mut shard_bytes = 0;
+            for stripe in 0..kept {
+                prop_assert_eq!(ended.cell_len(stripe), whole.cell_len(stripe));
+                prop_assert_eq!(ended.content_len(stripe), whole.content_len(stripe));
+                prop_assert_eq!(ended.shard_offset(stripe), shard_bytes);
+                shard_bytes += whole.cell_len(stripe);
+            }
+            prop_assert_eq!(ended.shard_bytes(), shard_bytes, "what each home has received until then");
+            prop_assert_eq!(whole.ended_after(whole.stripes()), whole);
+        }
+
         #[test]
         fn cells_cover_a_range_once_and_in_order(
             profile in profiles(),
