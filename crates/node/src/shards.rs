@@ -85,13 +85,14 @@ async fn put(
         created_ms: node.host.clock.wall_ms(),
     };
     let incoming = Incoming::new(node.host.clock.clone(), body, expected);
-    let crc = if facts.length < SMALL_SHARD_BYTES_END {
+    // the class goes by what was announced: a shard that ends early stays where its room is
+    let (crc, length) = if facts.length < SMALL_SHARD_BYTES_END {
         put_small(store, meta, incoming).await?
     } else {
         put_large(store, meta, incoming).await?
     };
     metrics::counter!("ashlar_shard_requests_total", "operation" => "put").increment(1);
-    metrics::counter!("ashlar_shard_bytes_total", "operation" => "put").increment(facts.length);
+    metrics::counter!("ashlar_shard_bytes_total", "operation" => "put").increment(length);
     Ok((StatusCode::OK, [(CRC_HEADER, format_crc(crc))]).into_response())
 }
 
@@ -126,7 +127,14 @@ fn crc_of(headers: &HeaderMap) -> Result<Option<u32>, Refused> {
     Ok(Some(parse_crc(text)?))
 }
 
-async fn put_small(store: &Store, meta: ShardMeta, mut incoming: Incoming) -> Result<u32, Refused> {
+/// The checksum and the length of what was stored.
+type Stored = (u32, u64);
+
+async fn put_small(
+    store: &Store,
+    meta: ShardMeta,
+    mut incoming: Incoming,
+) -> Result<Stored, Refused> {
     let mut content = Bytes::new();
     while let Some(piece) = incoming.next().await? {
         content = if content.is_empty() { piece } else { joined(&content, &piece) };
@@ -134,10 +142,10 @@ async fn put_small(store: &Store, meta: ShardMeta, mut incoming: Incoming) -> Re
             return Err(StoreError::TooLong.into());
         }
     }
-    let crc = crc32c::crc32c(&content);
-    incoming.check(meta.length, content.len() as u64, crc)?;
+    let (crc, length) = (crc32c::crc32c(&content), content.len() as u64);
+    incoming.check(meta.length, length, crc)?;
     store.put_small(meta, content).await?;
-    Ok(crc)
+    Ok((crc, length))
 }
 
 fn joined(first: &Bytes, second: &Bytes) -> Bytes {
@@ -147,14 +155,18 @@ fn joined(first: &Bytes, second: &Bytes) -> Bytes {
     both.freeze()
 }
 
-async fn put_large(store: &Store, meta: ShardMeta, mut incoming: Incoming) -> Result<u32, Refused> {
+async fn put_large(
+    store: &Store,
+    meta: ShardMeta,
+    mut incoming: Incoming,
+) -> Result<Stored, Refused> {
     let mut writer = store.begin(meta).await?;
     while let Some(piece) = incoming.next().await? {
         writer.write(piece).await?;
     }
-    let crc = writer.finish().await?;
-    incoming.check(meta.length, writer.received(), crc)?;
-    Ok(writer.commit().await?.crc)
+    let (crc, length) = (writer.finish().await?, writer.received());
+    incoming.check(meta.length, length, crc)?;
+    Ok((writer.commit().await?.crc, length))
 }
 
 /// How long a body may send nothing: its gateway may have lost its power without a word, and a reservation is held.

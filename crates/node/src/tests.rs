@@ -39,14 +39,14 @@ fn config(disks: Vec<PathBuf>) -> DataConfig {
 struct Fixture {
     node: Arc<DataNode>,
     disk: DiskId,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 async fn start() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let node = DataNode::start(Host::real(), config(vec![dir.path().to_owned()])).await.unwrap();
     let disk = node.disks()[0].id;
-    Fixture { node, disk, _dir: dir }
+    Fixture { node, disk, dir }
 }
 
 fn bytes(length: usize) -> Bytes {
@@ -79,6 +79,25 @@ impl Fixture {
             .header("content-length", content.len())
             .header(CRC_HEADER, format_crc(crc32c::crc32c(&content)));
         self.send(request.body(Body::from(content)).unwrap()).await
+    }
+
+    /// A body in chunks, with `crc` in its trailer, that was announced to be `shorter` bytes longer.
+    async fn put_in_chunks(
+        &self,
+        counter: u64,
+        content: &Bytes,
+        shorter: usize,
+        crc: u32,
+    ) -> Response<Body> {
+        let mut trailer = HeaderMap::new();
+        trailer.insert(CRC_HEADER, HeaderValue::try_from(format_crc(crc)).unwrap());
+        let frames = [
+            Ok::<_, std::io::Error>(http_body::Frame::data(content.clone())),
+            Ok(http_body::Frame::trailers(trailer)),
+        ];
+        let body = Body::new(StreamBody::new(stream::iter(frames)));
+        let uri = format!("{}?{}", self.path(counter), facts(content.len() + shorter));
+        self.send(Request::put(uri).body(body).unwrap()).await
     }
 
     async fn get(&self, counter: u64, range: Option<&str>) -> (StatusCode, HeaderMap, Bytes) {
@@ -205,21 +224,46 @@ async fn a_checksum_in_the_trailer_is_judged_and_may_end_a_body_early() {
     let fixture = start().await;
     for (counter, length) in [(1, 1_000), (2, 200_000)] {
         let content = bytes(length);
-        let send = |crc: u32| {
-            let mut trailer = HeaderMap::new();
-            trailer.insert(CRC_HEADER, HeaderValue::try_from(format_crc(crc)).unwrap());
-            let frames = [
-                Ok::<_, std::io::Error>(http_body::Frame::data(content.clone())),
-                Ok(http_body::Frame::trailers(trailer)),
-            ];
-            let body = Body::new(StreamBody::new(stream::iter(frames)));
-            let uri = format!("{}?{}", fixture.path(counter), facts(length + 5_000));
-            fixture.send(Request::put(uri).body(body).unwrap())
-        };
-        let wrong = send(7).await;
+        let wrong = fixture.put_in_chunks(counter, &content, 5_000, 7).await;
         assert_eq!(refusal(&wrong), Some(ShardRefusal::BadBody));
-        assert_eq!(send(crc32c::crc32c(&content)).await.status(), StatusCode::OK);
+        let crc = crc32c::crc32c(&content);
+        let put = fixture.put_in_chunks(counter, &content, 5_000, crc).await;
+        assert_eq!(put.status(), StatusCode::OK);
         assert_eq!(fixture.get(counter, None).await.2, content);
+    }
+}
+
+#[tokio::test]
+async fn a_shard_that_ended_early_has_its_true_length_after_a_restart_too() {
+    let mut fixture = start().await;
+    // less than a large shard has, where one was announced: it stays of the class that it was announced for
+    for (counter, length, announced) in
+        [(1, 500, 60_000), (2, 1_000, 900_000), (3, 524_288, 4 << 20)]
+    {
+        let content = bytes(length);
+        let crc = crc32c::crc32c(&content);
+        let put = fixture.put_in_chunks(counter, &content, announced - length, crc).await;
+        assert_eq!(put.status(), StatusCode::OK);
+        assert_eq!(put.headers()[CRC_HEADER], format_crc(crc));
+    }
+    for is_restarted in [false, true] {
+        if is_restarted {
+            fixture.node.stop().await;
+            let disks = vec![fixture.dir.path().to_owned()];
+            fixture.node = DataNode::start(Host::real(), config(disks)).await.unwrap();
+        }
+        for (counter, length) in [(1, 500), (2, 1_000), (3, 524_288)] {
+            let (status, headers, all) = fixture.get(counter, None).await;
+            assert_eq!((status, &all), (StatusCode::OK, &bytes(length)));
+            assert_eq!(headers[LENGTH_HEADER], length.to_string());
+            let last = format!("bytes={}-{}", length - 1, length + 5);
+            assert_eq!(fixture.get(counter, Some(&last)).await.2.len(), 1);
+            let behind = fixture.get(counter, Some(&format!("bytes={length}-"))).await;
+            assert_eq!(behind.0, StatusCode::RANGE_NOT_SATISFIABLE);
+            // repair will send it as long as it is: the same shard again
+            let again = fixture.put(counter, bytes(length)).await;
+            assert_eq!(refusal(&again), None);
+        }
     }
 }
 

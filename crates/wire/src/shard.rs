@@ -81,7 +81,7 @@ pub struct ShardFacts {
     pub profile: Profile,
     /// The bucket for which it is written.
     pub bucket: BucketId,
-    /// The length of the body.
+    /// The length of the body, or, where that comes in chunks, the most that it may have.
     pub length: u64,
 }
 
