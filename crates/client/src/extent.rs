@@ -1,14 +1,19 @@
 //! One extent on its way: stripes are encoded as they fill and stream to all homes at once.
 //!
 //! All k+m acknowledgements are awaited. A slot is given up when its home is known down, refuses, or makes no progress
-//! while enough others do; never below `acks_min` (D1). Each slot has a queue of two cells, so the slowest live home
-//! sets the pace and memory stays bounded.
+//! while enough others do. Each slot has a queue of two cells, so the slowest live home sets the pace and memory stays
+//! bounded.
+//!
+//! Where fewer than `acks_min` slots are left, the extent has failed (D1). That is noticed behind a stripe, when all
+//! slots that are left have it: there the extent can be sealed, shorter than it was announced.
 
 use crate::inner::Inner;
 use crate::pool::PooledBuffer;
-use crate::shard::{CellBody, Home, Progress, ShardError, whole};
+use crate::shard::{CellBody, Home, Progress, ShardEnd, ShardError, whole};
 use ashlar_erasure::{Codec, Geometry};
-use ashlar_types::{BucketId, Extent, ExtentId, Ownership, PlacementGroup, Slot, SlotSet};
+use ashlar_types::{
+    BucketId, DiskId, Extent, ExtentId, Ownership, PgId, PlacementGroup, Slot, SlotSet,
+};
 use ashlar_wire::shard::{ShardFacts, ShardPath};
 use bytes::{Buf, Bytes};
 use crc_fast::{CrcAlgorithm, Digest};
@@ -29,10 +34,19 @@ const LOOK_EVERY: Duration = Duration::from_millis(25);
 #[derive(Debug, thiserror::Error)]
 #[error("{acked} of {needed} shards of extent {id} were stored: {why}")]
 pub(crate) struct ExtentFailed {
-    pub(crate) id: ExtentId,
+    id: ExtentId,
+    pub(crate) group: PgId,
     acked: usize,
     needed: usize,
     why: String,
+}
+
+/// An extent that has ended behind some stripe.
+pub(crate) enum Sealed {
+    /// Enough homes have it: it may be named.
+    Safe(Extent),
+    /// It can be read, but too few homes have it: its content must be written elsewhere, and it is named by nobody.
+    Short(Extent, ExtentFailed),
 }
 
 /// An extent that is being written.
@@ -58,8 +72,11 @@ type Answer = (usize, Result<u32, ShardError>);
 
 struct SlotWriter {
     state: SlotState,
+    disk: Option<DiskId>,
     cells: Option<mpsc::Sender<Bytes>>,
+    /// Of what was sent so far.
     crc: u32,
+    end: ShardEnd,
     progress: Arc<Progress>,
     abort: Option<AbortHandle>,
 }
@@ -72,6 +89,17 @@ enum SlotState {
     Acked,
     /// Given up.
     Missing,
+}
+
+impl SlotWriter {
+    /// All has been sent: what was queued is the whole shard. A slot that was given up never ends so, or its home would
+    /// keep a part of the shard for the whole.
+    fn end(&mut self) {
+        if self.state == SlotState::Open {
+            self.end.get_or_init(|| self.crc);
+        }
+        self.cells = None;
+    }
 }
 
 impl ExtentWriter {
@@ -117,8 +145,10 @@ impl ExtentWriter {
             let progress = Progress::new(self.inner.host.clock.clone(), self.room.clone());
             let mut writer = SlotWriter {
                 state: SlotState::Missing,
+                disk,
                 cells: None,
                 crc: 0,
+                end: ShardEnd::default(),
                 progress,
                 abort: None,
             };
@@ -145,11 +175,7 @@ impl ExtentWriter {
 
     fn open_stream(&self, slot: Slot, home: Home, writer: &mut SlotWriter) {
         let (cells, queue) = mpsc::channel(QUEUED_CELLS);
-        let body = CellBody {
-            cells: queue,
-            left: self.geometry.shard_bytes(),
-            progress: writer.progress.clone(),
-        };
+        let body = CellBody::new(queue, writer.end.clone(), writer.progress.clone());
         let (inner, id, facts) = (self.inner.clone(), self.id, self.facts());
         let progress = writer.progress.clone();
         let sending = async move {
@@ -181,15 +207,21 @@ impl ExtentWriter {
         abort
     }
 
+    /// The length that it was announced with.
+    pub(crate) fn length(&self) -> u64 {
+        self.geometry.length()
+    }
+
     /// The bytes that are still to come.
     pub(crate) fn left(&self) -> u64 {
         let done = self.stripe * self.geometry.stripe_bytes() + self.filled as u64;
         self.geometry.length().saturating_sub(done)
     }
 
-    /// Takes content: no more than [`ExtentWriter::left`]. It waits while the homes are busy.
-    pub(crate) async fn write(&mut self, mut bytes: Bytes) -> Result<(), ExtentFailed> {
-        while bytes.has_remaining() {
+    /// Takes content, as much of `bytes` as it has room for. It waits while the homes are busy. After an error it has
+    /// taken whole stripes only, and what is left of `bytes` is not its.
+    pub(crate) async fn write(&mut self, bytes: &mut Bytes) -> Result<(), ExtentFailed> {
+        while bytes.has_remaining() && self.left() > 0 {
             let content = in_memory(self.geometry.content_len(self.stripe));
             let cell = in_memory(self.geometry.cell_len(self.stripe));
             let cells = match self.geometry.profile().data {
@@ -202,15 +234,16 @@ impl ExtentWriter {
             bytes.copy_to_slice(&mut buffer[self.filled..self.filled + count]);
             self.filled += count;
             if self.filled == content {
-                self.flush_stripe(content, cell).await?;
+                self.flush_stripe(content, cell).await;
+                self.check_left(self.needed())?;
             }
         }
         Ok(())
     }
 
-    async fn flush_stripe(&mut self, content: usize, cell: usize) -> Result<(), ExtentFailed> {
+    async fn flush_stripe(&mut self, content: usize, cell: usize) {
         let Some(mut buffer) = self.buffer.take() else {
-            return Ok(());
+            return;
         };
         self.crc64.update(&buffer[..content]);
         let profile = self.geometry.profile();
@@ -221,7 +254,7 @@ impl ExtentWriter {
             let data: Vec<&[u8]> = data.chunks_exact(cell).collect();
             let mut parity: Vec<&mut [u8]> = parity.chunks_exact_mut(cell).collect();
             let encoded = self.codec.encode(&data, &mut parity);
-            encoded.map_err(|error| self.failed(error.to_string()))?;
+            encoded.expect("the cells were cut as the profile says");
         }
         let bytes = buffer.freeze();
         let cells: Vec<Bytes> = profile
@@ -235,9 +268,10 @@ impl ExtentWriter {
         self.filled = 0;
         if self.geometry.stripes() == 1 {
             self.send_whole(&cells);
-            return self.take_answers();
+            self.take_answers();
+        } else {
+            self.send_cells(cells).await;
         }
-        self.send_cells(cells).await
     }
 
     /// Sends the only cells of a short extent.
@@ -250,15 +284,12 @@ impl ExtentWriter {
             }
             let slot =
                 Slot(u8::try_from(index).expect("a slot is less than the width, which is a u8"));
-            let target =
-                self.group.moving.filter(|(moving, _)| *moving == slot).map(|(_, disk)| disk);
-            let disk = target.unwrap_or(self.group.homes[index]);
-            let Some(home) = Home::of(&map, disk) else {
+            let Some(home) = self.slots[index].disk.and_then(|disk| Home::of(&map, disk)) else {
                 self.slots[index].state = SlotState::Missing;
                 continue;
             };
             let crc = crc32c::crc32c(cell);
-            let path = ShardPath { disk, extent: self.id, slot };
+            let path = ShardPath { disk: home.disk, extent: self.id, slot };
             let (inner, cell) = (self.inner.clone(), cell.clone());
             let sending = async move {
                 let sent = inner.host.clock.now();
@@ -274,14 +305,16 @@ impl ExtentWriter {
                 stored
             };
             let abort = self.await_answer(slot, sending);
-            self.slots[index].crc = crc;
-            self.slots[index].abort = Some(abort);
-            self.slots[index].progress.moved();
+            let slot = &mut self.slots[index];
+            slot.crc = crc;
+            slot.end();
+            slot.abort = Some(abort);
+            slot.progress.moved();
         }
     }
 
     /// Queues one cell for each open slot, and waits until all have room.
-    async fn send_cells(&mut self, cells: Vec<Bytes>) -> Result<(), ExtentFailed> {
+    async fn send_cells(&mut self, cells: Vec<Bytes>) {
         let mut waiting: Vec<(usize, Bytes)> = Vec::with_capacity(cells.len());
         for (index, cell) in cells.into_iter().enumerate() {
             let slot = &mut self.slots[index];
@@ -291,7 +324,7 @@ impl ExtentWriter {
             }
         }
         loop {
-            self.take_answers()?;
+            self.take_answers();
             waiting.retain(|(index, cell)| {
                 let slot = &self.slots[*index];
                 let queue = slot.cells.as_ref().filter(|_| slot.state == SlotState::Open);
@@ -302,11 +335,29 @@ impl ExtentWriter {
                 })
             });
             if waiting.is_empty() {
-                return Ok(());
+                return;
             }
             self.wait_a_moment().await;
-            let stalled: Vec<usize> = waiting.iter().map(|(index, _)| *index).collect();
-            self.give_up_stalled(&stalled)?;
+            let suspects: Vec<usize> = waiting.iter().map(|(index, _)| *index).collect();
+            self.give_up_stalled(&suspects);
+        }
+    }
+
+    /// Waits until the connections have taken all that is queued: then the memory of one more stripe is free.
+    pub(crate) async fn drained(&mut self) {
+        loop {
+            self.take_answers();
+            let is_queued = |slot: &SlotWriter| {
+                let queue = slot.cells.as_ref().filter(|_| slot.state == SlotState::Open);
+                queue.is_some_and(|queue| queue.capacity() < queue.max_capacity())
+            };
+            let suspects: Vec<usize> =
+                (0..self.slots.len()).filter(|&index| is_queued(&self.slots[index])).collect();
+            if suspects.is_empty() {
+                return;
+            }
+            self.wait_a_moment().await;
+            self.give_up_stalled(&suspects);
         }
     }
 
@@ -326,22 +377,29 @@ impl ExtentWriter {
     }
 
     /// Takes the answers that are there, and so also starts requests that are new.
-    fn take_answers(&mut self) -> Result<(), ExtentFailed> {
+    fn take_answers(&mut self) {
         while let Some(Some(answer)) = self.answers.next().now_or_never() {
             self.take_answer(answer);
         }
-        let hopeful = self.slots.iter().filter(|slot| slot.state != SlotState::Missing).count();
-        if hopeful < self.needed() {
-            let why = self.last_error.clone().unwrap_or_else(|| "too few homes live".to_owned());
-            return Err(self.failed(why));
-        }
-        Ok(())
+    }
+
+    /// The slots that are not given up.
+    fn hopeful(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.state != SlotState::Missing).count()
+    }
+
+    fn acked(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.state == SlotState::Acked).count()
+    }
+
+    fn check_left(&self, floor: usize) -> Result<(), ExtentFailed> {
+        if self.hopeful() < floor { Err(self.failed()) } else { Ok(()) }
     }
 
     fn take_answer(&mut self, (index, answer): Answer) {
         let slot = &mut self.slots[index];
         let acked = match answer {
-            Ok(crc) if crc == slot.crc && self.stripe == self.geometry.stripes() => true,
+            Ok(crc) if slot.end.get() == Some(&crc) => true,
             Ok(_) => {
                 self.last_error = Some("a home received other bytes than were sent".to_owned());
                 false
@@ -356,39 +414,51 @@ impl ExtentWriter {
         slot.state = if acked { SlotState::Acked } else { SlotState::Missing };
     }
 
+    /// So many acknowledgements make it safe (D1).
     fn needed(&self) -> usize {
         usize::from(self.group.profile.acks_min())
     }
 
-    fn failed(&self, why: String) -> ExtentFailed {
-        let acked = self.slots.iter().filter(|slot| slot.state == SlotState::Acked).count();
-        ExtentFailed { id: self.id, acked, needed: self.needed(), why }
+    /// So many shards make it readable.
+    fn readable(&self) -> usize {
+        usize::from(self.group.profile.data)
     }
 
-    /// Gives up those of `suspects` that have not moved for longer than patience, while enough others have.
-    fn give_up_stalled(&mut self, suspects: &[usize]) -> Result<(), ExtentFailed> {
+    fn failed(&self) -> ExtentFailed {
+        let why = self.last_error.clone().unwrap_or_else(|| "too few homes live".to_owned());
+        ExtentFailed {
+            id: self.id,
+            group: self.group.id,
+            acked: self.acked(),
+            needed: self.needed(),
+            why,
+        }
+    }
+
+    /// Gives up those of `suspects` that have not moved for longer than patience, while enough others have. Where too
+    /// few move, it may be this node that is slow: then only those whose nodes answer no pings, or that have not moved
+    /// for very long.
+    fn give_up_stalled(&mut self, suspects: &[usize]) {
         let patience = self.patience();
-        let (mut moving, mut stalled) = (0, Vec::new());
-        for (index, slot) in self.slots.iter().enumerate() {
-            let idle = slot.state == SlotState::Open && suspects.contains(&index);
-            match slot.state {
-                SlotState::Open if idle && slot.progress.idle() > patience => stalled.push(index),
-                SlotState::Open | SlotState::Acked => moving += 1,
-                SlotState::Missing => {}
-            }
-        }
-        if moving >= self.needed() {
-            for index in stalled {
-                self.give_up(index);
-            }
-            return Ok(());
-        }
-        let hopeless =
-            |&index: &usize| self.slots[index].progress.idle() > self.inner.config.patience;
-        if !stalled.is_empty() && stalled.iter().all(hopeless) {
-            return Err(self.failed("the homes make no progress".to_owned()));
-        }
-        Ok(())
+        let idle = |index: usize| self.slots[index].progress.idle();
+        let is_stalled =
+            |&index: &usize| self.slots[index].state == SlotState::Open && idle(index) > patience;
+        let stalled: Vec<usize> = suspects.iter().copied().filter(is_stalled).collect();
+        // what can no longer be named has only to be readable
+        let hopeful = self.hopeful();
+        let enough = if hopeful >= self.needed() { self.needed() } else { self.readable() };
+        let map = self.inner.map.load_full();
+        let is_down = |index: usize| {
+            let disk = self.slots[index].disk;
+            disk.is_none_or(|disk| !self.inner.health.is_readable(&map, disk))
+        };
+        let is_hopeless = |&index: &usize| {
+            hopeful - stalled.len() >= enough
+                || is_down(index)
+                || idle(index) > self.inner.config.patience
+        };
+        let hopeless: Vec<usize> = stalled.iter().copied().filter(is_hopeless).collect();
+        hopeless.into_iter().for_each(|index| self.give_up(index));
     }
 
     fn give_up(&mut self, index: usize) {
@@ -400,6 +470,7 @@ impl ExtentWriter {
         }
         slot.cells = None;
         slot.state = SlotState::Missing;
+        self.last_error.get_or_insert_with(|| "a home makes no progress".to_owned());
     }
 
     /// Four times what the slowest of the homes usually takes: a disk that is busy for all is no stall.
@@ -409,28 +480,55 @@ impl ExtentWriter {
         self.inner.config.stall_after_min.max(slowest.unwrap_or_default() * 4)
     }
 
-    /// Waits for all acknowledgements, and says what the record is to name.
-    pub(crate) async fn finish(mut self) -> Result<Extent, ExtentFailed> {
-        debug_assert_eq!(self.left(), 0, "an extent is finished when all of it was written");
-        for slot in &mut self.slots {
-            slot.cells = None;
-        }
+    /// Ends all streams, and waits for all acknowledgements while `floor` of them can still be had.
+    async fn await_acks(&mut self, floor: usize) -> Result<(), ExtentFailed> {
+        self.slots.iter_mut().for_each(SlotWriter::end);
         loop {
-            self.take_answers()?;
+            self.take_answers();
+            self.check_left(floor)?;
             let open: Vec<usize> = (0..self.slots.len())
                 .filter(|&index| self.slots[index].state == SlotState::Open)
                 .collect();
             if open.is_empty() {
-                return Ok(self.sealed());
+                return Ok(());
             }
             self.wait_a_moment().await;
-            self.give_up_stalled(&open)?;
+            self.give_up_stalled(&open);
         }
     }
 
-    fn sealed(&self) -> Extent {
+    /// Waits until the extent, all of which was written, is safe (D1). It fails as soon as it cannot be.
+    pub(crate) async fn finish(mut self) -> Result<Extent, ExtentFailed> {
+        assert_eq!(self.left(), 0, "an extent is finished when all of it was written");
+        self.await_acks(self.needed()).await?;
+        Ok(self.stored())
+    }
+
+    /// Ends the extent behind the last stripe that was written, and waits for what of it can be had. It fails only if
+    /// that cannot be read back.
+    pub(crate) async fn seal(mut self) -> Result<Sealed, ExtentFailed> {
+        assert_eq!(self.filled, 0, "an extent is sealed between stripes");
+        let sealed = self.geometry.ended_after(self.stripe);
+        if sealed != self.geometry {
+            metrics::counter!("ashlar_client_sealed_extents_total").increment(1);
+        }
+        self.geometry = sealed;
+        self.await_acks(self.readable()).await?;
+        if self.acked() < self.needed() {
+            return Ok(Sealed::Short(self.named(self.unacked()), self.failed()));
+        }
+        Ok(Sealed::Safe(self.stored()))
+    }
+
+    fn unacked(&self) -> SlotSet {
         let is_missing = |slot: &Slot| self.slots[usize::from(slot.0)].state != SlotState::Acked;
-        let missing: SlotSet = self.group.profile.slots().filter(is_missing).collect();
+        self.group.profile.slots().filter(is_missing).collect()
+    }
+
+    /// What the record is to name.
+    fn stored(&self) -> Extent {
+        assert!(self.acked() >= self.needed(), "D1: {} is not safe", self.id);
+        let missing = self.unacked();
         if !missing.is_empty() {
             metrics::counter!("ashlar_client_short_extents_total").increment(1);
         }
@@ -458,4 +556,39 @@ impl ExtentWriter {
 
 fn in_memory(bytes: u64) -> usize {
     usize::try_from(bytes).expect("a stripe fits into memory")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ashlar_host::Host;
+
+    fn slot(state: SlotState) -> (SlotWriter, CellBody) {
+        let (cells, queue) = mpsc::channel(QUEUED_CELLS);
+        let progress = Progress::new(Host::real().clock, Arc::default());
+        let end = ShardEnd::default();
+        let body = CellBody::new(queue, end.clone(), progress.clone());
+        cells.try_send(Bytes::from_static(b"cell")).expect("there is room");
+        let (disk, abort) = (None, None);
+        (SlotWriter { state, disk, cells: Some(cells), crc: 7, end, progress, abort }, body)
+    }
+
+    #[tokio::test]
+    async fn only_a_slot_that_is_not_given_up_ends_with_a_checksum() {
+        let (mut open, body) = slot(SlotState::Open);
+        open.end();
+        let body = body.collect().await.expect("it is whole");
+        assert_eq!(
+            body.trailers().map(|trailers| trailers["x-ashlar-crc"].as_bytes()),
+            Some(&b"00000007"[..])
+        );
+        assert_eq!(body.to_bytes(), "cell");
+
+        let (mut given_up, body) = slot(SlotState::Missing);
+        given_up.end();
+        assert!(body.collect().await.is_err(), "its home keeps no part of the shard");
+        let (dropped, body) = slot(SlotState::Open);
+        drop(dropped);
+        assert!(body.collect().await.is_err());
+    }
 }

@@ -8,14 +8,14 @@ use ashlar_wire::shard::{
 };
 use ashlar_wire::{DialError, ShardBody};
 use bytes::Bytes;
-use http::{Method, Request, Response, header};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, header};
 use http_body_util::BodyExt;
-use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::body::{Body, Frame, Incoming};
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::sync::{Notify, mpsc};
@@ -83,12 +83,27 @@ impl Progress {
     }
 }
 
+/// The checksum with which a shard ends, once it is known where that is.
+pub(crate) type ShardEnd = Arc<OnceLock<u32>>;
+
 /// The body of a shard that is still being encoded: cells come through a bounded queue, and each one that the
-/// connection takes is progress.
+/// connection takes is progress. Where the queue closes, the shard ends, with its checksum in the trailer: that may be
+/// earlier than its length said.
 pub(crate) struct CellBody {
-    pub(crate) cells: mpsc::Receiver<Bytes>,
-    pub(crate) left: u64,
-    pub(crate) progress: Arc<Progress>,
+    cells: mpsc::Receiver<Bytes>,
+    end: ShardEnd,
+    progress: Arc<Progress>,
+    has_ended: bool,
+}
+
+impl CellBody {
+    pub(crate) fn new(
+        cells: mpsc::Receiver<Bytes>,
+        end: ShardEnd,
+        progress: Arc<Progress>,
+    ) -> Self {
+        Self { cells, end, progress, has_ended: false }
+    }
 }
 
 impl Body for CellBody {
@@ -99,32 +114,38 @@ impl Body for CellBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, io::Error>>> {
-        if self.left == 0 {
+        if self.has_ended {
             return Poll::Ready(None);
         }
-        match self.cells.poll_recv(cx) {
-            Poll::Pending => Poll::Pending,
-            // broken off: the connection is cut, so that the data node cannot take the part for the whole
-            Poll::Ready(None) => Poll::Ready(Some(Err(io::ErrorKind::ConnectionAborted.into()))),
-            Poll::Ready(Some(cell)) => {
-                self.left = self.left.saturating_sub(cell.len() as u64);
-                self.progress.moved();
-                Poll::Ready(Some(Ok(Frame::data(cell))))
+        let Poll::Ready(cell) = self.cells.poll_recv(cx) else {
+            return Poll::Pending;
+        };
+        let frame = match (cell, self.end.get().copied()) {
+            (Some(cell), _) => Ok(Frame::data(cell)),
+            (None, Some(crc)) => {
+                self.has_ended = true;
+                Ok(Frame::trailers(crc_trailer(crc)))
             }
-        }
+            // broken off: the connection is cut, so that the data node cannot take the part for the whole
+            (None, None) => Err(io::ErrorKind::ConnectionAborted.into()),
+        };
+        self.progress.moved();
+        Poll::Ready(Some(frame))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.left == 0
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.left)
+        self.has_ended
     }
 }
 
+fn crc_trailer(crc: u32) -> HeaderMap {
+    let value = HeaderValue::try_from(format_crc(crc)).expect("digits are a header value");
+    HeaderMap::from_iter([(HeaderName::from_static(CRC_HEADER), value)])
+}
+
 impl Inner {
-    /// Sends a shard and waits until it is on stable storage. Gives back the CRC of what the node received.
+    /// Sends a shard and waits until it is on stable storage. Gives back the CRC of what the node received. `crc`: that
+    /// of a body that is there already; one that is still to come has its own in its trailer.
     pub(crate) async fn put_shard(
         &self,
         home: &Home,
@@ -133,14 +154,16 @@ impl Inner {
         crc: Option<u32>,
         body: ShardBody,
     ) -> Result<u32, ShardError> {
-        let mut request = Request::builder()
+        let request = Request::builder()
             .method(Method::PUT)
             .uri(format!("{path}?{facts}"))
-            .header(header::HOST, &home.address)
-            .header(header::CONTENT_LENGTH, facts.length);
-        if let Some(crc) = crc {
-            request = request.header(CRC_HEADER, format_crc(crc));
-        }
+            .header(header::HOST, &home.address);
+        let request = match crc {
+            Some(crc) => request
+                .header(header::CONTENT_LENGTH, facts.length)
+                .header(CRC_HEADER, format_crc(crc)),
+            None => request.header(header::TRAILER, CRC_HEADER),
+        };
         let request = request.body(body).map_err(|error| ShardError::Broken(error.to_string()))?;
         let response = self.ask(home, request).await?;
         let crc = response.headers().get(CRC_HEADER).and_then(|value| value.to_str().ok());

@@ -2,17 +2,24 @@
 //! command.
 //!
 //! What was written is named by nobody until a command is executed with the [`Ticket`]; a writer that is dropped
-//! abandons it. An extent that fails below its quorum is written again to another group where its content is still in
-//! memory (up to [`RETAINED_BYTES_MAX`]); a longer one fails the write, which has surely not been applied.
+//! abandons it. What happens to an extent that falls below its quorum depends on where its content still is:
+//!
+//! | its content | next |
+//! |---|---|
+//! | in memory (up to [`RETAINED_BYTES_MAX`]) | it is written again to another group |
+//! | in at least k shards | it is sealed behind its last stripe, read back and written to another group; the rest goes on in a new extent |
+//! | nowhere | the write fails, and has surely not been applied |
+//!
+//! The first extent is named by nobody then: it is abandoned with whatever else is not needed in the end.
 
 use crate::execute::Ticket;
-use crate::extent::{ExtentFailed, ExtentWriter};
+use crate::extent::{ExtentFailed, ExtentWriter, Sealed};
 use crate::inner::Inner;
 use crate::session::OpenSeq;
 use crate::{Client, Failure};
-use ashlar_types::{BucketId, Content, EXTENT_BYTES_MAX, Extent, INLINE_BYTES_MAX, PgId};
+use ashlar_types::{BucketId, Content, EXTENT_BYTES_MAX, Extent, ExtentId, INLINE_BYTES_MAX, PgId};
 use bytes::{Bytes, BytesMut};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::OwnedSemaphorePermit;
@@ -21,8 +28,8 @@ use tokio::sync::OwnedSemaphorePermit;
 const RETAINED_BYTES_MAX: u64 = 3 << 20;
 /// The most that one writer holds: a stripe being filled, and two cells queued for each slot.
 const MEMORY_BYTES_MAX: u64 = 5 << 20;
-/// How many groups an extent is tried on.
-const GROUPS_TRIED_MAX: usize = 4;
+/// So many failures without a whole extent between them end a write.
+const FAILURES_MAX: u32 = 4;
 /// How long a newer map is waited for, after an extent failed by the one that was known.
 const MAP_PATIENCE: Duration = Duration::from_millis(100);
 
@@ -37,18 +44,27 @@ pub struct ObjectWriter {
     content: Content,
     tail: BytesMut,
     extent: Option<Run>,
-    /// Extents that have failed or were broken off: abandoned at the end.
-    given_up: Vec<Extent>,
+    /// Every extent that was begun and is not in `content`: abandoned in the end, wherever the writer is dropped.
+    unnamed: BTreeMap<ExtentId, Extent>,
+    /// Since the last extent that ended well.
+    failures: u32,
+    failed_groups: BTreeSet<PgId>,
     _memory: OwnedSemaphorePermit,
 }
 
 /// The extent that is being written.
 struct Run {
     writer: ExtentWriter,
-    length: u64,
-    /// Its content so far, where it may have to be written again.
+    /// Its content so far, where that may be kept.
     retained: Option<Vec<Bytes>>,
-    tried: BTreeSet<PgId>,
+}
+
+/// Why content that was read back is not in its new extent.
+enum CopyFailed {
+    /// It cannot be read.
+    Source(Failure),
+    /// It cannot be written.
+    Target(ExtentFailed),
 }
 
 impl std::fmt::Debug for ObjectWriter {
@@ -80,7 +96,9 @@ impl Client {
             content: Content::default(),
             tail: BytesMut::new(),
             extent: None,
-            given_up: Vec::new(),
+            unnamed: BTreeMap::new(),
+            failures: 0,
+            failed_groups: BTreeSet::new(),
             _memory: memory,
         })
     }
@@ -103,114 +121,143 @@ impl ObjectWriter {
             if self.extent.is_none() {
                 self.begin_extent(rest.min(EXTENT_BYTES_MAX)).await?;
             }
-            let left = self.extent.as_ref().map_or(0, |run| run.writer.left());
-            let count = usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len());
-            let part = bytes.split_to(count);
-            self.written += count as u64;
-            self.write_part(part).await?;
+            self.write_part(&mut bytes).await?;
         }
         Ok(())
     }
 
     async fn begin_extent(&mut self, length: u64) -> Result<(), Failure> {
-        let mut tried = BTreeSet::new();
-        let writer = self.open_extent(length, &mut tried).await?;
+        let writer = self.open_extent(length).await?;
         let retained = (length <= RETAINED_BYTES_MAX).then(Vec::new);
-        self.extent = Some(Run { writer, length, retained, tried });
+        self.extent = Some(Run { writer, retained });
         Ok(())
     }
 
-    async fn open_extent(
-        &mut self,
-        length: u64,
-        tried: &mut BTreeSet<PgId>,
-    ) -> Result<ExtentWriter, Failure> {
+    async fn open_extent(&mut self, length: u64) -> Result<ExtentWriter, Failure> {
         let seq = self.seq.as_ref().expect("a writer has its seq until it is finished");
         let id = seq.session.next_extent();
-        let group = self.inner.choose_group(id, length, tried).await?;
-        tried.insert(group.id);
-        Ok(ExtentWriter::new(self.inner.clone(), group, id, self.bucket, length))
+        let group = self.inner.choose_group(id, length, &self.failed_groups).await?;
+        let writer = ExtentWriter::new(self.inner.clone(), group, id, self.bucket, length);
+        self.unnamed.insert(id, writer.as_abandoned());
+        Ok(writer)
     }
 
-    async fn write_part(&mut self, part: Bytes) -> Result<(), Failure> {
+    /// Puts as much of `bytes` into the current extent as it takes.
+    async fn write_part(&mut self, bytes: &mut Bytes) -> Result<(), Failure> {
         let Some(run) = self.extent.as_mut() else {
             return Ok(());
         };
+        let offered = bytes.clone();
+        let end = run.writer.write(bytes).await;
+        let taken = offered.slice(..offered.len() - bytes.len());
+        self.written += taken.len() as u64;
         if let Some(retained) = &mut run.retained {
-            retained.push(part.clone());
+            retained.push(taken);
         }
-        if let Err(failed) = run.writer.write(part).await {
-            self.write_again(failed).await?;
-        }
-        self.finish_extent_if_whole().await
-    }
-
-    async fn finish_extent_if_whole(&mut self) -> Result<(), Failure> {
-        loop {
-            let Some(run) = self.extent.take_if(|run| run.writer.left() == 0) else {
-                return Ok(());
-            };
-            let Run { writer, length, retained, tried } = run;
-            // named before the wait: whoever is dropped in it still abandons the extent
-            self.given_up.push(writer.as_abandoned());
-            match writer.finish().await {
-                Ok(extent) => {
-                    self.given_up.pop();
-                    self.content.extents.push(extent);
-                    return Ok(());
-                }
-                Err(failed) => {
-                    self.restart(length, retained, tried, failed).await?;
-                }
-            }
-        }
-    }
-
-    /// The current extent has failed: its content goes to another group.
-    async fn write_again(&mut self, failed: ExtentFailed) -> Result<(), Failure> {
-        let Some(Run { writer, length, retained, tried }) = self.extent.take() else {
+        if end.is_ok() && run.writer.left() > 0 {
             return Ok(());
-        };
-        self.given_up.push(writer.as_abandoned());
-        drop(writer);
-        self.restart(length, retained, tried, failed).await
+        }
+        match self.extent.take() {
+            Some(Run { writer, retained: Some(parts) }) => {
+                self.end_retained(writer, parts, end).await
+            }
+            Some(Run { writer, retained: None }) => self.end_streamed(writer).await,
+            None => Ok(()),
+        }
     }
 
-    async fn restart(
+    /// Ends an extent whose content is in memory; where it has failed, it is written again.
+    async fn end_retained(
         &mut self,
-        length: u64,
-        retained: Option<Vec<Bytes>>,
-        mut tried: BTreeSet<PgId>,
-        mut failed: ExtentFailed,
+        mut writer: ExtentWriter,
+        parts: Vec<Bytes>,
+        mut end: Result<(), ExtentFailed>,
     ) -> Result<(), Failure> {
-        let Some(retained) = retained else {
-            return Err(Failure::unavailable(failed.to_string()));
-        };
-        while tried.len() < GROUPS_TRIED_MAX {
-            metrics::counter!("ashlar_client_rewritten_extents_total").increment(1);
-            tracing::info!(%failed, "an extent is written again to another placement group");
-            let epoch = self.inner.map.load().epoch;
-            self.inner.map_where(MAP_PATIENCE, |map| map.epoch > epoch).await;
-            let mut writer = self.open_extent(length, &mut tried).await?;
-            let mut end = Ok(());
-            for part in &retained {
-                end = writer.write(part.clone()).await;
+        let length = writer.length();
+        loop {
+            if end.is_ok() && writer.left() > 0 {
+                self.extent = Some(Run { writer, retained: Some(parts) });
+                return Ok(());
+            }
+            let failed = match end {
+                Ok(()) => match writer.finish().await {
+                    Ok(extent) => {
+                        self.ended_well(extent);
+                        return Ok(());
+                    }
+                    Err(failed) => failed,
+                },
+                Err(failed) => {
+                    drop(writer);
+                    failed
+                }
+            };
+            self.after_failure(failed).await?;
+            writer = self.open_extent(length).await?;
+            end = Ok(());
+            for part in &parts {
+                end = writer.write(&mut part.clone()).await;
                 if end.is_err() {
                     break;
                 }
             }
-            match end {
-                Ok(()) => {
-                    self.extent = Some(Run { writer, length, retained: Some(retained), tried });
+        }
+    }
+
+    /// Ends an extent whose content is with its homes only.
+    async fn end_streamed(&mut self, writer: ExtentWriter) -> Result<(), Failure> {
+        match writer.seal().await {
+            Ok(Sealed::Safe(extent)) => {
+                self.ended_well(extent);
+                Ok(())
+            }
+            Ok(Sealed::Short(extent, failed)) => {
+                self.after_failure(failed).await?;
+                self.rewrite(&extent).await
+            }
+            Err(failed) => Err(Failure::unavailable(failed.to_string())),
+        }
+    }
+
+    /// Writes the content of an extent that can be read, but must not be named, into another one that may be (D1).
+    async fn rewrite(&mut self, short: &Extent) -> Result<(), Failure> {
+        loop {
+            let writer = self.open_extent(short.length).await?;
+            match copy(&self.inner, short, writer).await {
+                Ok(extent) => {
+                    self.name(extent);
                     return Ok(());
                 }
-                Err(again) => {
-                    self.given_up.push(writer.as_abandoned());
-                    failed = again;
+                Err(CopyFailed::Source(failure)) => {
+                    return Err(Failure::unavailable(failure.to_string()));
                 }
+                Err(CopyFailed::Target(failed)) => self.after_failure(failed).await?,
             }
         }
-        Err(Failure::unavailable(failed.to_string()))
+    }
+
+    /// An extent has failed: the next one avoids its group. It waits a moment for a map that knows what has happened.
+    async fn after_failure(&mut self, failed: ExtentFailed) -> Result<(), Failure> {
+        self.failed_groups.insert(failed.group);
+        self.failures += 1;
+        if self.failures >= FAILURES_MAX {
+            return Err(Failure::unavailable(failed.to_string()));
+        }
+        metrics::counter!("ashlar_client_rewritten_extents_total").increment(1);
+        tracing::info!(%failed, "an extent is written again to another placement group");
+        let epoch = self.inner.map.load().epoch;
+        self.inner.map_where(MAP_PATIENCE, |map| map.epoch > epoch).await;
+        Ok(())
+    }
+
+    fn ended_well(&mut self, extent: Extent) {
+        (self.failures, self.failed_groups) = (0, BTreeSet::new());
+        self.name(extent);
+    }
+
+    fn name(&mut self, extent: Extent) {
+        self.unnamed.remove(&extent.id);
+        self.content.extents.push(extent);
     }
 
     /// Waits until all of the content is safe (D1). The ticket is for the one command that may name it.
@@ -218,17 +265,22 @@ impl ObjectWriter {
         if self.written != self.length {
             return Err(Failure::LengthDiffers { announced: self.length, found: self.written });
         }
+        // whoever drops a write in the middle may have lost what it was given
+        let stored = self.content.length() + self.tail.len() as u64;
+        if stored != self.length {
+            return Err(Failure::LengthDiffers { announced: self.length, found: stored });
+        }
         let mut content = std::mem::take(&mut self.content);
         content.tail = self.tail.split().freeze();
         let seq = self.seq.take().expect("a writer has its seq until it is finished");
-        self.abandon_given_up(&seq);
+        self.abandon_unnamed(&seq);
         let ticket = Ticket::new(self.inner.clone(), seq, self.bucket, content.clone());
         Ok((content, ticket))
     }
 
     /// Failed extents are named by nobody: they are abandoned under a seq of their own.
-    fn abandon_given_up(&mut self, seq: &OpenSeq) {
-        let extents = std::mem::take(&mut self.given_up);
+    fn abandon_unnamed(&mut self, seq: &OpenSeq) {
+        let extents: Vec<Extent> = std::mem::take(&mut self.unnamed).into_values().collect();
         if !extents.is_empty() {
             let content = Content { extents, tail: Bytes::new() };
             drop(Ticket::new(self.inner.clone(), seq.session.open_seq(), self.bucket, content));
@@ -242,8 +294,32 @@ impl Drop for ObjectWriter {
             return;
         };
         let mut content = std::mem::take(&mut self.content);
-        content.extents.append(&mut self.given_up);
-        content.extents.extend(self.extent.take().map(|run| run.writer.as_abandoned()));
+        content.extents.extend(std::mem::take(&mut self.unnamed).into_values());
         drop(Ticket::new(self.inner.clone(), seq, self.bucket, content));
     }
+}
+
+/// Reads `source` back stripe by stripe and writes it through `writer`. One stripe is in memory at a time: the next is
+/// read when the connections have taken the last (S5).
+async fn copy(
+    inner: &Arc<Inner>,
+    source: &Extent,
+    mut writer: ExtentWriter,
+) -> Result<Extent, CopyFailed> {
+    let stripe = u64::from(source.cell_bytes) * u64::from(source.profile.data);
+    let mut from = 0;
+    while from < source.length {
+        let to = source.length.min(from + stripe);
+        let read = inner.read_window(source, from, to).await;
+        for mut frame in read.map_err(CopyFailed::Source)? {
+            writer.write(&mut frame).await.map_err(CopyFailed::Target)?;
+        }
+        writer.drained().await;
+        from = to;
+    }
+    let extent = writer.finish().await.map_err(CopyFailed::Target)?;
+    if (extent.length, extent.crc64) != (source.length, source.crc64) {
+        return Err(CopyFailed::Source(Failure::Corrupt { extent: Box::new(source.clone()) }));
+    }
+    Ok(extent)
 }

@@ -12,13 +12,16 @@ use ashlar_wire::proto::{
     Busy, CollectReply, CollectRequest, DiskStatus, MetadataReply, MetadataRequest, PingReply,
     PingRequest,
 };
-use ashlar_wire::shard::{CRC_HEADER, ERROR_HEADER, SHARD_ROUTE, ShardPath, format_crc};
+use ashlar_wire::shard::{
+    CRC_HEADER, ERROR_HEADER, SHARD_ROUTE, ShardFacts, ShardPath, format_crc,
+};
 use ashlar_wire::{Dialer, Security, serve};
 use async_trait::async_trait;
 use axum::Router;
-use axum::body::{Body, Bytes, to_bytes};
+use axum::body::{Body, Bytes};
 use axum::extract::{Request, State};
 use axum::response::Response;
+use http_body_util::BodyExt;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -39,6 +42,12 @@ pub(crate) enum Fault {
     StallsReads,
     /// Stores something else than was sent, and says so truthfully.
     StoresOtherBytes,
+    /// Stores less than was sent, and says so truthfully.
+    StoresLess,
+    /// Answers everything with an error, pings too.
+    Dead,
+    /// Answers nothing but pings, and these with an error.
+    Silent,
 }
 
 /// What the range does with the next command, instead of just doing it.
@@ -66,6 +75,10 @@ pub(crate) struct Shared {
     pub(crate) applied: BTreeMap<(SessionId, u64), Outcome>,
     pub(crate) sessions: u64,
     pub(crate) gets: u64,
+    /// So many more bytes of shards a disk receives, then it gets this fault.
+    pub(crate) fails_after: BTreeMap<DiskId, (usize, Fault)>,
+    /// The extents of which a shard was sent.
+    pub(crate) begun: BTreeSet<ExtentId>,
     pub(crate) keys: BTreeSet<Vec<u8>>,
     pub(crate) more_pieces: Vec<Piece>,
 }
@@ -215,29 +228,67 @@ fn router(node: FakeNode) -> Router {
     shards.merge(rpc)
 }
 
+fn refusal(status: u16, word: &str) -> Response {
+    Response::builder().status(status).header(ERROR_HEADER, word).body(Body::empty()).unwrap()
+}
+
+async fn put(node: FakeNode, path: ShardPath, request: Request) -> Response {
+    let is = |fault| node.shared.lock().unwrap().faults.contains(&(path.disk, fault));
+    node.shared.lock().unwrap().begun.insert(path.extent);
+    if is(Fault::StallsWrites) {
+        return std::future::pending().await;
+    }
+    if is(Fault::RefusesWrites) {
+        return refusal(503, "not-writable");
+    }
+    let facts: ShardFacts = request.uri().query().unwrap().parse().unwrap();
+    let in_head = request.headers().contains_key("content-length");
+    let (mut bytes, mut body, mut trailer) = (Vec::new(), request.into_body(), None);
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else {
+            return refusal(400, "bad-body");
+        };
+        match frame.into_data() {
+            Ok(data) => match node.receives(path.disk, data.len()) {
+                None => bytes.extend_from_slice(&data),
+                Some(Fault::Silent) => return std::future::pending().await,
+                Some(Fault::RefusesWrites) => return refusal(503, "not-writable"),
+                Some(_) => return refusal(500, ""),
+            },
+            Err(frame) => trailer = frame.into_trailers().unwrap().remove(CRC_HEADER),
+        }
+    }
+    let crc = format_crc(crc32c::crc32c(&bytes));
+    if in_head {
+        assert_eq!(bytes.len() as u64, facts.length);
+    } else {
+        assert_eq!(trailer.unwrap(), crc);
+        assert!(bytes.len() as u64 <= facts.length);
+    }
+    if is(Fault::StoresOtherBytes) {
+        bytes.iter_mut().for_each(|byte| *byte = !*byte);
+    }
+    if is(Fault::StoresLess) {
+        bytes.pop();
+    }
+    let crc = format_crc(crc32c::crc32c(&bytes));
+    let key = (path.disk, path.extent, path.slot);
+    node.shared.lock().unwrap().shards.insert(key, bytes.into());
+    Response::builder().header(CRC_HEADER, crc).body(Body::empty()).unwrap()
+}
+
 async fn shard(State(node): State<FakeNode>, request: Request) -> Response {
     let path: ShardPath = request.uri().path().parse().unwrap();
     let is = |fault| node.shared.lock().unwrap().faults.contains(&(path.disk, fault));
     let key = (path.disk, path.extent, path.slot);
-    let refusal = |status, word: &str| {
-        Response::builder().status(status).header(ERROR_HEADER, word).body(Body::empty()).unwrap()
-    };
+    if is(Fault::Silent) {
+        return std::future::pending().await;
+    }
+    if is(Fault::Dead) {
+        return refusal(500, "");
+    }
     if request.method() == http::Method::PUT {
-        if is(Fault::StallsWrites) {
-            return std::future::pending().await;
-        }
-        if is(Fault::RefusesWrites) {
-            return refusal(503, "not-writable");
-        }
-        let Ok(mut body) = to_bytes(request.into_body(), 1 << 30).await else {
-            return refusal(400, "bad-body");
-        };
-        if is(Fault::StoresOtherBytes) {
-            body = body.iter().map(|byte| !byte).collect();
-        }
-        let crc = format_crc(crc32c::crc32c(&body));
-        node.shared.lock().unwrap().shards.insert(key, body);
-        return Response::builder().header(CRC_HEADER, crc).body(Body::empty()).unwrap();
+        return put(node, path, request).await;
     }
     if is(Fault::StallsReads) {
         return std::future::pending().await;
@@ -267,6 +318,10 @@ impl Data for FakeNode {
         _: tonic::Request<PingRequest>,
     ) -> Result<tonic::Response<PingReply>, Status> {
         let shared = self.shared.lock().unwrap();
+        let is = |fault| shared.faults.contains(&(disk(self.id), fault));
+        if is(Fault::Dead) || is(Fault::Silent) {
+            return Err(Status::unavailable("a dead node"));
+        }
         let status = DiskStatus {
             disk: disk(self.id).0.to_be_bytes().to_vec().into(),
             writable: true,
@@ -378,6 +433,21 @@ impl Metadata for FakeNode {
 }
 
 impl FakeNode {
+    /// Counts bytes of a shard: the fault that they bring about.
+    fn receives(&self, disk: DiskId, bytes: usize) -> Option<Fault> {
+        let mut shared = self.shared.lock().unwrap();
+        if let Some((left, fault)) = shared.fails_after.get_mut(&disk) {
+            *left = left.saturating_sub(bytes);
+            if *left == 0 {
+                let fault = *fault;
+                shared.fails_after.remove(&disk);
+                shared.faults.insert((disk, fault));
+            }
+        }
+        let has = |fault: &Fault| shared.faults.contains(&(disk, *fault));
+        [Fault::Dead, Fault::Silent, Fault::RefusesWrites].into_iter().find(has)
+    }
+
     fn root(&self, op: RootOp) -> RootOutcome {
         let mut shared = self.shared.lock().unwrap();
         match op {
