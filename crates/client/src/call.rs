@@ -8,6 +8,7 @@
 //! | epoch | read the range directory again |
 //! | busy, no connection | surely not proposed by this try: wait, ask again |
 //! | unknown, broken, late | it may have been proposed: the same bytes again (session and seq make it happen once) |
+//! | none, and the node is silent | the same, at another node: a silent one is asked only where there is no other |
 //!
 //! Reads go the same way; for them "may have been received" means nothing.
 
@@ -24,11 +25,14 @@ use ashlar_wire::proto::{MetadataReply, MetadataRequest};
 use bytes::Bytes;
 use std::collections::BTreeSet;
 use std::error::Error;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A try that takes longer is made elsewhere: a leader that was stopped must not hold a request until its deadline.
+/// A try that takes longer is made elsewhere, also where its node answers others.
 const TRY_PATIENCE: Duration = Duration::from_secs(2);
+/// A wait that ends so late was stopped itself: that nothing was heard meanwhile says nothing of others.
+const OVERSLEPT: Duration = Duration::from_millis(250);
 /// The first wait after a failed try; it doubles up to [`WAIT_MAX`].
 const WAIT_MIN: Duration = Duration::from_millis(4);
 const WAIT_MAX: Duration = Duration::from_millis(200);
@@ -165,24 +169,27 @@ impl Inner {
             MetadataRequest { range: id.0, epoch: range.map_or(0, |range| range.epoch.0), body };
         let sent = self.host.clock.now();
         let patience = TRY_PATIENCE.min(attempt.deadline - sent);
-        let answer = self.host.clock.timeout(patience, self.send(&address, verb, request)).await;
+        let answer = self.await_answer(&address, verb, request, patience).await;
         let failed = |attempt: &mut Attempt, why: String| {
             self.directory.set_leader(id, None);
             attempt.turn += 1;
             Next::wait(format!("{address}: {why}"))
         };
         match answer {
-            Err(late) => {
+            None => {
                 attempt.maybe_received = true;
-                failed(attempt, late.to_string())
+                failed(attempt, "no answer came in time".to_owned())
             }
-            Ok(Err(status)) => {
+            Some(Err(status)) => {
                 attempt.maybe_received |= !never_connected(&status);
                 failed(attempt, status.message().to_owned())
             }
-            Ok(Ok(reply)) => match reply.result {
+            Some(Ok(reply)) => match reply.result {
                 Some(Reply::Body(body)) => Next::Done(body),
                 Some(Reply::Leader(0)) => failed(attempt, format!("{id} has no leader now")),
+                Some(Reply::Leader(node)) if self.is_silent(NodeId(node)) => {
+                    failed(attempt, format!("{id} is led by node {node}, which is silent"))
+                }
                 Some(Reply::Leader(node)) => {
                     self.directory.set_leader(id, Some(NodeId(node)));
                     attempt.redirects += 1;
@@ -218,6 +225,40 @@ impl Inner {
         }
     }
 
+    /// The answer to one try. `None`: none came in time, or the node is silent.
+    async fn await_answer(
+        &self,
+        address: &str,
+        verb: Verb,
+        request: MetadataRequest,
+        patience: Duration,
+    ) -> Option<Result<MetadataReply, tonic::Status>> {
+        let (clock, silence) = (&self.host.clock, &self.silence);
+        let sent = clock.now();
+        let mut sending = pin!(self.send(address, verb, request));
+        // there was no other to ask
+        if silence.is_silent(address, sent) {
+            return clock.timeout(patience, sending).await.ok();
+        }
+        let mut listening = sent;
+        loop {
+            let look_at = silence.silent_from(address, listening).min(sent + patience);
+            tokio::select! {
+                biased;
+                answer = &mut sending => return Some(answer),
+                () = silence.noticed(address, sent) => return None,
+                () = clock.sleep(look_at - clock.now()) => {}
+            }
+            let now = clock.now();
+            if now - look_at > OVERSLEPT {
+                listening = now;
+            }
+            if silence.judge(address, listening, now) || now - sent >= patience {
+                return None;
+            }
+        }
+    }
+
     async fn send(
         &self,
         address: &str,
@@ -230,15 +271,25 @@ impl Inner {
             Verb::Execute => client.execute(request).await,
             Verb::Query => client.query(request).await,
         };
+        if reply.is_ok() {
+            self.silence.heard(address, self.host.clock.now());
+        }
         reply.map(tonic::Response::into_inner)
     }
 
-    /// The leader if it is known, else each voter in turn; for the root also the seeds.
+    fn is_silent(&self, node: NodeId) -> bool {
+        let (map, now) = (self.map.load(), self.host.clock.now());
+        map.nodes.get(&node).is_some_and(|node| self.silence.is_silent(&node.address, now))
+    }
+
+    /// The leader if it is known, else each voter in turn; for the root also the seeds. Silent ones only if all are.
     fn whom_to_ask(&self, range: Option<&RangeDescriptor>, attempt: &Attempt) -> Option<String> {
-        let map = self.map.load();
+        let (map, now) = (self.map.load(), self.host.clock.now());
         let address_of = |id: &NodeId| map.nodes.get(id).map(|node| node.address.clone());
+        let is_heard = |address: &String| !self.silence.is_silent(address, now);
         let id = range.map_or(RangeId::ROOT, |range| range.id);
-        if let Some(address) = self.directory.leader(id).as_ref().and_then(address_of) {
+        let leader = self.directory.leader(id).as_ref().and_then(address_of);
+        if let Some(address) = leader.filter(is_heard) {
             return Some(address);
         }
         let candidates: BTreeSet<String> = match range {
@@ -252,8 +303,11 @@ impl Inner {
                 metas.map(|node| node.address.clone()).chain(seeds).collect()
             }
         };
-        let count = candidates.len();
-        (count > 0).then(|| candidates.into_iter().nth(attempt.turn % count)).flatten()
+        let heard: BTreeSet<String> =
+            candidates.iter().filter(|address| is_heard(address)).cloned().collect();
+        let asked = if heard.is_empty() { candidates } else { heard };
+        let count = asked.len();
+        (count > 0).then(|| asked.into_iter().nth(attempt.turn % count)).flatten()
     }
 
     /// Reads the range directory from the root, unless somebody has done so since `seen`.

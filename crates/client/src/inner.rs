@@ -7,6 +7,7 @@ use crate::health::{Health, Hedges};
 use crate::open_reads::OpenReads;
 use crate::pool::Pool;
 use crate::session::Session;
+use crate::silence::Silence;
 use crate::{ClientConfig, Failure};
 use arc_swap::ArcSwap;
 use ashlar_host::{Host, Monotonic, TaskKind};
@@ -39,6 +40,7 @@ pub(crate) struct Inner {
     pub(crate) directory_refreshed: AsyncMutex<Option<Monotonic>>,
     pub(crate) buckets: BucketCache,
     pub(crate) health: Health,
+    pub(crate) silence: Silence,
     pub(crate) hedges: Hedges,
     pub(crate) pool: Arc<Pool>,
     pub(crate) reads: Arc<OpenReads>,
@@ -63,6 +65,7 @@ impl Inner {
             directory_refreshed: AsyncMutex::default(),
             buckets: BucketCache::default(),
             health: Health::default(),
+            silence: Silence::default(),
             hedges: Hedges::default(),
             pool: Pool::new(config.memory_bytes),
             reads: Arc::default(),

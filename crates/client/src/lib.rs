@@ -27,6 +27,7 @@ mod rebuild;
 mod session;
 mod shard;
 mod stripe;
+mod silence;
 mod window;
 mod writer;
 

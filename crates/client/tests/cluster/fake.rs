@@ -75,6 +75,12 @@ pub(crate) struct Shared {
     pub(crate) applied: BTreeMap<(SessionId, u64), Outcome>,
     pub(crate) sessions: u64,
     pub(crate) gets: u64,
+    /// Meta nodes that take everything and answer nothing.
+    pub(crate) stopped: BTreeSet<u64>,
+    /// Who leads the ranges, where that matters.
+    pub(crate) leader: Option<u64>,
+    /// How often the others have named it.
+    pub(crate) named_leader: u64,
     /// So many more bytes of shards a disk receives, then it gets this fault.
     pub(crate) fails_after: BTreeMap<DiskId, (usize, Fault)>,
     /// The extents of which a shard was sent.
@@ -359,12 +365,18 @@ impl Metadata for FakeNode {
     async fn execute(&self, request: tonic::Request<MetadataRequest>) -> Rpc {
         let request = request.into_inner();
         if request.range == 0 {
+            self.unless_stopped().await;
             return body(&self.root(decode::<RootCommand>(&request.body).unwrap().op));
         }
         let command: Command = decode(&request.body).unwrap();
+        self.shared.lock().unwrap().arrived.push((self.id, command.clone()));
+        self.unless_stopped().await;
         let trick = {
             let mut shared = self.shared.lock().unwrap();
-            shared.arrived.push((self.id, command.clone()));
+            if let Some(leader) = shared.leader.filter(|&leader| leader != self.id) {
+                shared.named_leader += 1;
+                return reply(Reply::Leader(leader));
+            }
             if command.caller.is_some() { shared.tricks.pop_front() } else { None }
         };
         match trick {
@@ -386,6 +398,7 @@ impl Metadata for FakeNode {
 
     async fn query(&self, request: tonic::Request<MetadataRequest>) -> Rpc {
         let request = request.into_inner();
+        self.unless_stopped().await;
         let shared = self.shared.lock().unwrap();
         if request.range == 0 {
             return body(&match decode::<RootQuery>(&request.body).unwrap() {
@@ -446,6 +459,13 @@ impl FakeNode {
         }
         let has = |fault: &Fault| shared.faults.contains(&(disk, *fault));
         [Fault::Dead, Fault::Silent, Fault::RefusesWrites].into_iter().find(has)
+    }
+
+    async fn unless_stopped(&self) {
+        let is_stopped = self.shared.lock().unwrap().stopped.contains(&self.id);
+        if is_stopped {
+            std::future::pending::<()>().await;
+        }
     }
 
     fn root(&self, op: RootOp) -> RootOutcome {

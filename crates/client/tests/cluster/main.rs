@@ -282,6 +282,73 @@ async fn silence_until_the_deadline_is_unknown_and_refusal_of_all_is_not() {
     assert!(matches!(end, Err(Failure::Unavailable { .. })), "{end:?}");
 }
 
+/// Waits until the others have named a leader so many times.
+async fn leader_named(cluster: &FakeCluster, times: u64) {
+    let named = async {
+        while cluster.with(|shared| shared.named_leader) < times {
+            cluster.host.clock.sleep(Duration::from_millis(1)).await;
+        }
+    };
+    let named = cluster.host.clock.timeout(Duration::from_secs(10), named).await;
+    named.expect("the others are asked while the leader is silent");
+}
+
+/// How often a node was sent each command, by seq.
+fn sends_to(cluster: &FakeCluster, node: u64) -> Vec<(u64, usize)> {
+    cluster.with(|shared| {
+        let mut sends = std::collections::BTreeMap::new();
+        for (to, command) in &shared.arrived {
+            if let Some(caller) = command.caller.filter(|_| *to == node) {
+                *sends.entry(caller.seq).or_default() += 1;
+            }
+        }
+        sends.into_iter().collect()
+    })
+}
+
+#[tokio::test]
+async fn a_leader_that_stops_is_asked_by_no_call_twice_and_by_later_ones_not_at_all() {
+    let cluster = FakeCluster::start(&[]).await;
+    cluster.with(|shared| shared.leader = Some(11));
+    execute(&cluster, None, Content::default()).await.unwrap();
+    cluster.with(|shared| (shared.named_leader, shared.stopped) = (0, [11].into()));
+    let early = (0..5).map(|_| execute(&cluster, None, Content::default()));
+    let late = async {
+        // the early ones have found it silent: the others still name it, then elect
+        leader_named(&cluster, 3).await;
+        cluster.with(|shared| shared.arrived.clear());
+        let later = execute(&cluster, None, Content::default());
+        let electing = async {
+            leader_named(&cluster, 12).await;
+            assert_eq!(sends_to(&cluster, 11), [], "once is enough");
+            cluster.with(|shared| shared.leader = Some(12));
+        };
+        futures::join!(later, electing).0
+    };
+    let (early, late) = futures::join!(futures::future::join_all(early), late);
+    assert!(early.into_iter().chain([late]).all(|end| end.is_ok()));
+    assert_eq!(cluster.with(|shared| shared.applied.len()), 7, "each happened once");
+}
+
+#[tokio::test]
+async fn a_leader_that_was_silent_and_still_leads_is_asked_again() {
+    let cluster = FakeCluster::start(&[]).await;
+    cluster.with(|shared| shared.leader = Some(11));
+    execute(&cluster, None, Content::default()).await.unwrap();
+    cluster.with(|shared| (shared.named_leader, shared.stopped) = (0, [11].into()));
+    let going_on = async {
+        leader_named(&cluster, 2).await;
+        cluster.with(|shared| shared.stopped.clear());
+    };
+    let (end, ()) = futures::join!(execute(&cluster, None, Content::default()), going_on);
+    assert!(matches!(end, Ok(Applied::Written { .. })), "{end:?}");
+    assert_eq!(
+        sends_to(&cluster, 11).last(),
+        Some(&(2, 2)),
+        "the same command, when all others name it"
+    );
+}
+
 #[tokio::test]
 async fn an_ended_session_is_replaced_only_where_nothing_is_in_doubt() {
     let cluster = FakeCluster::start(&[]).await;
