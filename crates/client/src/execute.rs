@@ -66,21 +66,60 @@ impl Claim {
         if self.content.extents.is_empty() || self.seq.session.is_fenced() {
             return;
         }
-        let (inner, seq, at) = (self.inner, self.seq, self.at);
-        let tasks = inner.host.tasks.clone();
+        let tasks = self.inner.host.tasks.clone();
         let abandoning = async move {
-            let content = Content { extents: self.content.extents, tail: Bytes::new() };
-            let op = RangeOp::Abandon(Abandon { at: at.clone(), seq: seq.seq, content });
-            let mut attempt = Attempt::new(&inner);
-            let base = self.base_index.unwrap_or_else(|| inner.known_index(&at));
-            let sent = inner.send_command(&seq, &at, op, base, &mut attempt).await;
             metrics::counter!("ashlar_client_abandoned_total").increment(1);
-            if let Err(failure) = sent {
-                tracing::warn!(session = %seq.session.id, seq = seq.seq, %failure,
-                    "what was abandoned is left to the audit");
+            let (session, seq) = (self.seq.session.id, self.seq.seq);
+            if let Err(failure) = self.send_abandon().await {
+                tracing::warn!(%session, seq, %failure, "what was abandoned is left to the audit");
             }
         };
         let _abandoning = tasks.spawn(TaskKind::Background("abandon"), Box::pin(abandoning));
+    }
+
+    /// Until a range has taken it, or has dealt with the command itself. What no range will judge any more is left to
+    /// the audit (D3): it may be named.
+    async fn send_abandon(mut self) -> Result<(), Failure> {
+        let (inner, seq) = (&self.inner, &self.seq);
+        let content =
+            Content { extents: std::mem::take(&mut self.content.extents), tail: Bytes::new() };
+        let mut op = RangeOp::Abandon(Abandon { at: self.at.clone(), seq: seq.seq, content });
+        let mut base = self.base_index.unwrap_or_else(|| inner.known_index(&self.at));
+        let mut attempt = Attempt::new(inner);
+        loop {
+            let sent = inner.host.clock.now();
+            let (reply, sent_op) =
+                inner.send_command(seq, &self.at, op, base, &mut attempt).await?;
+            op = sent_op;
+            let refusal = match reply.outcome {
+                Outcome::Applied(_) => return Ok(()),
+                Outcome::Refused(refusal) => refusal,
+            };
+            match refusal {
+                Refusal::OutsideRange => inner.follow_range(sent, &mut attempt).await?,
+                // nothing was sent under this seq that could have named anything: it may be judged as new
+                Refusal::Forgotten if self.base_index.is_none() && base != reply.index => {
+                    base = reply.index;
+                }
+                Refusal::SessionFenced => {
+                    seq.session.fence();
+                    return Err(Failure::Refused(refusal));
+                }
+                Refusal::Forgotten | Refusal::ForeignExtent | Refusal::BucketEpoch { .. } => {
+                    return Err(Failure::Refused(refusal));
+                }
+                // what the command itself came to: it has dealt with what it named
+                Refusal::ConditionFailed
+                | Refusal::NoSuchKey
+                | Refusal::NoSuchUpload
+                | Refusal::PartsChanged
+                | Refusal::ObjectChanged
+                | Refusal::BucketFenced
+                | Refusal::BucketNotEmpty
+                | Refusal::Unsupported
+                | Refusal::Abandoned => return Ok(()),
+            }
+        }
     }
 }
 
@@ -188,19 +227,22 @@ impl Client {
         claim.at.clone_from(at);
         // whoever is dropped while the command is under way abandons it: it may or may not have been proposed
         let mut guard = Ticket(Some(claim));
-        let end = self.execute_claimed(&mut guard, at, op).await;
-        if end.as_ref().err().is_none_or(is_judged) {
-            guard.0 = None;
+        let outcome = self.execute_claimed(&mut guard, at, op).await?;
+        // apply has judged the command, and so dealt with what it named
+        guard.0 = None;
+        match outcome {
+            Outcome::Applied(applied) => Ok(applied),
+            Outcome::Refused(refusal) => Err(Failure::Refused(refusal)),
         }
-        end
     }
 
+    /// What apply has made of the command. A failure: it has not judged it, or nobody knows.
     async fn execute_claimed(
         &self,
         guard: &mut Ticket,
         at: &KeyPoint,
         mut op: RangeOp,
-    ) -> Result<Applied, Failure> {
+    ) -> Result<Outcome, Failure> {
         let inner = &*self.0;
         let mut attempt = Attempt::new(inner);
         let mut agreements = 0;
@@ -213,7 +255,7 @@ impl Client {
                 inner.send_command(&claim.seq, at, op, base, &mut attempt).await?;
             op = sent_op;
             let refusal = match reply.outcome {
-                Outcome::Applied(applied) => return Ok(applied),
+                Outcome::Applied(applied) => return Ok(Outcome::Applied(applied)),
                 Outcome::Refused(refusal) => refusal,
             };
             match refusal {
@@ -236,33 +278,35 @@ impl Client {
                     }
                     claim.base_index = Some(reply.index);
                 }
-                Refusal::BucketEpoch { known } if agreements < BUCKET_AGREEMENTS_MAX => {
+                // this refusal is not remembered by the range: an earlier send may still arrive, and be applied (C7)
+                Refusal::BucketEpoch { .. } if agreements == BUCKET_AGREEMENTS_MAX => {
+                    return Err(attempt.give_up("the bucket changes again and again".to_owned()));
+                }
+                Refusal::BucketEpoch { known } => {
                     agreements += 1;
                     let agreed = inner.agree_on_bucket(at, known).await;
                     match agreed.map_err(|failure| attempt.give_up(failure.to_string()))? {
                         Some(epoch) => set_bucket_epoch(&mut op, epoch),
-                        // this refusal is not remembered by the range: an earlier send may still arrive
                         None if attempt.maybe_received => {
                             return Err(attempt.give_up(Refusal::BucketFenced.to_string()));
                         }
+                        // the root's word, not that of apply: what was written is still to be abandoned
                         None => return Err(Failure::Refused(Refusal::BucketFenced)),
                     }
                 }
                 Refusal::OutsideRange => inner.follow_range(sent, &mut attempt).await?,
-                other => return Err(Failure::Refused(other)),
+                Refusal::ConditionFailed
+                | Refusal::NoSuchKey
+                | Refusal::NoSuchUpload
+                | Refusal::PartsChanged
+                | Refusal::ObjectChanged
+                | Refusal::BucketFenced
+                | Refusal::BucketNotEmpty
+                | Refusal::ForeignExtent
+                | Refusal::Abandoned
+                | Refusal::Unsupported => return Ok(Outcome::Refused(refusal)),
             }
         }
-    }
-}
-
-/// Whether apply has judged the command, so that it has dealt with what it named.
-fn is_judged(failure: &Failure) -> bool {
-    match failure {
-        Failure::Refused(refusal) => !matches!(
-            refusal,
-            Refusal::BucketEpoch { .. } | Refusal::OutsideRange | Refusal::SessionFenced
-        ),
-        _ => false,
     }
 }
 

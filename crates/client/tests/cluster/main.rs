@@ -388,6 +388,76 @@ async fn a_range_that_never_heard_of_the_bucket_is_told() {
 }
 
 #[tokio::test]
+async fn a_bucket_that_changes_again_and_again_leaves_open_what_was_received() {
+    let cluster = FakeCluster::start(&[]).await;
+    let name = BucketName::parse("letters").unwrap();
+    let bucket = cluster.client.create_bucket(&name, "me").await.unwrap();
+    let at = KeyPoint::new(bucket.row.bucket, *b"key");
+    let changes = || vec![Trick::Refuses(Refusal::BucketEpoch { known: None }); 5];
+    cluster.trick([Trick::LosesAnswer]);
+    cluster.trick(changes());
+    let end = cluster.client.execute(None, &at, put(Content::default())).await;
+    assert!(
+        matches!(end, Err(Failure::Unknown { .. })),
+        "C7: the first may have happened: {end:?}"
+    );
+    cluster.trick(changes());
+    let (content, ticket) = write(&cluster, &content_of(100_000)).await.unwrap();
+    let end = cluster.client.execute(Some(ticket), &at, put(content.clone())).await;
+    assert!(matches!(end, Err(Failure::Unavailable { .. })), "all were answered: {end:?}");
+    assert_eq!(cluster.abandoned(1).await, [content.extents[0].id]);
+}
+
+#[tokio::test]
+async fn what_was_written_for_a_bucket_that_is_gone_is_abandoned() {
+    let cluster = FakeCluster::start(&[]).await;
+    let (content, ticket) = write(&cluster, &content_of(100_000)).await.unwrap();
+    cluster.trick([Trick::Refuses(Refusal::BucketEpoch { known: None })]);
+    let end = execute(&cluster, Some(ticket), content.clone()).await;
+    assert!(matches!(end, Err(Failure::Refused(Refusal::BucketFenced))), "{end:?}");
+    assert_eq!(cluster.abandoned(1).await, [content.extents[0].id]);
+    let callers = cluster.callers();
+    assert_eq!(callers, [callers[0]; 2], "under the same seq");
+}
+
+/// The `base_index` of the commands that have arrived.
+fn bases(cluster: &FakeCluster) -> Vec<u64> {
+    cluster.with(|shared| {
+        let callers = shared.arrived.iter().filter_map(|(_, command)| command.caller);
+        callers.map(|caller| caller.base_index).collect()
+    })
+}
+
+#[tokio::test]
+async fn an_abandon_follows_the_key_to_another_range_and_the_range_to_its_log() {
+    let cluster = FakeCluster::start(&[]).await;
+    let (_, unused) = write(&cluster, &content_of(100_000)).await.unwrap();
+    cluster.trick([Refusal::OutsideRange, Refusal::Forgotten].map(Trick::Refuses));
+    drop(unused);
+    cluster.abandoned(3).await;
+    assert_eq!(bases(&cluster), [0, 0, 7]);
+    assert_eq!(cluster.callers(), [cluster.callers()[0]; 3]);
+}
+
+#[tokio::test]
+async fn an_abandon_behind_a_command_that_was_sent_is_never_taken_for_new() {
+    let cluster = FakeCluster::start(&[]).await;
+    let (content, ticket) = write(&cluster, &content_of(100_000)).await.unwrap();
+    // the range has forgotten what it was: it may have named the extent (D2)
+    cluster.trick([
+        Trick::LosesAnswer,
+        Trick::Refuses(Refusal::Forgotten),
+        Trick::Refuses(Refusal::Forgotten),
+    ]);
+    let unknown = execute(&cluster, Some(ticket), content).await;
+    assert!(matches!(unknown, Err(Failure::Unknown { .. })), "{unknown:?}");
+    cluster.abandoned(1).await;
+    // whatever still went out would arrive before this
+    execute(&cluster, None, Content::default()).await.unwrap();
+    assert_eq!(bases(&cluster), [0, 0, 0, 7], "the command twice, its end once, another command");
+}
+
+#[tokio::test]
 async fn a_bucket_is_deleted_when_empty_and_lives_on_when_not() {
     let cluster = FakeCluster::start(&[]).await;
     let name = BucketName::parse("letters").unwrap();
