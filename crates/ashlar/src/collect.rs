@@ -17,8 +17,8 @@ use crate::leading::Leading;
 use ashlar_client::{Client, GarbagePage, GatewayReads};
 use ashlar_host::{Host, Monotonic};
 use ashlar_types::{
-    COLLECT_SHARDS_MAX, ClusterMap, DiskId, DiskState, Extent, ExtentId, Generation, KeyPoint,
-    NodeId, RangeId, Role, ShardEnd, ShardName,
+    COLLECT_SHARDS_MAX, ClusterMap, CollectOutcome, DiskId, DiskState, Extent, ExtentId,
+    Generation, KeyPoint, NodeId, RangeId, Role, ShardName,
 };
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
@@ -212,7 +212,7 @@ impl Collector {
     async fn ask(&self, node: NodeId, at: &KeyPoint, shards: &[ShardName]) -> Vec<ExtentId> {
         match self.client.collect_shards(node, at, shards.to_vec()).await {
             Ok(ends) => {
-                let left = shards.iter().zip(ends).filter(|(_, end)| *end != ShardEnd::Gone);
+                let left = shards.iter().zip(ends).filter(|(_, end)| *end != CollectOutcome::Gone);
                 left.map(|(shard, _)| shard.extent).collect()
             }
             Err(reason) => {

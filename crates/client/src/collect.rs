@@ -6,8 +6,8 @@
 use crate::open_reads::{OpenRead, OpenReadNumbers};
 use crate::{Client, Failure};
 use ashlar_types::{
-    ClusterMap, CollectShards, Extent, ExtentId, Generation, KeyPoint, NodeId, RangeAnswer,
-    RangeDescriptor, RangeOp, RangeQuery, RootAnswer, RootQuery, ShardEnd, ShardName,
+    ClusterMap, CollectOutcome, CollectShards, Extent, ExtentId, Generation, KeyPoint, NodeId,
+    RangeAnswer, RangeDescriptor, RangeOp, RangeQuery, RootAnswer, RootQuery, ShardName,
     ShardsCollected, decode, encode,
 };
 use ashlar_wire::Class;
@@ -115,7 +115,7 @@ impl Client {
         node: NodeId,
         at: &KeyPoint,
         shards: Vec<ShardName>,
-    ) -> Result<Vec<ShardEnd>, String> {
+    ) -> Result<Vec<CollectOutcome>, String> {
         let map = self.map();
         let address = map.nodes.get(&node).map(|node| node.address.clone());
         let address = address.ok_or_else(|| format!("{node} is not in the cluster map"))?;

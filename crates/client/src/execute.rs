@@ -117,6 +117,7 @@ impl Claim {
                 | Refusal::BucketFenced
                 | Refusal::BucketNotEmpty
                 | Refusal::Unsupported
+                | Refusal::NotMissing
                 | Refusal::Abandoned => return Ok(()),
             }
         }
@@ -304,6 +305,7 @@ impl Client {
                 | Refusal::BucketNotEmpty
                 | Refusal::ForeignExtent
                 | Refusal::Abandoned
+                | Refusal::NotMissing
                 | Refusal::Unsupported => return Ok(Outcome::Refused(refusal)),
             }
         }

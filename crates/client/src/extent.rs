@@ -10,6 +10,7 @@
 use crate::inner::Inner;
 use crate::pool::PooledBuffer;
 use crate::shard::{CellBody, Home, Progress, ShardEnd, ShardError, whole};
+use crate::stripe;
 use ashlar_erasure::{Codec, Geometry};
 use ashlar_types::{
     BucketId, DiskId, Extent, ExtentId, Ownership, PgId, PlacementGroup, Slot, SlotSet,
@@ -224,12 +225,8 @@ impl ExtentWriter {
         while bytes.has_remaining() && self.left() > 0 {
             let content = in_memory(self.geometry.content_len(self.stripe));
             let cell = in_memory(self.geometry.cell_len(self.stripe));
-            let cells = match self.geometry.profile().data {
-                // copies share one buffer
-                1 => 1,
-                _ => usize::from(self.geometry.profile().width()),
-            };
-            let buffer = self.buffer.get_or_insert_with(|| self.inner.pool.take(cell * cells));
+            let length = stripe::buffer_bytes(self.geometry.profile(), cell);
+            let buffer = self.buffer.get_or_insert_with(|| self.inner.pool.take(length));
             let count = bytes.len().min(content - self.filled);
             bytes.copy_to_slice(&mut buffer[self.filled..self.filled + count]);
             self.filled += count;
@@ -242,28 +239,11 @@ impl ExtentWriter {
     }
 
     async fn flush_stripe(&mut self, content: usize, cell: usize) {
-        let Some(mut buffer) = self.buffer.take() else {
+        let Some(buffer) = self.buffer.take() else {
             return;
         };
         self.crc64.update(&buffer[..content]);
-        let profile = self.geometry.profile();
-        let data_bytes = cell * usize::from(profile.data);
-        buffer[content..data_bytes].fill(0);
-        if profile.data > 1 {
-            let (data, parity) = buffer.split_at_mut(data_bytes);
-            let data: Vec<&[u8]> = data.chunks_exact(cell).collect();
-            let mut parity: Vec<&mut [u8]> = parity.chunks_exact_mut(cell).collect();
-            let encoded = self.codec.encode(&data, &mut parity);
-            encoded.expect("the cells were cut as the profile says");
-        }
-        let bytes = buffer.freeze();
-        let cells: Vec<Bytes> = profile
-            .slots()
-            .map(|slot| match profile.data {
-                1 => bytes.clone(),
-                _ => bytes.slice(usize::from(slot.0) * cell..(usize::from(slot.0) + 1) * cell),
-            })
-            .collect();
+        let cells = stripe::cells(&self.codec, buffer, content, cell);
         self.stripe += 1;
         self.filled = 0;
         if self.geometry.stripes() == 1 {

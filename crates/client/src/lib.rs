@@ -26,8 +26,8 @@ mod reader;
 mod rebuild;
 mod session;
 mod shard;
-mod stripe;
 mod silence;
+mod stripe;
 mod window;
 mod writer;
 

@@ -1,12 +1,12 @@
 //! Rebuilding the shards that an extent misses: its content is read as any reader reads it, encoded again, and the
 //! missing columns go to their homes.
 //!
-//! The last stripe is sent only when the content had the checksum of the record, so that no shard of a wrong content is
+//! A column ends with its checksum only when the content had that of the record, so that no shard of a wrong content is
 //! ever whole (D5). The record is told by one command, which is refused where the extent has ended meanwhile (D4:
 //! nothing that was there is touched before or after).
 
 use crate::inner::Inner;
-use crate::shard::{CellBody, Home, Progress, ShardError};
+use crate::shard::{CellBody, Home, Progress, ShardEnd, ShardError};
 use crate::stripe;
 use crate::{Client, Failure};
 use ashlar_erasure::{Codec, Geometry};
@@ -32,6 +32,8 @@ struct Column {
     slot: Slot,
     cells: mpsc::Sender<Bytes>,
     crc: u32,
+    /// Set when all of it was sent and is what it must be: before that its body breaks off.
+    end: ShardEnd,
 }
 
 impl Client {
@@ -131,10 +133,11 @@ fn open(
 ) -> (Column, impl Future<Output = Result<u32, ShardError>> + use<>) {
     let (cells, queue) = mpsc::channel(QUEUED_CELLS);
     let progress = Progress::new(inner.host.clock.clone(), Arc::new(Notify::new()));
-    let body = CellBody { cells: queue, left: facts.length, progress };
+    let end = ShardEnd::default();
+    let body = CellBody::new(queue, end.clone(), progress);
     let (inner, path) = (inner.clone(), ShardPath { disk: home.disk, extent: extent.id, slot });
     let put = async move { inner.put_shard(&home, path, facts, None, body.boxed()).await };
-    (Column { slot, cells, crc: 0 }, put)
+    (Column { slot, cells, crc: 0, end }, put)
 }
 
 impl Inner {
@@ -159,16 +162,19 @@ impl Inner {
                 filled += frame.len();
             }
             digest.update(&buffer[..content]);
-            if stripe + 1 == geometry.stripes() && digest.finalize() != extent.crc64 {
-                metrics::counter!("ashlar_client_corrupt_extents_total").increment(1);
-                tracing::error!(extent = %extent.id, "an extent does not have the checksum of its record");
-                return Err(Failure::Corrupt { extent: Box::new(extent.clone()) });
-            }
-            let cells = stripe::cells(&codec, buffer, content, cell)
-                .map_err(|error| Failure::protocol(error.to_string()))?;
+            let cells = stripe::cells(&codec, buffer, content, cell);
             self.feed(&mut columns, &cells).await?;
         }
-        Ok(columns.into_iter().map(|column| (column.slot, column.crc)).collect())
+        if digest.finalize() != extent.crc64 {
+            metrics::counter!("ashlar_client_corrupt_extents_total").increment(1);
+            tracing::error!(extent = %extent.id, "an extent does not have the checksum of its record");
+            return Err(Failure::Corrupt { extent: Box::new(extent.clone()) });
+        }
+        let ended = columns.into_iter().map(|column| {
+            column.end.get_or_init(|| column.crc);
+            (column.slot, column.crc)
+        });
+        Ok(ended.collect())
     }
 
     async fn feed(&self, columns: &mut [Column], cells: &[Bytes]) -> Result<(), Failure> {

@@ -6,7 +6,9 @@
 use crate::DataNode;
 use ashlar_client::Client;
 use ashlar_store::{ShardKey, StoreError};
-use ashlar_types::{COLLECT_SHARDS_MAX, CollectShards, ExtentId, KeyPoint, ShardEnd, ShardName};
+use ashlar_types::{
+    COLLECT_SHARDS_MAX, CollectOutcome, CollectShards, ExtentId, KeyPoint, ShardName,
+};
 use async_trait::async_trait;
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,14 +50,14 @@ impl DataNode {
         &self,
         judge: &dyn GarbageJudge,
         request: &CollectShards,
-    ) -> Result<Vec<ShardEnd>, CollectError> {
+    ) -> Result<Vec<CollectOutcome>, CollectError> {
         if request.shards.len() > COLLECT_SHARDS_MAX {
             return Err(CollectError::TooMany(request.shards.len()));
         }
         let may_go = collectable(judge, request).await?;
         let deletes = request.shards.iter().map(|shard| async {
             if !may_go.contains(&shard.extent) {
-                return ShardEnd::NotCollectable;
+                return CollectOutcome::NotCollectable;
             }
             self.delete(shard).await
         });
@@ -66,15 +68,15 @@ impl DataNode {
         Ok(ends)
     }
 
-    async fn delete(&self, shard: &ShardName) -> ShardEnd {
+    async fn delete(&self, shard: &ShardName) -> CollectOutcome {
         let Some(store) = self.stores().get(&shard.disk) else {
-            return ShardEnd::UnknownDisk;
+            return CollectOutcome::UnknownDisk;
         };
         match store.delete(ShardKey { extent: shard.extent, slot: shard.slot }).await {
-            Ok(_) | Err(StoreError::NotFound) => ShardEnd::Gone,
+            Ok(_) | Err(StoreError::NotFound) => CollectOutcome::Gone,
             Err(error) => {
                 tracing::warn!(disk = %shard.disk, extent = %shard.extent, %error, "a shard could not be deleted");
-                ShardEnd::Failed
+                CollectOutcome::Failed
             }
         }
     }
@@ -92,12 +94,12 @@ async fn collectable(
     Ok(answers.into_iter().filter_map(|(extent, may_go)| may_go.then_some(extent)).collect())
 }
 
-fn count(end: ShardEnd) {
+fn count(end: CollectOutcome) {
     let end = match end {
-        ShardEnd::Gone => "gone",
-        ShardEnd::NotCollectable => "not-collectable",
-        ShardEnd::UnknownDisk => "unknown-disk",
-        ShardEnd::Failed => "failed",
+        CollectOutcome::Gone => "gone",
+        CollectOutcome::NotCollectable => "not-collectable",
+        CollectOutcome::UnknownDisk => "unknown-disk",
+        CollectOutcome::Failed => "failed",
     };
     metrics::counter!("ashlar_shard_collected_total", "end" => end).increment(1);
 }

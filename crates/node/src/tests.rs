@@ -4,8 +4,8 @@ use crate::{DataConfig, DataNode, DataNodeError, GarbageJudge};
 use ashlar_host::Host;
 use ashlar_store::StoreError;
 use ashlar_types::{
-    BucketId, COLLECT_SHARDS_MAX, ClusterId, ClusterMap, CollectShards, DiskId, Epoch, ExtentId,
-    KeyPoint, NodeId, PgId, PlacementGroup, Profile, SessionId, ShardEnd, ShardName,
+    BucketId, COLLECT_SHARDS_MAX, ClusterId, ClusterMap, CollectOutcome, CollectShards, DiskId,
+    Epoch, ExtentId, KeyPoint, NodeId, PgId, PlacementGroup, Profile, SessionId, ShardName,
     ShardsCollected, Slot, decode, encode,
 };
 use ashlar_wire::proto::data_server::Data;
@@ -180,8 +180,8 @@ async fn d2_only_what_the_range_has_in_its_queue_is_deleted() {
     let elsewhere = ShardName { disk: DiskId(1), ..name(1) };
     let shards = vec![name(1), name(2), name(3), name(4), name(9), elsewhere];
     let ends = collect(Some(vec![1, 3, 9]), shards).await.unwrap();
-    let (gone, kept) = (ShardEnd::Gone, ShardEnd::NotCollectable);
-    assert_eq!(ends, [gone, kept, gone, kept, gone, ShardEnd::UnknownDisk]);
+    let (gone, kept) = (CollectOutcome::Gone, CollectOutcome::NotCollectable);
+    assert_eq!(ends, [gone, kept, gone, kept, gone, CollectOutcome::UnknownDisk]);
     for (counter, status) in [
         (1, StatusCode::NOT_FOUND),
         (2, StatusCode::OK),
@@ -192,7 +192,7 @@ async fn d2_only_what_the_range_has_in_its_queue_is_deleted() {
     }
     assert_eq!(collect(Some(vec![1]), vec![name(1)]).await.unwrap(), [gone], "asked again");
     fixture.node.stop().await;
-    assert_eq!(collect(Some(vec![2]), vec![name(2)]).await.unwrap(), [ShardEnd::Failed]);
+    assert_eq!(collect(Some(vec![2]), vec![name(2)]).await.unwrap(), [CollectOutcome::Failed]);
 }
 
 #[tokio::test]

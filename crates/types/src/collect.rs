@@ -29,7 +29,7 @@ pub struct CollectShards {
 
 /// What became of one shard of a [`CollectShards`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub enum ShardEnd {
+pub enum CollectOutcome {
     /// Its deletion is durable, or the disk had no such shard.
     Gone,
     /// The range does not have the extent in its queue: nothing was deleted.
@@ -44,7 +44,7 @@ pub enum ShardEnd {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardsCollected {
     /// One for each shard, in the order of the request.
-    pub ends: Vec<ShardEnd>,
+    pub ends: Vec<CollectOutcome>,
 }
 
 impl Versioned for CollectShards {
