@@ -7,14 +7,20 @@
 
 mod clock;
 mod disk;
+mod http_port;
+mod memory_network;
 mod network;
+mod pace;
 mod random;
 mod sim_disk;
 mod tasks;
 
 pub use clock::{Clock, Elapsed, Monotonic, RealClock};
 pub use disk::{Disk, DiskUsage, File, OpenMode, RealDisk};
+pub use http_port::{Greeted, Http2, HttpPort, count_too_slow, serve_http};
+pub use memory_network::MemoryNetwork;
 pub use network::{Connection, Listener, Network, RealNetwork};
+pub use pace::{Pace, PaceLimits, TooSlow};
 pub use random::{Random, RealRandom, SeededRandom};
 pub use sim_disk::{CutStyle, SimDisk};
 pub use tasks::{RealTasks, Shutdown, TaskHandle, TaskKind, Tasks};
@@ -55,6 +61,13 @@ impl Host {
     #[must_use]
     pub fn with_disk(mut self, disk: Arc<dyn Disk>) -> Self {
         self.disk = disk;
+        self
+    }
+
+    /// The same machine with another network.
+    #[must_use]
+    pub fn with_network(mut self, network: Arc<dyn Network>) -> Self {
+        self.network = network;
         self
     }
 
