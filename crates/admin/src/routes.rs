@@ -2,7 +2,7 @@
 
 use crate::Readiness;
 use crate::metrics_page::{MAIN_SERIES, install_recorder, sum};
-use ashlar_host::{Host, Listener, TaskKind};
+use ashlar_host::{Greeted, Host, HttpPort, Listener, PaceLimits, TaskKind, serve_http};
 use ashlar_map::History;
 use ashlar_types::{ClusterId, NodeId, Role};
 use axum::extract::{Query, State};
@@ -10,8 +10,7 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use futures::future::BoxFuture;
 use hyper_util::service::TowerToHyperService;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::{Deserialize, Serialize};
@@ -20,7 +19,20 @@ use std::path::Path;
 use std::time::Duration;
 
 const SAMPLE_EVERY: Duration = Duration::from_secs(60);
-const REQUEST_PATIENCE: Duration = Duration::from_secs(10);
+const PORT: HttpPort = HttpPort {
+    name: "admin",
+    connections_max: 128,
+    handshake: Duration::from_secs(10),
+    head: Duration::from_secs(10),
+    buffer_bytes: 64 * 1024,
+    writes: Some(PaceLimits {
+        stall: Duration::from_secs(10),
+        grace: Duration::from_secs(10),
+        rate_min: 1024,
+    }),
+    drain: Duration::from_secs(1),
+    http2: None,
+};
 const EVENTS_DEFAULT: usize = 100;
 const EVENTS_MAX: usize = 1000;
 const DAY_MS: u64 = 24 * 3600 * 1000;
@@ -105,34 +117,13 @@ pub async fn serve(host: Host, listener: Box<dyn Listener>, state: AdminState) {
     let sampler =
         host.tasks.spawn(TaskKind::Background("history"), Box::pin(sample_for_ever(state.clone())));
     let router = router(state);
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = host.shutdown.requested() => break,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let router = router.clone();
-                let serving = async move {
-                    let mut builder = auto::Builder::new(TokioExecutor::new()).http1_only();
-                    builder.http1().timer(TokioTimer::new()).header_read_timeout(REQUEST_PATIENCE);
-                    let service = TowerToHyperService::new(router);
-                    if let Err(error) =
-                        builder.serve_connection(TokioIo::new(stream), service).await
-                    {
-                        tracing::debug!(%error, "an admin connection ended");
-                    }
-                };
-                let _connection =
-                    host.tasks.spawn(TaskKind::Request("admin connection"), Box::pin(serving));
-            }
-            Err(error) => {
-                tracing::warn!(%error, "the admin port could not accept a connection");
-                host.clock.sleep(Duration::from_millis(10)).await;
-            }
-        }
-    }
+    let greet = move |stream| {
+        let service = TowerToHyperService::new(router.clone());
+        let greeted: BoxFuture<'static, _> =
+            Box::pin(async move { Ok(Greeted { stream, service, life: None }) });
+        greeted
+    };
+    serve_http(host, listener, PORT, greet).await;
     sampler.join().await;
 }
 

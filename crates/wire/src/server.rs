@@ -2,112 +2,54 @@
 
 use crate::Security;
 use crate::stream::InternalStream;
-use ashlar_host::{Connection, Host, Listener, TaskKind};
+use ashlar_host::{Connection, Greeted, Host, Http2, HttpPort, Listener, serve_http};
 use axum::Router;
+use axum::body::Body;
+use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
-use hyper::rt::Executor;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use std::future::Future;
+use std::convert::Infallible;
 use std::io;
 use std::time::Duration;
 use tokio_rustls::TlsAcceptor;
 use tower::ServiceExt;
 
-/// How long a handshake may take.
-const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(5);
-/// How long open requests get when the node stops.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(3);
+const PORT: HttpPort = HttpPort {
+    name: "internal",
+    // every gateway and node of a large cluster, with pools for shard bytes
+    connections_max: 16 * 1024,
+    handshake: Duration::from_secs(5),
+    head: Duration::from_secs(30),
+    buffer_bytes: 400 * 1024,
+    // a member that reads slowly has a slow client itself, which its own port watches
+    writes: None,
+    drain: Duration::from_secs(3),
+    http2: Some(Http2 {
+        stream_window_bytes: 4 << 20,
+        connection_window_bytes: 16 << 20,
+        frame_bytes: 1 << 20,
+        streams_max: 4096,
+    }),
+};
 /// The path that a caller without a certificate may use: a one-time token stands for it.
 const JOIN_PATH: &str = "/ashlar.v1.Membership/Join";
-const STREAM_WINDOW_BYTES: u32 = 4 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
-const FRAME_BYTES: u32 = 1 << 20;
+/// How long a connection without a certificate may last: it holds a place that a member may need.
+const STRANGER_LIFE: Duration = Duration::from_secs(30);
 
 /// Serves `router` to members until shutdown is requested; then lets open requests finish for a moment.
 pub async fn serve(host: Host, listener: Box<dyn Listener>, security: Security, router: Router) {
-    let mut connections = Vec::new();
-    loop {
-        let accepted = tokio::select! {
-            biased;
-            () = host.shutdown.requested() => break,
-            accepted = listener.accept() => accepted,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let serving =
-                    serve_connection(host.clone(), stream, security.clone(), router.clone());
-                connections.push(
-                    host.tasks.spawn(TaskKind::Request("internal connection"), Box::pin(serving)),
-                );
-            }
-            // out of file descriptors, or a connection that broke at once: the next one may be fine
-            Err(error) => {
-                tracing::warn!(%error, "the internal port could not accept a connection");
-                host.clock.sleep(Duration::from_millis(10)).await;
-            }
-        }
-        if connections.len() % 64 == 0 {
-            connections.retain(|connection| !connection.is_finished());
-        }
-    }
-    let drained = async {
-        for connection in connections {
-            connection.join().await;
-        }
+    let greet = move |stream| {
+        let (security, router) = (security.clone(), router.clone());
+        let greeting: BoxFuture<'static, _> = Box::pin(async move {
+            let stream = accept(stream, security).await.inspect_err(refused)?;
+            let member = stream.peer_is_member();
+            let service =
+                hyper::service::service_fn(move |request| answer(router.clone(), member, request));
+            Ok(Greeted { stream, service, life: (!member).then_some(STRANGER_LIFE) })
+        });
+        greeting
     };
-    if host.clock.timeout(DRAIN_PATIENCE, drained).await.is_err() {
-        tracing::info!("open internal connections were cut at the end of the drain");
-    }
-}
-
-async fn serve_connection(
-    host: Host,
-    stream: Box<dyn Connection>,
-    security: Security,
-    router: Router,
-) {
-    let handshake = host.clock.timeout(HANDSHAKE_PATIENCE, accept(stream, security)).await;
-    let stream = match handshake {
-        Ok(Ok(stream)) => stream,
-        Ok(Err(error)) => return refused(&error.to_string()),
-        Err(late) => return refused(&late.to_string()),
-    };
-    let member = stream.peer_is_member();
-    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let router = router.clone();
-        async move {
-            if !member && request.uri().path() != JOIN_PATH {
-                metrics::counter!("ashlar_internal_refused_total", "reason" => "no certificate")
-                    .increment(1);
-                return Ok(forbidden());
-            }
-            router.oneshot(request).await
-        }
-    });
-    let mut builder = auto::Builder::new(HostExecutor(host.clone()));
-    builder.http1().timer(TokioTimer::new());
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .max_frame_size(FRAME_BYTES)
-        .max_concurrent_streams(4096);
-    let connection = builder.serve_connection(TokioIo::new(stream), service);
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        biased;
-        ended = connection.as_mut() => ended,
-        () = host.shutdown.requested() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "an internal connection ended");
-    }
+    serve_http(host, listener, PORT, greet).await;
 }
 
 async fn accept(stream: Box<dyn Connection>, security: Security) -> io::Result<InternalStream> {
@@ -120,24 +62,26 @@ async fn accept(stream: Box<dyn Connection>, security: Security) -> io::Result<I
     }
 }
 
-fn refused(reason: &str) {
-    metrics::counter!("ashlar_internal_refused_total", "reason" => "handshake").increment(1);
-    tracing::warn!(reason, "an internal connection was refused");
+async fn answer(
+    router: Router,
+    member: bool,
+    request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    if !member && request.uri().path() != JOIN_PATH {
+        metrics::counter!("ashlar_internal_refused_total", "reason" => "no certificate")
+            .increment(1);
+        return Ok(forbidden());
+    }
+    router.oneshot(request).await
 }
 
-fn forbidden() -> Response<axum::body::Body> {
-    let mut response =
-        Response::new(axum::body::Body::from("a certificate of this cluster is needed here\n"));
+fn refused(error: &io::Error) {
+    metrics::counter!("ashlar_internal_refused_total", "reason" => "handshake").increment(1);
+    tracing::warn!(%error, "an internal connection was refused");
+}
+
+fn forbidden() -> Response<Body> {
+    let mut response = Response::new(Body::from("a certificate of this cluster is needed here\n"));
     *response.status_mut() = StatusCode::FORBIDDEN;
     response
-}
-
-/// Runs what HTTP/2 spawns as tasks of the host.
-#[derive(Clone)]
-struct HostExecutor(Host);
-
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for HostExecutor {
-    fn execute(&self, task: F) {
-        let _stream = self.0.tasks.spawn(TaskKind::Request("internal stream"), Box::pin(task));
-    }
 }
