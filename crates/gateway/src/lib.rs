@@ -11,6 +11,7 @@ mod admission;
 mod cluster;
 mod failure;
 mod md5_lane;
+mod paced_body;
 mod server;
 mod store;
 #[cfg(test)]
@@ -19,9 +20,10 @@ mod tests;
 pub use server::{TlsConfig, TlsError, serve};
 
 use ashlar_client::Client;
-use ashlar_host::Host;
+use ashlar_host::{Host, PaceLimits};
 use ashlar_s3::{Credentials, S3Config, S3Service, SecretKey};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The settings of a gateway.
 #[derive(Debug, Clone)]
@@ -38,6 +40,23 @@ pub struct GatewayConfig {
     pub secret_key: SecretKey,
     /// What the bodies of all requests may hold in memory together.
     pub memory_bytes: u64,
+    /// How slow a client may be.
+    pub slow: SlowClients,
+}
+
+/// How slow a client may be before it is cut off: what it has asked for holds memory that others need (S5).
+#[derive(Debug, Clone, Copy)]
+pub struct SlowClients {
+    /// How long a head may take, and how long a connection may be idle between requests.
+    pub head: Duration,
+    /// How a body must come, and how an answer must be taken.
+    pub pace: PaceLimits,
+}
+
+impl Default for SlowClients {
+    fn default() -> Self {
+        Self { head: Duration::from_secs(60), pace: PaceLimits::default() }
+    }
 }
 
 impl Default for GatewayConfig {
@@ -50,6 +69,7 @@ impl Default for GatewayConfig {
             secret_key: SecretKey::new(""),
             // 32 streams at full speed, or thousands of small requests
             memory_bytes: 128 * 1024 * 1024,
+            slow: SlowClients::default(),
         }
     }
 }
@@ -58,6 +78,7 @@ impl Default for GatewayConfig {
 #[derive(Debug, Clone)]
 pub struct Gateway {
     service: S3Service,
+    slow: SlowClients,
 }
 
 impl Gateway {
@@ -68,6 +89,7 @@ impl Gateway {
 
     fn over<C: cluster::Cluster>(host: &Host, cluster: C, config: GatewayConfig) -> Self {
         let random = Arc::clone(&host.random);
+        let slow = config.slow;
         let credentials = if config.access_key.is_empty() {
             Credentials::default()
         } else {
@@ -85,6 +107,6 @@ impl Gateway {
             cluster,
             admission: admission::Admission::new(Arc::clone(&host.clock), config.memory_bytes),
         };
-        Self { service: ashlar_s3::service(Arc::new(store), s3) }
+        Self { service: ashlar_s3::service(Arc::new(store), s3), slow }
     }
 }

@@ -1,44 +1,44 @@
-//! The S3 port: HTTP/1.1, and HTTP/2 where TLS agrees on it; time-outs on handshake, head, idle connection and slow
-//! body; a stop that lets open requests finish.
+//! The S3 port: HTTP/1.1, over TLS where it is given a certificate. Nothing that a client does or leaves undone holds
+//! memory for ever: head, idle connection, body and answer have their deadlines (S5).
 //!
-//! `Expect: 100-continue` is answered by hyper when the body is first read, which is after the head was accepted.
+//! HTTP/2 is not spoken: `docs/adr/0007`. `Expect: 100-continue` is answered by hyper when the body is first read, which
+//! is after the head was accepted.
 
-use crate::Gateway;
-use ashlar_host::{Clock, Connection, Host, Listener, TaskKind};
-use ashlar_s3::{BodyError, Code, S3Error, S3Service, Summary};
-use bytes::Bytes;
+use crate::paced_body::PacedBody;
+use crate::{Gateway, SlowClients};
+use ashlar_host::{Clock, Connection, Greeted, Host, HttpPort, Listener, serve_http};
+use ashlar_s3::{ResponseBody, S3Service, Summary};
 use futures::future::BoxFuture;
 use http::{Request, Response};
-use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use hyper::rt::Executor;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
-use std::future::Future;
-use std::pin::Pin;
+use std::convert::Infallible;
+use std::io;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
-/// How long a TLS handshake may take.
-const HANDSHAKE_PATIENCE: Duration = Duration::from_secs(10);
-/// How long a head may take, and how long a connection may be idle between requests: hyper counts both as one.
-const HEAD_PATIENCE: Duration = Duration::from_secs(60);
-/// How long a body may send nothing.
-const BODY_PATIENCE: Duration = Duration::from_secs(30);
-/// How long open requests get when the node stops.
-const DRAIN_PATIENCE: Duration = Duration::from_secs(10);
-/// More connections wait in the kernel's queue. With their buffers, these hold 256 MiB at the very most.
-const CONNECTIONS_MAX: usize = 2048;
+/// In logs and metrics.
+const NAME: &str = "S3";
+/// With their buffers, these hold 256 MiB at the very most.
+const CONNECTIONS_MAX: u32 = 2048;
 /// hyper's buffer of a connection. A head may have 16 KiB: that is judged by `s3`, and this leaves it room to answer.
 const BUFFER_BYTES: usize = 128 * 1024;
-/// Of HTTP/2.
-const STREAMS_MAX: u32 = 256;
+
+fn port(slow: SlowClients) -> HttpPort {
+    HttpPort {
+        name: NAME,
+        connections_max: CONNECTIONS_MAX,
+        handshake: Duration::from_secs(10),
+        head: slow.head,
+        buffer_bytes: BUFFER_BYTES,
+        writes: Some(slow.pace),
+        drain: Duration::from_secs(10),
+        http2: None,
+    }
+}
 
 /// Certificate chain and key of the S3 port, in PEM.
 #[derive(Clone)]
@@ -81,7 +81,7 @@ impl TlsConfig {
             .with_safe_default_protocol_versions()?
             .with_no_client_auth()
             .with_single_cert(chain, key)?;
-        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
 }
@@ -100,159 +100,47 @@ pub async fn serve(
             return;
         }
     };
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut connections = Vec::new();
-    loop {
-        let next = async {
-            let place = Arc::clone(&places).acquire_owned().await;
-            (place, listener.accept().await)
-        };
-        let (place, accepted) = tokio::select! {
-            biased;
-            () = host.shutdown.requested() => break,
-            next = next => next,
-        };
-        match accepted {
-            Ok((stream, _)) => {
-                let serving =
-                    serve_connection(host.clone(), stream, tls.clone(), gateway.service.clone());
-                let task: BoxFuture<'static, ()> = Box::pin(async move {
-                    let _place = place;
-                    serving.await;
-                });
-                connections.push(host.tasks.spawn(TaskKind::Request("S3 connection"), task));
-            }
-            // out of file descriptors, or a connection that broke at once: the next one may be fine
-            Err(error) => {
-                tracing::warn!(%error, "the S3 port could not accept a connection");
-                host.clock.sleep(Duration::from_millis(10)).await;
-            }
-        }
-        if connections.len() % 64 == 0 {
-            connections.retain(|connection| !connection.is_finished());
-        }
-    }
-    let drained = async {
-        for connection in connections {
-            connection.join().await;
-        }
+    let Gateway { service, slow } = gateway;
+    let clock = Arc::clone(&host.clock);
+    let greet = move |stream| {
+        let (service, clock, tls) = (service.clone(), Arc::clone(&clock), tls.clone());
+        let greeting: BoxFuture<'static, _> = Box::pin(async move {
+            let stream = decrypt(stream, tls).await?;
+            let service = hyper::service::service_fn(move |request| {
+                answer(service.clone(), Arc::clone(&clock), slow, request)
+            });
+            Ok(Greeted { stream, service, life: None })
+        });
+        greeting
     };
-    if host.clock.timeout(DRAIN_PATIENCE, drained).await.is_err() {
-        tracing::info!("open S3 connections were cut at the end of the drain");
-    }
+    serve_http(host, listener, port(slow), greet).await;
 }
 
-async fn serve_connection(
-    host: Host,
+async fn decrypt(
     stream: Box<dyn Connection>,
     tls: Option<TlsAcceptor>,
-    service: S3Service,
-) {
-    let Some(tls) = tls else { return serve_http(host, TokioIo::new(stream), service).await };
-    match host.clock.timeout(HANDSHAKE_PATIENCE, tls.accept(stream)).await {
-        Ok(Ok(stream)) => serve_http(host, TokioIo::new(stream), service).await,
-        Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake failed"),
-        Err(late) => tracing::debug!(%late, "a TLS handshake took too long"),
-    }
-}
-
-async fn serve_http<I>(host: Host, io: I, service: S3Service)
-where
-    I: hyper::rt::Read + hyper::rt::Write + Unpin + Send + 'static,
-{
-    let clock = Arc::clone(&host.clock);
-    let service = hyper::service::service_fn(move |request: Request<Incoming>| {
-        let (service, clock) = (service.clone(), Arc::clone(&clock));
-        async move { Ok::<_, std::convert::Infallible>(answer(&service, clock, request).await) }
-    });
-    let mut builder = auto::Builder::new(HostExecutor(host.clone()));
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_PATIENCE)
-        .max_buf_size(BUFFER_BYTES);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .keep_alive_interval(HEAD_PATIENCE)
-        .max_header_list_size(u32::try_from(BUFFER_BYTES).unwrap_or(u32::MAX));
-    let connection = builder.serve_connection(io, service);
-    tokio::pin!(connection);
-    let ended = tokio::select! {
-        biased;
-        ended = connection.as_mut() => ended,
-        () = host.shutdown.requested() => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Err(error) = ended {
-        tracing::debug!(%error, "an S3 connection ended");
+) -> io::Result<Box<dyn Connection>> {
+    match tls {
+        None => Ok(stream),
+        Some(tls) => Ok(Box::new(tls.accept(stream).await?)),
     }
 }
 
 /// Answers one request, and counts it. The seconds are those until the head of the answer is ready.
 async fn answer(
-    service: &S3Service,
+    service: S3Service,
     clock: Arc<dyn Clock>,
+    slow: SlowClients,
     request: Request<Incoming>,
-) -> Response<ashlar_s3::ResponseBody> {
+) -> Result<Response<ResponseBody>, Infallible> {
     let begun = clock.now();
-    let timed = request.map(|body| Timed { body, clock: Arc::clone(&clock), deadline: None });
-    let response = service.call(timed).await;
+    let paced = request.map(|body| PacedBody::new(body, Arc::clone(&clock), slow.pace, NAME));
+    let response = service.call(paced).await;
     let operation = response.extensions().get::<Summary>().map_or("-", |summary| summary.operation);
     let seconds = (clock.now() - begun).as_secs_f64();
     let status = response.status().as_str().to_owned();
     metrics::counter!("ashlar_s3_requests_total", "operation" => operation, "status" => status)
         .increment(1);
     metrics::histogram!("ashlar_s3_request_seconds", "operation" => operation).record(seconds);
-    response
-}
-
-/// A body that must go on sending. The clock runs only while the gateway waits for the client, never while the client
-/// waits for the gateway.
-struct Timed {
-    body: Incoming,
-    clock: Arc<dyn Clock>,
-    deadline: Option<BoxFuture<'static, ()>>,
-}
-
-impl Body for Timed {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = self.get_mut();
-        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
-            this.deadline = None;
-            return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
-        }
-        let deadline = this.deadline.get_or_insert_with(|| this.clock.sleep(BODY_PATIENCE));
-        match deadline.as_mut().poll(cx) {
-            Poll::Ready(()) => Poll::Ready(Some(Err(S3Error::from(Code::RequestTimeout).into()))),
-            Poll::Pending => Poll::Pending,
-        }
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// Runs what HTTP/2 spawns as tasks of the host.
-#[derive(Clone)]
-struct HostExecutor(Host);
-
-impl<F: Future<Output = ()> + Send + 'static> Executor<F> for HostExecutor {
-    fn execute(&self, task: F) {
-        let _stream = self.0.tasks.spawn(TaskKind::Request("S3 stream"), Box::pin(task));
-    }
+    Ok(response)
 }

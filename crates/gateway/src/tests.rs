@@ -1,5 +1,6 @@
 //! The gateway over a cluster in memory: what reaches the cluster, and what does not.
 
+mod slow_clients;
 #[path = "../../s3/tests/support/mod.rs"]
 mod support;
 
@@ -229,6 +230,10 @@ impl Cluster for Fake {
 }
 
 fn gateway(cluster: &Fake) -> Gateway {
+    gateway_on(&Host::real(), cluster)
+}
+
+fn gateway_on(host: &Host, cluster: &Fake) -> Gateway {
     let config = GatewayConfig {
         region: REGION.into(),
         owner: OWNER.into(),
@@ -236,7 +241,7 @@ fn gateway(cluster: &Fake) -> Gateway {
         secret_key: SecretKey::new(SECRET),
         ..GatewayConfig::default()
     };
-    Gateway::over(&Host::real(), cluster.clone(), config)
+    Gateway::over(host, cluster.clone(), config)
 }
 
 async fn with_bucket() -> (Fake, Client) {

@@ -234,7 +234,8 @@ fn amz_date(skew: i64) -> String {
     now.strftime("%Y%m%dT%H%M%SZ").to_string()
 }
 
-fn sign(
+/// The request, signed.
+pub fn sign(
     call: &Call,
 ) -> http::Request<impl http_body::Body<Data = Bytes, Error = BodyError> + Send + 'static> {
     let date = amz_date(call.skew);
