@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! S3 port ─ server ─ S3Service (crate s3) ─ Store: Backend ─┬─ admission   memory for bodies, else 503
-//!                                                           ├─ md5 lane    beside the writer
+//!                                                           ├─ md5 lanes   beside the writer
 //!                                                           └─ Cluster     the client's verbs
 //! ```
 //! What it leaves out: the protocol (crate `s3`), retries and routing (crate `client`), conditions (apply).
@@ -10,13 +10,14 @@
 mod admission;
 mod cluster;
 mod failure;
-mod md5_lane;
+mod md5_lanes;
 mod paced_body;
 mod server;
 mod store;
 #[cfg(test)]
 mod tests;
 
+pub use md5_lanes::{BodyMd5, Md5Lanes};
 pub use server::{TlsConfig, TlsError, serve};
 
 use ashlar_client::Client;
@@ -105,6 +106,7 @@ impl Gateway {
         let store = store::Store {
             host: host.clone(),
             cluster,
+            md5: Md5Lanes::new(host),
             admission: admission::Admission::new(Arc::clone(&host.clock), config.memory_bytes),
         };
         Self { service: ashlar_s3::service(Arc::new(store), s3), slow }

@@ -1,13 +1,13 @@
 //! The backend of the S3 side over a cluster: buckets by name, streams in and out, one command a write.
 //!
-//! A PUT reads the body, hands each piece to the writer (which encodes and sends it) and to the MD5 lane, asks the body
+//! A PUT reads the body, hands each piece to the writer (which encodes and sends it) and to the MD5 lanes, asks the body
 //! for its verdict, and only then finishes the shards and proposes the one command that makes the object visible (C1,
 //! C10). Whatever fails before drops the writer, and so nothing is left.
 
 use crate::admission::Admission;
 use crate::cluster::{Cluster, Writer as _};
 use crate::failure::{is_stale_bucket, translate};
-use crate::md5_lane::Md5Lane;
+use crate::md5_lanes::Md5Lanes;
 use ashlar_host::Host;
 use ashlar_s3::{
     Backend, CompleteUpload, Failure, Found, List, ListUploads, Parts, Place, PutObject,
@@ -29,6 +29,7 @@ pub(crate) struct Store<C> {
     pub(crate) host: Host,
     pub(crate) cluster: C,
     pub(crate) admission: Admission,
+    pub(crate) md5: Md5Lanes,
 }
 
 /// A body whose shards are stored, and what is known of it.
@@ -140,13 +141,13 @@ impl<C: Cluster> Store<C> {
     async fn store(&self, bucket: &Bucket, mut body: Upload) -> Result<Stored<C::Ticket>, Failure> {
         let length = body.length();
         let mut writer = self.cluster.writer(bucket.row.bucket, length).await.map_err(translate)?;
-        let mut lane = Md5Lane::new(&self.host, length);
+        let mut lane = self.md5.body(length).await;
         while let Some(bytes) = body.next().await? {
             lane.update(&bytes).await;
             writer.write(bytes).await.map_err(translate)?;
         }
         let md5 =
-            lane.finish().await.ok_or_else(|| Failure::Internal("the MD5 lane has died".into()))?;
+            lane.finish().await.ok_or_else(|| Failure::Internal("the MD5 task has died".into()))?;
         let checksums = body.finish(md5)?;
         let (content, ticket) = writer.finish().await.map_err(translate)?;
         Ok(Stored { content, ticket, etag: Etag { md5, parts: 0 }, checksums })
