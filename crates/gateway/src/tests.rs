@@ -359,6 +359,48 @@ async fn the_port_answers_keeps_connections_and_stops() {
     Box::pin(async { tokio::join!(port, client) }).await;
 }
 
+/// Speaks TLS with a port, offering these protocols; what was agreed on, and the answer to a request.
+async fn talk_tls(
+    host: &Host,
+    certificate: &rustls_pki_types::CertificateDer<'static>,
+    offered: &[&str],
+) -> std::io::Result<(Option<Vec<u8>>, String)> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(certificate.clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = offered.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let stream = host.network.connect("s3").await?;
+    let name = "localhost".try_into().unwrap();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let stream = connector.connect(name, stream).await?;
+    let agreed = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
+    let mut stream: Box<dyn ashlar_host::Connection> = Box::new(stream);
+    let answer = talk(&mut stream, "GET / HTTP/1.1\r\nHost: h\r\n\r\n", "</Error>").await;
+    Ok((agreed, answer))
+}
+
+#[tokio::test]
+async fn over_tls_http_1_1_is_agreed_on_and_nothing_else() {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();
+    let tls = TlsConfig { cert_pem: made.cert.pem(), key_pem: made.signing_key.serialize_pem() };
+    let host = Host::real().with_network(Arc::new(ashlar_host::MemoryNetwork::new(64 * 1024)));
+    let listener = host.network.listen("s3").await.unwrap();
+    let port = serve(host.clone(), listener, Some(tls), gateway(&Fake::default()));
+    let _port = host.tasks.spawn(ashlar_host::TaskKind::Background("port"), Box::pin(port));
+    for (offered, expected) in [(&["h2", "http/1.1"][..], Some(b"http/1.1".to_vec())), (&[], None)]
+    {
+        let (agreed, answer) = talk_tls(&host, made.cert.der(), offered).await.unwrap();
+        assert_eq!(agreed, expected);
+        assert!(answer.starts_with("HTTP/1.1 403 Forbidden\r\n"), "{answer}");
+    }
+    assert!(talk_tls(&host, made.cert.der(), &["h2"]).await.is_err());
+}
+
 #[test]
 fn certificates_are_checked_before_the_port_is_promised() {
     let made = rcgen::generate_simple_self_signed(vec!["localhost".into()]).unwrap();

@@ -165,6 +165,26 @@ async fn a_stranger_keeps_no_place() {
     assert_eq!(served_after(&host).await, 7);
 }
 
+#[test]
+fn each_cut_is_counted_with_its_reason() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let cuts = async {
+        let (host, _serving) = start(PORT, Peer::Member).await;
+        let _stalled = ask(&host, "/").await;
+        served_after(&host).await;
+        let _silent = send(&host, "").await;
+        served_after(&host).await;
+    };
+    metrics::with_local_recorder(&recorder, || runtime.unwrap().block_on(cuts));
+    let page = recorder.handle().render();
+    for reason in ["stalled answer", "head"] {
+        let line = format!("ashlar_port_cut_total{{port=\"test\",reason=\"{reason}\"}} 1");
+        assert!(page.contains(&line), "{page}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_stop_waits_for_open_requests_and_not_for_ever() {
     let (host, serving) = start(HttpPort { connections_max: 2, ..PORT }, Peer::Member).await;
