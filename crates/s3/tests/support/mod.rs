@@ -237,7 +237,7 @@ fn amz_date(skew: i64) -> String {
 /// The request, signed.
 pub fn sign(
     call: &Call,
-) -> http::Request<impl http_body::Body<Data = Bytes, Error = BodyError> + Send + 'static> {
+) -> http::Request<impl http_body::Body<Data = Bytes, Error = BodyError> + Send + 'static + use<>> {
     let date = amz_date(call.skew);
     let scope = format!("{}/{}/s3/aws4_request", &date[..8], call.region);
     let key =
