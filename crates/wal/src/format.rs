@@ -146,9 +146,11 @@ pub(crate) enum Kind {
     State = 12,
     /// An entry that moved here out of an old file.
     Moved = 13,
+    /// Of the node, not of a group: its key is in the place of the index.
+    Note = 14,
 }
 
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 14] = [
     Kind::Entry,
     Kind::Vote,
     Kind::TruncateAfter,
@@ -162,6 +164,7 @@ const KINDS: [Kind; 13] = [
     Kind::CaughtUp,
     Kind::State,
     Kind::Moved,
+    Kind::Note,
 ];
 
 /// What a record begins with.
@@ -170,7 +173,7 @@ pub(crate) struct RecordHeader {
     pub(crate) kind: Kind,
     pub(crate) group: RangeId,
     pub(crate) lsn: u64,
-    /// Of an entry, or the bound of a truncation or purge; else 0.
+    /// Of an entry, or the bound of a truncation or purge, or the key of a note; else 0.
     pub(crate) index: u64,
     /// Of an entry; of the last entry in a `State`; else 0.
     pub(crate) term: u64,
@@ -235,7 +238,7 @@ pub(crate) fn decode_body(
         let record = record.map_err(|UnknownKind(found)| WalError::Newer {
             path: path.to_owned(),
             found: u16::from(found),
-            known: Kind::Moved as u16,
+            known: Kind::Note as u16,
         })?;
         if record.lsn != header.lsn + records.len() as u64 {
             return Ok(None);

@@ -28,5 +28,5 @@ mod writer;
 mod tests;
 
 pub use error::WalError;
-pub use record::{Entry, GroupHealth, GroupState, Record, WalConfig};
+pub use record::{Entry, GroupHealth, GroupState, Note, Record, WalConfig};
 pub use wal::{Done, Wal};

@@ -68,6 +68,9 @@ pub enum Record {
     CaughtUp,
 }
 
+/// What the node itself notes under a key; opaque here. Notes outlive every file, and the last one of a key counts.
+pub type Note = [u8; 16];
+
 /// Whether all that a group had acknowledged is here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum GroupHealth {

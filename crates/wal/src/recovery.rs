@@ -20,7 +20,7 @@ use crate::format::{
     ALIGNMENT, BATCH_HEADER_BYTES, BatchHeader, BodyRecord, FORMAT, Kind, NoHeader, Position,
     RecordHeader, StateBody, batch_bytes, decode_body, resembles_batch,
 };
-use crate::record::{GroupHealth, WalConfig};
+use crate::record::{GroupHealth, Note, WalConfig};
 use crate::table::{Place, Slot, Table};
 use crate::writer::End;
 use ashlar_host::{File, Host, OpenMode};
@@ -68,6 +68,8 @@ struct Replayed {
 struct Replay {
     log_id: u64,
     groups: BTreeMap<RangeId, Replayed>,
+    /// The last of each key. Damage may have taken a later one: then it is the last that is known.
+    notes: BTreeMap<u64, Note>,
     next_lsn: u64,
     corrupt: bool,
     torn: bool,
@@ -150,6 +152,7 @@ fn read_chain(host: &Host, mut seen: Vec<Seen>) -> Result<Chain, WalError> {
     let mut replay = Replay {
         log_id: log_id.unwrap_or_else(|| host.random.next_u64()),
         groups: BTreeMap::new(),
+        notes: BTreeMap::new(),
         next_lsn: 0,
         corrupt: false,
         torn: false,
@@ -183,7 +186,7 @@ fn newest_live(
     replay: &mut Replay,
 ) -> Result<Option<u64>, WalError> {
     while let Some(newest) = seen.last() {
-        let mut probe = Replay { groups: BTreeMap::new(), ..*replay };
+        let mut probe = Replay { groups: BTreeMap::new(), notes: BTreeMap::new(), ..*replay };
         if let Some(last) = probe.file(newest, None, false)?.last {
             return Ok(Some(last.oldest));
         }
@@ -335,6 +338,10 @@ impl Replay {
 
     fn apply(&mut self, header: &BatchHeader, at: u64, records: Vec<BodyRecord>) {
         for (record, offset, payload) in records {
+            if record.kind == Kind::Note {
+                self.note(record.index, &payload);
+                continue;
+            }
             let offset = at + BATCH_HEADER_BYTES as u64 + offset;
             let place = Place { generation: header.generation, offset };
             let severed = self.corrupt;
@@ -344,9 +351,19 @@ impl Replay {
         }
     }
 
+    fn note(&mut self, key: u64, payload: &[u8]) {
+        match Note::try_from(payload) {
+            Ok(note) => drop(self.notes.insert(key, note)),
+            Err(_) => self.sever(),
+        }
+    }
+
     /// The table, with the health of each group judged.
     fn table(&mut self) -> Table {
         let mut table = Table::default();
+        for (key, note) in std::mem::take(&mut self.notes) {
+            table.note(key, note);
+        }
         for (id, mut group) in std::mem::take(&mut self.groups) {
             let complete = group.cut_at_hole();
             if group.severed || !complete {
@@ -383,6 +400,8 @@ impl Replayed {
             Kind::Installing => self.state.installing = Some(own()),
             Kind::Installed => self.state.installing = None,
             Kind::CaughtUp => self.state.health = GroupHealth::Sound,
+            // kept by the reading itself
+            Kind::Note => {}
             Kind::State => match StateBody::decode(payload.clone()) {
                 Some(state) => self.restate(state, record.term),
                 None => self.severed = true,

@@ -5,7 +5,8 @@
 //! newest stay in memory up to a bound for the whole node.
 
 use crate::format::{RECORD_HEADER_BYTES, StateBody};
-use crate::record::{Entry, GroupHealth, GroupState, Record};
+use crate::record::{Entry, GroupHealth, GroupState, Note, Record};
+use crate::writer::Summary;
 use crate::{WalError, limits::RECORD_BYTES_MAX};
 use ashlar_types::RangeId;
 use bytes::Bytes;
@@ -51,6 +52,7 @@ pub(crate) struct Live {
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     groups: BTreeMap<RangeId, Group>,
+    notes: BTreeMap<u64, Note>,
     live: BTreeMap<u64, Live>,
     next_sequence: u64,
     cached_bytes: u64,
@@ -125,12 +127,21 @@ impl Table {
         self.groups.get(&group).map_or(0, |group| group.live_bytes)
     }
 
-    /// The states of all groups with the terms of their last entries, for the first batch of a file.
-    pub(crate) fn states(&self) -> Vec<(RangeId, u64, Bytes)> {
+    /// The states of all groups with the terms of their last entries, and the notes: for the first batch of a file.
+    pub(crate) fn summary(&self) -> Summary {
         let state = |(id, group): (&RangeId, &Group)| {
             (*id, group.last().map_or(0, |(_, term)| term), group.body().encode())
         };
-        self.groups.iter().map(state).collect()
+        Summary { groups: self.groups.iter().map(state).collect(), notes: self.notes.clone() }
+    }
+
+    pub(crate) fn notes(&self) -> &BTreeMap<u64, Note> {
+        &self.notes
+    }
+
+    /// Takes a note in.
+    pub(crate) fn note(&mut self, key: u64, note: Note) {
+        self.notes.insert(key, note);
     }
 
     /// Whether `record` may be submitted.

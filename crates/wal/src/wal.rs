@@ -4,7 +4,7 @@ use crate::WalError;
 use crate::files::WalFile;
 use crate::format::{BATCH_HEADER_BYTES, RECORD_HEADER_BYTES, RecordHeader, seed};
 use crate::limits::Limits;
-use crate::record::{Entry, GroupState, Record, WalConfig};
+use crate::record::{Entry, GroupState, Note, Record, WalConfig};
 use crate::recovery;
 use crate::table::{Found, Place, Table};
 use crate::writer::{self, Writer};
@@ -13,7 +13,7 @@ use ashlar_types::RangeId;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 /// Called once, in submission order, when the record is on stable storage or never will be. It runs on the writer
 /// thread: it must not block, and not submit.
@@ -64,12 +64,18 @@ pub(crate) struct State {
     pub(crate) lock: Option<Box<dyn Send + Sync>>,
 }
 
-/// A record that waits for the writer.
+/// What one submit gave, until the writer takes it: always whole, so it lies in one batch.
 pub(crate) struct Queued {
-    pub(crate) group: RangeId,
-    pub(crate) record: Record,
-    pub(crate) first_sequence: u64,
+    pub(crate) items: Vec<Item>,
     pub(crate) done: Done,
+}
+
+/// One thing to write.
+pub(crate) enum Item {
+    /// Of a group; with the sequence of its first entry.
+    Record { group: RangeId, record: Record, first_sequence: u64 },
+    /// Of the node.
+    Note { key: u64, note: Note },
 }
 
 impl Wal {
@@ -142,30 +148,78 @@ impl Wal {
     /// Where this returns an error nothing was taken in and `done` is not called. Waits (milliseconds) while the
     /// queue is full.
     pub fn submit(&self, group: RangeId, record: Record, done: Done) -> Result<(), WalError> {
-        let bytes = writer::queued_bytes(&record);
+        self.submit_all(group, vec![record], done)
+    }
+
+    /// As `submit`, for records that go into one batch, in this order: one sync makes all of them durable, and a cut
+    /// keeps all of them or none. Each is judged by the log as it is before the first, so none may need another.
+    pub fn submit_all(
+        &self,
+        group: RangeId,
+        records: Vec<Record>,
+        done: Done,
+    ) -> Result<(), WalError> {
+        let bytes = records.iter().map(writer::queued_bytes).sum();
+        self.enqueue(bytes, done, |table| {
+            for record in &records {
+                table.check(group, record)?;
+            }
+            let take_in = |record: Record| {
+                let first_sequence = table.submit(group, &record);
+                Item::Record { group, record, first_sequence }
+            };
+            Ok(records.into_iter().map(take_in).collect())
+        })
+    }
+
+    fn enqueue(
+        &self,
+        bytes: u64,
+        done: Done,
+        take_in: impl FnOnce(&mut Table) -> Result<Vec<Item>, WalError>,
+    ) -> Result<(), WalError> {
         let mut state = self.shared.lock();
         while state.queue_bytes > self.shared.limits.queue_bytes && state.accepts().is_ok() {
             state = self.shared.room.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.accepts()?;
-        state.table.check(group, &record)?;
-        let first_sequence = state.table.submit(group, &record);
+        let items = take_in(&mut state.table)?;
         state.queue_bytes += bytes;
-        state.queue.push_back(Queued { group, record, first_sequence, done });
+        state.queue.push_back(Queued { items, done });
         drop(state);
         self.shared.work.notify_one();
         Ok(())
     }
 
+    /// What the node has noted, by key; with what was submitted.
+    pub fn notes(&self) -> BTreeMap<u64, Note> {
+        self.shared.lock().table.notes().clone()
+    }
+
+    /// Notes something of the node under a key, in place of what was noted before; waits until it is on stable storage.
+    pub async fn note_durable(&self, key: u64, note: Note) -> Result<(), WalError> {
+        let (done, answer) = awaited();
+        self.enqueue(writer::NOTE_BYTES, done, |table| {
+            table.note(key, note);
+            Ok(vec![Item::Note { key, note }])
+        })?;
+        answer.await.unwrap_or(Err(WalError::Closed))
+    }
+
     /// Submits, and waits until it is on stable storage. Dropped before that, the record is written all the same.
     pub async fn submit_durable(&self, group: RangeId, record: Record) -> Result<(), WalError> {
-        let (sender, receiver) = tokio::sync::oneshot::channel();
-        let done: Done = Box::new(move |result| {
-            // the receiver is gone where the caller was dropped, who then wants no answer
-            drop(sender.send(result));
-        });
-        self.submit(group, record, done)?;
-        receiver.await.unwrap_or(Err(WalError::Closed))
+        self.submit_all_durable(group, vec![record]).await
+    }
+
+    /// As `submit_all`, and waits as `submit_durable` does.
+    pub async fn submit_all_durable(
+        &self,
+        group: RangeId,
+        records: Vec<Record>,
+    ) -> Result<(), WalError> {
+        let (done, answer) = awaited();
+        self.submit_all(group, records, done)?;
+        answer.await.unwrap_or(Err(WalError::Closed))
     }
 
     /// The entries `from..to_exclusive`: all of them, or an error. Reads the disk for those that are not in memory.
@@ -212,6 +266,12 @@ impl Wal {
         // an error would mean that the sender is gone, and this holds it
         drop(running.wait_for(|running| *running == 0).await);
     }
+}
+
+/// A callback, and what waits for it. The waiter may be gone: then nobody wants the answer.
+fn awaited() -> (Done, oneshot::Receiver<Result<(), WalError>>) {
+    let (sender, receiver) = oneshot::channel();
+    (Box::new(move |result| drop(sender.send(result))), receiver)
 }
 
 impl std::fmt::Debug for Wal {

@@ -14,11 +14,12 @@ use crate::format::{
     ALIGNMENT, BATCH_HEADER_BYTES, BatchHeader, Kind, Position, RECORD_HEADER_BYTES, RecordHeader,
     batch_bytes, seed,
 };
-use crate::record::{Entry, Record};
+use crate::record::{Entry, Note, Record};
 use crate::table::{Place, Slot};
-use crate::wal::{Done, Queued, Shared, State, read_back};
+use crate::wal::{Done, Item, Queued, Shared, State, read_back};
 use ashlar_types::RangeId;
 use bytes::Bytes;
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
 use std::sync::{Arc, PoisonError};
 
@@ -44,7 +45,7 @@ pub(crate) struct Writer {
     /// The file of generation `end.synced.generation`, once this process has begun one.
     current: Option<WalFile>,
     /// The states that recovery found, until they are written.
-    recovered: Option<Vec<GroupLine>>,
+    recovered: Option<Summary>,
     metrics: Metrics,
 }
 
@@ -58,12 +59,18 @@ struct Metrics {
 /// A group, the term of its last entry, its encoded state.
 pub(crate) type GroupLine = (RangeId, u64, Bytes);
 
+/// All that the log knows but entries.
+pub(crate) struct Summary {
+    pub(crate) groups: Vec<GroupLine>,
+    pub(crate) notes: BTreeMap<u64, Note>,
+}
+
 /// The states that the first batch of a file holds.
 enum States {
     /// Those that recovery found, before the batch's records: damage is judged by what this process went on from.
-    Before(Vec<GroupLine>),
+    Before(Summary),
     /// Those after the batch's records.
-    After(Vec<GroupLine>),
+    After(Summary),
 }
 
 /// What was taken from the table at one moment.
@@ -87,7 +94,7 @@ struct Placed {
 impl Writer {
     /// A writer that goes on behind `end`, in a new file.
     pub(crate) fn new(shared: Arc<Shared>, end: End) -> Self {
-        let recovered = Some(shared.lock().table.states());
+        let recovered = Some(shared.lock().table.summary());
         let metrics = Metrics {
             syncs: metrics::counter!("ashlar_wal_syncs_total"),
             sync_seconds: metrics::histogram!("ashlar_wal_sync_seconds"),
@@ -130,7 +137,7 @@ impl Writer {
         let moved: u64 = moves.iter().map(|(_, _, slot)| slot.record_bytes()).sum();
         let states = (!self.fits(bytes + moved)).then(|| match self.recovered.take() {
             Some(recovered) => States::Before(recovered),
-            None => States::After(state.table.states()),
+            None => States::After(state.table.summary()),
         });
         let current = self.end.synced.generation;
         let own = if states.is_some() { self.end.next_generation } else { current };
@@ -161,18 +168,18 @@ impl Writer {
     fn write(&mut self, taken: Taken) -> (Vec<Done>, io::Result<()>) {
         let Taken { queue, states, moves, oldest } = taken;
         let mut dones = Vec::with_capacity(queue.len());
-        let mut records = Vec::with_capacity(queue.len());
-        for Queued { group, record, first_sequence, done } in queue {
-            records.push((group, record, first_sequence));
-            dones.push(done);
+        let mut items = Vec::with_capacity(queue.len());
+        for queued in queue {
+            items.extend(queued.items);
+            dones.push(queued.done);
         }
-        let result = self.write_records(&records, states.as_ref(), &moves, oldest);
+        let result = self.write_items(&items, states.as_ref(), &moves, oldest);
         (dones, result)
     }
 
-    fn write_records(
+    fn write_items(
         &mut self,
-        records: &[(RangeId, Record, u64)],
+        items: &[Item],
         states: Option<&States>,
         moves: &[(RangeId, u64, Slot)],
         oldest: u64,
@@ -190,8 +197,13 @@ impl Writer {
         if let Some(States::Before(states)) = states {
             batch.states(states);
         }
-        for (group, record, first_sequence) in records {
-            batch.record(*group, record, *first_sequence);
+        for item in items {
+            match item {
+                Item::Record { group, record, first_sequence } => {
+                    batch.record(*group, record, *first_sequence);
+                }
+                Item::Note { key, note } => batch.note(*key, *note),
+            }
         }
         for (group, index, slot) in moves {
             let payload = self.payload_of(*group, *index, slot)?;
@@ -334,6 +346,9 @@ pub(crate) fn zero_spares(shared: &Shared) {
     shared.running.send_modify(|running| *running -= 1);
 }
 
+/// What a note adds to the queue and to a batch.
+pub(crate) const NOTE_BYTES: u64 = (RECORD_HEADER_BYTES + size_of::<Note>()) as u64;
+
 /// What a record adds to the queue, and at most to a batch.
 pub(crate) fn queued_bytes(record: &Record) -> u64 {
     let header = RECORD_HEADER_BYTES as u64;
@@ -401,8 +416,15 @@ impl Batch {
         }
     }
 
-    fn states(&mut self, states: &[GroupLine]) {
-        for (group, last_term, state) in states {
+    fn note(&mut self, key: u64, note: Note) {
+        self.put(Kind::Note, RangeId(0), key, 0, &Bytes::copy_from_slice(&note));
+    }
+
+    fn states(&mut self, states: &Summary) {
+        for (key, note) in &states.notes {
+            self.note(*key, *note);
+        }
+        for (group, last_term, state) in &states.groups {
             self.put(Kind::State, *group, 0, *last_term, state);
         }
     }

@@ -205,3 +205,41 @@ fn a_lost_truncation_never_joins_entries_of_two_logs() {
         disk.flip(&files(&disk)[0], sector * 512).unwrap();
     }
 }
+
+#[test]
+fn notes_outlive_their_files_and_the_last_one_counts() {
+    let disk = SimDisk::new();
+    let wal = open(&disk);
+    let note =
+        |key, byte| futures_block(async { wal.note_durable(key, [byte; 16]).await.unwrap() });
+    note(7, 1);
+    note(8, 2);
+    note(7, 3);
+    for index in 1..=60 {
+        put(&wal, 1, Record::Append(vec![entry(index, 1, 1000)])).unwrap();
+        put(&wal, 1, Record::Purge { upto: index, id: Bytes::new() }).unwrap();
+    }
+    let noted = std::collections::BTreeMap::from([(7, [3; 16]), (8, [2; 16])]);
+    for style in [CutStyle::DropAll, CutStyle::Torn { seed: 3 }, CutStyle::DropAll] {
+        disk.cut(style);
+        let wal = open(&disk);
+        assert_eq!(wal.notes(), noted);
+        put(&wal, 1, Record::Vote(Bytes::from_static(b"v"))).unwrap();
+    }
+}
+
+#[test]
+fn a_note_that_was_not_synced_is_gone_or_whole() {
+    for style in [CutStyle::DropAll, CutStyle::KeepAll, CutStyle::Torn { seed: 1 }] {
+        let disk = SimDisk::new();
+        let wal = open(&disk);
+        futures_block(async { wal.note_durable(7, [1; 16]).await.unwrap() });
+        disk.fail_sync_after(0);
+        let lost = std::cell::Cell::new(false);
+        futures_block(async { lost.set(wal.note_durable(7, [2; 16]).await.is_err()) });
+        assert!(lost.get(), "it is not called durable");
+        disk.cut(style);
+        let note = open(&disk).notes()[&7];
+        assert!(note == [1; 16] || note == [2; 16], "{note:?}");
+    }
+}

@@ -96,3 +96,25 @@ fn the_real_disk_does_the_same() {
         close(&wal);
     }
 }
+
+#[test]
+fn records_submitted_together_cost_one_sync_and_are_refused_together() {
+    let disk = SimDisk::new();
+    // in a file so large that no spare is zeroed meanwhile
+    let wal = Wal::open_with(&host(&disk), config(1 << 20), SMALL).unwrap();
+    put(&wal, 1, Record::Append(vec![entry(1, 1, 10)])).unwrap();
+    let both = |note: &'static [u8], index| {
+        vec![Record::Committed(Bytes::from_static(note)), Record::Append(vec![entry(index, 1, 10)])]
+    };
+    for index in 2..30 {
+        let before = disk.syncs();
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let done = Box::new(move |result| drop(sender.send(result)));
+        wal.submit_all(RangeId(1), both(b"one", index), done).unwrap();
+        receiver.recv().unwrap().unwrap();
+        assert_eq!(disk.syncs() - before, 1, "the writer never takes the first without the other");
+    }
+    let refused = wal.submit_all(RangeId(1), both(b"two", 77), Box::new(|_| panic!("not taken")));
+    assert!(matches!(refused, Err(WalError::Gap { found: 77, .. })));
+    assert_eq!(state(&wal, 1).committed.as_deref(), Some(b"one".as_slice()));
+}
