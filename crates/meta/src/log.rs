@@ -1,8 +1,8 @@
 //! The log of a group: openraft's log storage over the WAL that all groups of the node share.
 //!
 //! An append is readable when it returns and acknowledged after the WAL's fdatasync. The committed id is no write of
-//! its own, which would double the syncs of a PUT: it rides in front of the next append. That is enough, because a
-//! leader serves nothing before an entry of its own term is committed and applied (R7).
+//! its own, which would double the syncs of a PUT: it rides in front of the next append, in the same batch. That is
+//! enough, because a leader serves nothing before an entry of its own term is committed and applied (R7).
 
 use crate::codec::{log_id_bytes, payload_bytes, read_entry, read_log_id, read_vote, vote_bytes};
 use crate::raft::{
@@ -52,14 +52,10 @@ impl LogStore {
         Self { reader, clock, append_seconds, committed: None, committed_noted: true }
     }
 
-    fn note_committed(&mut self) {
-        let Some(id) = self.committed.filter(|_| !self.committed_noted) else { return };
-        self.committed_noted = true;
-        // an old id that is lost is only an older id; a failed sync ends the process in the WAL
-        let record = Record::Committed(log_id_bytes(id));
-        if let Err(error) = self.reader.wal.submit(self.reader.group, record, Box::new(drop)) {
-            tracing::debug!(%error, "the committed index was not noted");
-        }
+    /// The note of the newest committed id, where the WAL has not got it: an old one that is lost is only an older id.
+    fn committed_note(&self) -> Option<Record> {
+        let id = self.committed.filter(|_| !self.committed_noted)?;
+        Some(Record::Committed(log_id_bytes(id)))
     }
 }
 
@@ -187,7 +183,6 @@ impl RaftLogStorage<Types> for LogStore {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        self.note_committed();
         let entries = entries
             .into_iter()
             .map(|entry| ashlar_wal::Entry {
@@ -202,10 +197,11 @@ impl RaftLogStorage<Types> for LogStore {
             seconds.record(elapsed(&*clock, began));
             callback.io_completed(result.map_err(failed));
         };
-        self.reader
-            .wal
-            .submit(self.reader.group, Record::Append(entries), Box::new(done))
-            .map_err(failed)
+        let mut records: Vec<Record> = self.committed_note().into_iter().collect();
+        records.push(Record::Append(entries));
+        self.reader.wal.submit_all(self.reader.group, records, Box::new(done)).map_err(failed)?;
+        self.committed_noted = true;
+        Ok(())
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> Result<(), io::Error> {
@@ -222,4 +218,79 @@ impl RaftLogStorage<Types> for LogStore {
 /// Seconds since `began`.
 pub(crate) fn elapsed(clock: &dyn Clock, began: Monotonic) -> f64 {
     (clock.now() - began).as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec::batch_operation;
+    use crate::raft::{EntryPayload, RaftEntry};
+    use ashlar_host::{Host, SimDisk};
+    use ashlar_wal::WalConfig;
+    use openraft::type_config::TypeConfigExt;
+    use openraft::type_config::alias::OneshotReceiverOf;
+
+    type Flushed = OneshotReceiverOf<Types, Result<(), io::Error>>;
+
+    fn store(disk: &SimDisk) -> LogStore {
+        let host = Host::real().with_disk(Arc::new(disk.boot()));
+        let config = WalConfig { file_bytes: 1 << 20, ..WalConfig::new("/wal".into()) };
+        let wal = Wal::open(&host, config).expect("an empty WAL");
+        LogStore::new(wal, RangeId(1), host.clock)
+    }
+
+    async fn append(log: &mut LogStore, index: u64) -> Flushed {
+        let (sender, flushed) = Types::oneshot();
+        let payload = EntryPayload::Normal(batch_operation(b"op"));
+        let entry = Entry::new(log_id(1, index), payload);
+        log.append([entry], IOFlushed::signal(sender)).await.expect("taken");
+        flushed
+    }
+
+    #[tokio::test]
+    async fn the_note_of_a_commit_costs_no_sync_of_its_own() {
+        let disk = SimDisk::new();
+        let mut log = store(&disk);
+        append(&mut log, 0).await.await.expect("answered").expect("synced");
+        for index in 1..30 {
+            log.save_committed(Some(log_id(1, index - 1))).await.expect("kept");
+            let before = disk.syncs();
+            append(&mut log, index).await.await.expect("answered").expect("synced");
+            assert_eq!(disk.syncs() - before, 1);
+        }
+        log.reader.wal.close().await;
+        let noted = store(&disk).read_committed().await.expect("readable");
+        assert_eq!(noted, Some(log_id(1, 28)), "it lags by one append");
+    }
+
+    #[tokio::test]
+    async fn every_append_is_answered_once_in_order_also_when_the_disk_fails() {
+        let disk = SimDisk::new();
+        let mut log = store(&disk);
+        append(&mut log, 0).await.await.expect("answered").expect("synced");
+        disk.fail_sync_after(1);
+        let mut waiting = vec![append(&mut log, 1).await];
+        for index in 2.. {
+            let (sender, flushed) = Types::oneshot();
+            let entry = Entry::new(log_id(1, index), EntryPayload::Blank);
+            // an append that is refused at once says so itself, and has no later answer
+            match log.append([entry], IOFlushed::signal(sender)).await {
+                Ok(()) => waiting.push(flushed),
+                Err(_) => break,
+            }
+            tokio::task::yield_now().await;
+        }
+        let mut failed = false;
+        for flushed in waiting {
+            let answer = flushed.await.expect("each that was taken is answered");
+            assert!(!failed || answer.is_err(), "nothing is durable behind a failed sync");
+            failed |= answer.is_err();
+        }
+        assert!(failed);
+        assert!(
+            log.append([Entry::new(log_id(1, 99), EntryPayload::Blank)], IOFlushed::noop())
+                .await
+                .is_err()
+        );
+    }
 }

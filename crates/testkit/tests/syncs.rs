@@ -2,7 +2,7 @@
 //!
 //! | write | log | shards |
 //! |---|---|---|
-//! | 4 KiB, inline | 1 a voter for its entry; at most 1 more for the note of an earlier commit, where the log's writer takes the note before the entry behind it | none |
+//! | 4 KiB, inline | 1 a voter for its entry; the note of an earlier commit lies in the same batch. Measured: 36 for 12 puts | none |
 //! | 1 MiB, one extent | the same | 1 a shard, six shards; 1 more for the first large shard of a disk, which begins a segment |
 //!
 //! R5: two of three voters have synced before the answer. D1: the homes have, before the answer: all six, or the five
@@ -87,7 +87,7 @@ fn check_log(cluster: &TestCluster, all: &[Syncs], before_answers: &[Vec<Syncs>]
         assert!(node.has(Role::Meta) || syncs.log == 0, "{node:?} is no voter: {syncs:?}");
     }
     let log = total(all, |node| node.log);
-    assert!(log <= 2 * VOTERS * PUTS + idle, "{log} syncs of logs for {PUTS} puts: {all:?}");
+    assert!(log <= VOTERS * PUTS + idle, "{log} syncs of logs for {PUTS} puts: {all:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
