@@ -131,6 +131,8 @@ impl RunningNode {
             background("repair", until_stop(&host, repairer.run()));
             let deletions = Deletions { host: host.clone(), client: client.clone(), leading };
             background("deletions", until_stop(&host, deletions.run()));
+            let telling = tell_outdated(meta.clone(), readiness.clone());
+            background("tell that the node is an old image", until_stop(&host, telling));
         }
 
         let admin = listen(&host, "admin", &config.admin.listen).await?;
@@ -217,6 +219,12 @@ impl RunningNode {
             data.stop().await;
         }
     }
+}
+
+/// A node that is an old image, or a copy, serves no metadata, and is not ready for anything else.
+async fn tell_outdated(meta: Arc<MetaNode>, readiness: Readiness) {
+    let why = meta.until_outdated().await;
+    readiness.set("node", false, &why);
 }
 
 fn until_stop(

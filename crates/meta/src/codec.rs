@@ -3,6 +3,7 @@
 //! All integers are little-endian and of fixed size; the tables are in `docs/formats/raft.md`. An entry's payload is
 //! laid out once, by the proposer, and the same bytes go through the WAL and over the wire without being copied apart.
 
+use crate::boots::Boot;
 use crate::raft::{
     AppendEntriesRequest, Entry, EntryPayload, LogId, Membership, Operation, PeerNode, RaftEntry,
     StoredMembership, StreamAppendError, StreamAppendResult, TransferLeaderRequest, Types, Vote,
@@ -113,6 +114,10 @@ impl Fields {
         if self.flag()? { self.log_id().map(Some) } else { Ok(None) }
     }
 
+    fn boot(&mut self) -> Result<Boot, BadBytes> {
+        Ok(Boot { incarnation: self.u64()?, nonce: self.u64()? })
+    }
+
     fn vote(&mut self) -> Result<Vote, BadBytes> {
         let (term, node) = (self.u64()?, self.u64()?);
         Ok(if self.flag()? { Vote::new_committed(term, node) } else { Vote::new(term, node) })
@@ -135,6 +140,11 @@ fn put_vote(to: &mut BytesMut, vote: &Vote) {
     to.put_u64_le(vote.leader_id.term);
     to.put_u64_le(vote.leader_id.voted_for);
     to.put_u8(u8::from(vote.committed));
+}
+
+fn put_boot(to: &mut BytesMut, boot: Boot) {
+    to.put_u64_le(boot.incarnation);
+    to.put_u64_le(boot.nonce);
 }
 
 fn put_count(to: &mut BytesMut, count: usize) {
@@ -280,20 +290,57 @@ pub(crate) struct Envelope {
     pub(crate) cluster: ClusterId,
     /// The sender.
     pub(crate) from: u64,
-    /// Raised by each of its boots.
-    pub(crate) incarnation: u64,
+    /// The start of the sender.
+    pub(crate) boot: Boot,
     /// Whom the sender wants to reach.
     pub(crate) to: u64,
+    /// The start of the addressee that is meant: no other answers.
+    pub(crate) to_boot: Boot,
 }
 
 fn sealed(envelope: &Envelope, room: usize) -> BytesMut {
-    let mut to = BytesMut::with_capacity(41 + room);
+    let mut to = BytesMut::with_capacity(65 + room);
     to.put_u8(MESSAGE_VERSION);
     to.put_u128_le(envelope.cluster.0);
     to.put_u64_le(envelope.from);
-    to.put_u64_le(envelope.incarnation);
+    put_boot(&mut to, envelope.boot);
     to.put_u64_le(envelope.to);
+    put_boot(&mut to, envelope.to_boot);
     to
+}
+
+/// A refusal that has to do with boots, beside its sentence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WrongBoot {
+    /// The sender is an old image: this boot of it is known.
+    Sender(Boot),
+    /// The message is meant for another boot of the addressee, which is this one.
+    Addressee(Boot),
+}
+
+/// The details of a refusal.
+pub(crate) fn wrong_boot_bytes(wrong: WrongBoot) -> Bytes {
+    let mut to = BytesMut::with_capacity(18);
+    to.put_u8(MESSAGE_VERSION);
+    let (kind, boot) = match wrong {
+        WrongBoot::Sender(boot) => (1, boot),
+        WrongBoot::Addressee(boot) => (2, boot),
+    };
+    to.put_u8(kind);
+    put_boot(&mut to, boot);
+    to.freeze()
+}
+
+/// The inverse of [`wrong_boot_bytes`].
+pub(crate) fn read_wrong_boot(bytes: Bytes) -> Result<WrongBoot, BadBytes> {
+    let mut fields = Fields::new("refusal", bytes);
+    fields.version(MESSAGE_VERSION)?;
+    let wrong = match fields.u8()? {
+        1 => WrongBoot::Sender(fields.boot()?),
+        2 => WrongBoot::Addressee(fields.boot()?),
+        other => return Err(bad("refusal", format!("kind {other} is not known"))),
+    };
+    fields.end().map(|()| wrong)
 }
 
 /// What a message asks.
@@ -307,12 +354,28 @@ pub(crate) enum Message {
     Transfer(TransferLeaderRequest<Types>),
     /// A snapshot follows, of so many bytes, for what is in the log up to `last`.
     Snapshot { vote: Vote, last: Option<LogId>, membership: StoredMembership, length: u64 },
+    /// "My replica is damaged: take me out", or (`emptied`) "my replica begins anew: take me in".
+    Refill { emptied: bool },
+}
+
+/// What a node answers to one that wants to be refilled.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum RefillAnswer {
+    /// Ask the leader.
+    NotLeader(Option<u64>),
+    /// Nothing is decided: ask again. Why.
+    NotYet(String),
+    /// That the sender is no member is committed, under this vote.
+    Removed(Vote),
+    /// The sender is a voter.
+    Voter,
 }
 
 const ASK_APPEND: u8 = 1;
 const ASK_VOTE: u8 = 2;
 const ASK_TRANSFER: u8 = 3;
 const ASK_SNAPSHOT: u8 = 4;
+const ASK_REFILL: u8 = 5;
 
 /// The body of a message.
 pub(crate) fn message_bytes(envelope: &Envelope, message: &Message) -> Bytes {
@@ -346,6 +409,11 @@ pub(crate) fn message_bytes(envelope: &Envelope, message: &Message) -> Bytes {
             to.put_u64_le(*length);
             to.freeze()
         }
+        Message::Refill { emptied } => {
+            let mut to = sealed(envelope, 2);
+            to.put_slice(&[ASK_REFILL, u8::from(*emptied)]);
+            to.freeze()
+        }
     }
 }
 
@@ -371,7 +439,7 @@ pub(crate) fn read_message(body: Bytes) -> Result<(Envelope, Message), BadBytes>
     let mut fields = Fields::new("Raft message", body);
     fields.version(MESSAGE_VERSION)?;
     let cluster = ClusterId(fields.u128()?);
-    let (from, incarnation, to) = (fields.u64()?, fields.u64()?, fields.u64()?);
+    let (from, boot, to, to_boot) = (fields.u64()?, fields.boot()?, fields.u64()?, fields.boot()?);
     let message = match fields.u8()? {
         ASK_APPEND => Message::Append(append(&mut fields)?),
         ASK_VOTE => vote_request(&mut fields)?,
@@ -385,10 +453,11 @@ pub(crate) fn read_message(body: Bytes) -> Result<(Envelope, Message), BadBytes>
             membership: read_stored_membership(fields.slice()?)?,
             length: fields.u64()?,
         },
+        ASK_REFILL => Message::Refill { emptied: fields.flag()? },
         other => return Err(bad("Raft message", format!("kind {other} is not known"))),
     };
     fields.end()?;
-    Ok((Envelope { cluster, from, incarnation, to }, message))
+    Ok((Envelope { cluster, from, boot, to, to_boot }, message))
 }
 
 fn append(fields: &mut Fields) -> Result<AppendEntriesRequest<Types>, BadBytes> {
@@ -443,6 +512,43 @@ pub(crate) fn read_append_result(body: Bytes) -> Result<StreamAppendResult<Types
         other => return Err(bad("append answer", format!("kind {other} is not known"))),
     };
     fields.end().map(|()| result)
+}
+
+/// The answer to one that wants to be refilled.
+pub(crate) fn refill_answer_bytes(answer: &RefillAnswer) -> Bytes {
+    let mut to = BytesMut::with_capacity(32);
+    to.put_u8(MESSAGE_VERSION);
+    match answer {
+        RefillAnswer::NotLeader(leader) => {
+            to.put_u8(0);
+            to.put_u64_le(leader.unwrap_or(0));
+        }
+        RefillAnswer::NotYet(why) => {
+            to.put_u8(1);
+            put_count(&mut to, why.len());
+            to.put_slice(why.as_bytes());
+        }
+        RefillAnswer::Removed(vote) => {
+            to.put_u8(2);
+            put_vote(&mut to, vote);
+        }
+        RefillAnswer::Voter => to.put_u8(3),
+    }
+    to.freeze()
+}
+
+/// The inverse of [`refill_answer_bytes`].
+pub(crate) fn read_refill_answer(body: Bytes) -> Result<RefillAnswer, BadBytes> {
+    let mut fields = Fields::new("refill answer", body);
+    fields.version(MESSAGE_VERSION)?;
+    let answer = match fields.u8()? {
+        0 => RefillAnswer::NotLeader(Some(fields.u64()?).filter(|&leader| leader != 0)),
+        1 => RefillAnswer::NotYet(String::from_utf8_lossy(&fields.slice()?).into_owned()),
+        2 => RefillAnswer::Removed(fields.vote()?),
+        3 => RefillAnswer::Voter,
+        other => return Err(bad("refill answer", format!("kind {other} is not known"))),
+    };
+    fields.end().map(|()| answer)
 }
 
 /// The answer to a vote.
@@ -515,7 +621,9 @@ mod tests {
 
     #[test]
     fn an_append_reads_back_and_any_shorter_body_is_refused() {
-        let envelope = Envelope { cluster: ClusterId(5), from: 1, incarnation: 4, to: 2 };
+        let boot = |incarnation| Boot { incarnation, nonce: 7 };
+        let envelope =
+            Envelope { cluster: ClusterId(5), from: 1, boot: boot(4), to: 2, to_boot: boot(1) };
         let request = AppendEntriesRequest {
             vote: Vote::new_committed(4, 1),
             prev_log_id: Some(log_id(3, 8)),
@@ -545,6 +653,23 @@ mod tests {
         ] {
             assert_eq!(read_append_result(append_result_bytes(&result)), Ok(result));
         }
+        for answer in [
+            RefillAnswer::NotLeader(None),
+            RefillAnswer::NotLeader(Some(3)),
+            RefillAnswer::NotYet("why".to_owned()),
+            RefillAnswer::Removed(Vote::new_committed(2, 1)),
+            RefillAnswer::Voter,
+        ] {
+            assert_eq!(read_refill_answer(refill_answer_bytes(&answer)), Ok(answer));
+        }
+        let boot = Boot { incarnation: 258, nonce: 3 };
+        for wrong in [WrongBoot::Sender(boot), WrongBoot::Addressee(boot)] {
+            assert_eq!(read_wrong_boot(wrong_boot_bytes(wrong)), Ok(wrong));
+        }
+        assert_eq!(
+            wrong_boot_bytes(WrongBoot::Addressee(boot)).as_ref(),
+            [1, 2, 2, 1, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0]
+        );
         let response = VoteResponse::new(Vote::new(2, 1), Some(log_id(1, 1)), true);
         assert_eq!(read_vote_response(vote_response_bytes(&response)), Ok(response));
         let stored = StoredMembership::new(Some(log_id(1, 1)), members());

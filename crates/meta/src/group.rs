@@ -95,6 +95,8 @@ pub(crate) struct Group {
     host: Host,
     /// One snapshot is received at a time.
     pub(crate) receiving: tokio::sync::Mutex<()>,
+    /// The members are changed one change at a time.
+    pub(crate) changing: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Group {
@@ -122,6 +124,7 @@ impl Group {
             reads,
             host: host.clone(),
             receiving: tokio::sync::Mutex::new(()),
+            changing: Arc::default(),
         });
         if !may_vote {
             tracing::warn!(range = %group.descriptor.id, "the log's tail was torn: no vote until a leader has caught this node up");

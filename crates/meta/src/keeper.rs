@@ -1,7 +1,9 @@
-//! Background duties of a node's groups: snapshots when the log has grown, votes after a torn tail, metrics.
+//! Background duties of a node's groups: snapshots when the log has grown, votes after a torn tail, members that are to be
+//! changed, metrics.
 
 use crate::group::Group;
 use crate::node::Inner;
+use crate::refill;
 use ashlar_wal::GroupHealth;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -17,7 +19,7 @@ const TORN_TAIL_PATIENCE: Duration = Duration::from_secs(4);
 pub(crate) async fn run(node: Weak<Inner>) {
     loop {
         let Some(inner) = node.upgrade() else { return };
-        if inner.host.shutdown.is_requested() || inner.is_stopping() {
+        if inner.has_ended() {
             return;
         }
         for group in inner.groups() {
@@ -36,6 +38,7 @@ async fn look_after(inner: &Inner, group: &Arc<Group>) {
     if waits_in_vain(group.health, group.silence()) {
         group.allow_votes();
     }
+    refill::tend_members(inner, group);
     let size = group.state.newest().map_or(0, |file| file.length);
     let grown = group.state.log_bytes.load(Ordering::Relaxed);
     if grown > size.max(inner.snapshot_log_bytes)

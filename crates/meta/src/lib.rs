@@ -4,6 +4,7 @@
 //! truth, a snapshot file is the truth below it, and the map is a view that may be lost. What it leaves out: what
 //! commands mean (crate `catalog`), how bytes reach the disk (`wal`, `map`), how nodes are dialled (`wire`).
 
+mod boots;
 mod codec;
 mod group;
 mod keeper;
@@ -13,6 +14,7 @@ mod machine;
 mod network;
 mod node;
 mod raft;
+mod refill;
 mod service;
 mod snapshot;
 #[cfg(test)]
@@ -22,3 +24,4 @@ pub use group::NotDone;
 pub use network::Addresses;
 pub use node::{Formation, GroupStatus, MetaConfig, MetaError, MetaNode};
 pub use raft::Timing;
+pub use refill::DamagedRange;

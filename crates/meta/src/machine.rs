@@ -89,6 +89,13 @@ pub(crate) fn read_applied(view: &dyn View, range: RangeId) -> io::Result<Applie
     }
 }
 
+/// Forgets how far `range` was applied: when it is opened next, its rows are removed.
+pub(crate) fn forget_applied(map: &dyn OrderedMap, range: RangeId) -> io::Result<()> {
+    let mut writes = Writes::default();
+    writes.remove(applied_key(range));
+    map.write(writes).map_err(failed)
+}
+
 impl State {
     /// The state of a group, with its newest snapshot. `log_bytes`: what the log holds now.
     pub(crate) fn open(
@@ -286,9 +293,7 @@ impl State {
 
     /// Forgets how far the range was applied: an installation was cut short.
     pub(crate) fn forget_applied(&self) -> io::Result<()> {
-        let mut writes = Writes::default();
-        writes.remove(applied_key(self.range));
-        self.map.write(writes).map_err(failed)
+        forget_applied(&*self.map, self.range)
     }
 }
 

@@ -3,8 +3,10 @@
 //! Appends go through a bidirectional stream, so that several are under way. Every exchange has a deadline; an append
 //! stream has one for each answer.
 
+use crate::boots::Boots;
 use crate::codec::{
-    Envelope, Message, message_bytes, read_append_result, read_vote, read_vote_response,
+    Envelope, Message, RefillAnswer, WrongBoot, message_bytes, read_append_result,
+    read_refill_answer, read_vote, read_vote_response, read_wrong_boot,
 };
 use crate::raft::{
     AppendEntriesRequest, AppendEntriesResponse, BoxFuture, BoxStream, NetworkError, OptionalSend,
@@ -44,7 +46,7 @@ pub(crate) struct Sender {
     pub(crate) addresses: Addresses,
     pub(crate) cluster: ClusterId,
     pub(crate) node: NodeId,
-    pub(crate) incarnation: u64,
+    pub(crate) boots: Arc<Boots>,
     /// How long an append may wait for its answer.
     pub(crate) patience: Duration,
 }
@@ -59,6 +61,13 @@ impl RaftNetworkFactory<Types> for Peers {
     type Network = Peer;
 
     async fn new_client(&mut self, target: u64, _: &crate::raft::PeerNode) -> Peer {
+        self.peer(target)
+    }
+}
+
+impl Peers {
+    /// The client of one peer.
+    pub(crate) fn peer(&self, target: u64) -> Peer {
         let count = |service: &'static str| metrics::counter!("ashlar_rpc_sent_total", "peer" => target.to_string(), "service" => service);
         Peer {
             sender: self.sender.clone(),
@@ -91,6 +100,9 @@ impl Peer {
     }
 
     fn client(&self) -> Result<RaftClient<Channel>, Unreachable<Types>> {
+        if let Some(why) = self.sender.boots.outdated() {
+            return Err(unreachable(&why));
+        }
         let address = (self.sender.addresses)(NodeId(self.target));
         let address = address
             .ok_or_else(|| unreachable(&format!("node-{} has no known address", self.target)))?;
@@ -101,8 +113,9 @@ impl Peer {
     }
 
     fn envelope(&self) -> Envelope {
-        let Sender { cluster, node, incarnation, .. } = self.sender;
-        Envelope { cluster, from: node.0, incarnation, to: self.target }
+        let Sender { cluster, node, ref boots, .. } = self.sender;
+        let to = self.target;
+        Envelope { cluster, from: node.0, boot: boots.own(), to, to_boot: boots.known(to) }
     }
 
     fn frame(&self, message: &Message) -> Frame {
@@ -120,26 +133,70 @@ impl Peer {
         }
     }
 
+    /// Takes in what a refusal says of boots. Whether the message may be sent again: the addressee has booted since.
+    async fn learn(&self, status: &Status) -> bool {
+        let details = Bytes::copy_from_slice(status.details());
+        match read_wrong_boot(details) {
+            Ok(WrongBoot::Sender(known)) => {
+                self.sender.boots.told_of_self(self.target, known);
+                false
+            }
+            Ok(WrongBoot::Addressee(boot)) => {
+                let accepted = self.sender.boots.accept(self.target, boot).await;
+                if let Err(refused) = &accepted {
+                    tracing::error!(peer = self.target, %refused, "a peer is not heard");
+                }
+                accepted.is_ok()
+            }
+            Err(_) => false,
+        }
+    }
+
     /// One message, one answer, before the deadline.
     async fn ask(
         &self,
         message: &Message,
         action: RPCTypes,
-        option: &RPCOption,
+        span: Duration,
     ) -> Result<Bytes, RPCError<Types>> {
         self.votes.increment(1);
-        let (mut client, frame, span) = (self.client()?, self.frame(message), option.soft_ttl());
         let asked = async {
-            match action {
-                RPCTypes::TransferLeader => client.transfer_leader(frame).await,
-                _ => client.vote(frame).await,
+            match self.send(message).await? {
+                Err(status) if self.learn(&status).await => self.send(message).await,
+                answered => Ok(answered),
             }
         };
         match self.clock().timeout(span, asked).await {
-            Ok(Ok(response)) => Ok(response.into_inner().body),
-            Ok(Err(status)) => Err(self.refused(&status, action, span)),
+            Ok(Ok(Ok(body))) => Ok(body),
+            Ok(Ok(Err(status))) => Err(self.refused(&status, action, span)),
+            Ok(Err(unreachable)) => Err(unreachable.into()),
             Err(_) => Err(self.late(action, span).into()),
         }
+    }
+
+    async fn send(&self, message: &Message) -> Result<Result<Bytes, Status>, Unreachable<Types>> {
+        let (mut client, frame) = (self.client()?, self.frame(message));
+        let answered = match message {
+            Message::Transfer(_) => client.transfer_leader(frame).await,
+            Message::Refill { .. } => client.refill(frame).await,
+            Message::Vote { .. } | Message::Append(_) | Message::Snapshot { .. } => {
+                client.vote(frame).await
+            }
+        };
+        Ok(answered.map(|response| response.into_inner().body))
+    }
+
+    /// Asks to be taken out of the group, or into it.
+    pub(crate) async fn ask_refill(
+        &self,
+        emptied: bool,
+        patience: Duration,
+    ) -> Result<RefillAnswer, String> {
+        let message = Message::Refill { emptied };
+        // the library has no name for it: the word is only for its errors
+        let body = self.ask(&message, RPCTypes::TransferLeader, patience).await;
+        let body = body.map_err(|error| error.to_string())?;
+        read_refill_answer(body).map_err(|error| error.to_string())
     }
 
     async fn ask_vote(
@@ -149,7 +206,7 @@ impl Peer {
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
         let message = Message::Vote { pre, request };
-        let body = self.ask(&message, RPCTypes::Vote, &option).await?;
+        let body = self.ask(&message, RPCTypes::Vote, option.soft_ttl()).await?;
         read_vote_response(body).map_err(|error| NetworkError::new(&error).into())
     }
 
@@ -185,7 +242,11 @@ impl Peer {
                 patience: span,
                 late: self.late(RPCTypes::AppendEntries, span),
             }),
-            Ok(Err(status)) => Err(self.refused(&status, RPCTypes::AppendEntries, span)),
+            Ok(Err(status)) => {
+                // the library begins the stream again
+                self.learn(&status).await;
+                Err(self.refused(&status, RPCTypes::AppendEntries, span))
+            }
             Err(_) => Err(self.late(RPCTypes::AppendEntries, span).into()),
         }
     }
@@ -212,7 +273,13 @@ impl Peer {
         } {
             return Err(NetworkError::new(&error).into());
         }
-        let body = answered.map_err(|status| unreachable(&status))?.into_inner().body;
+        let body = match answered {
+            Ok(answer) => answer.into_inner().body,
+            Err(status) => {
+                self.learn(&status).await;
+                return Err(unreachable(&status).into());
+            }
+        };
         let vote = read_vote(body).map_err(|error| NetworkError::new(&error))?;
         Ok(SnapshotResponse::new(vote))
     }
@@ -420,6 +487,6 @@ impl RaftNetworkV2<Types> for Peer {
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<Types>, RPCError<Types>> {
         let message = Message::Transfer(request);
-        self.ask(&message, RPCTypes::TransferLeader, &option).await.map(|_| Ok(()))
+        self.ask(&message, RPCTypes::TransferLeader, option.soft_ttl()).await.map(|_| Ok(()))
     }
 }

@@ -1,14 +1,16 @@
 //! The groups of a node: opened from what is stored, or founded; served; stopped.
 
-use crate::codec::read_log_id;
+use crate::boots::{Boot, Boots};
+use crate::codec::{read_log_id, read_vote, vote_bytes};
 use crate::group::{Group, NotDone};
 use crate::keeper;
 use crate::ledger::{CommandResult, Proposal, Reader};
 use crate::log::LogStore;
-use crate::machine::{Machine, State, read_applied};
+use crate::machine::{Machine, State, forget_applied, read_applied};
 use crate::network::{Addresses, Peers, Sender};
-use crate::raft::{Raft, Timing, WatchReceiver, library_config, peer_node};
-use crate::service::{self, Incarnations};
+use crate::raft::{Raft, Timing, Vote, WatchReceiver, library_config, peer_node};
+use crate::refill::{self, Damaged, DamagedRange};
+use crate::service;
 use crate::snapshot::{SnapshotError, Snapshots};
 use ashlar_catalog::OrderedMap;
 use ashlar_host::{Host, Shutdown, TaskKind};
@@ -23,7 +25,7 @@ use ashlar_wire::Dialer;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 /// Ranges of data from the first minute: one group alone would be a ceiling.
@@ -102,11 +104,15 @@ pub enum MetaError {
     /// The map refused, even when it was empty.
     #[error("the metadata map cannot be opened: {0}")]
     Map(String),
-    /// A snapshot is needed and not whole.
-    #[error(
-        "{0}, and the log below it is gone: restore the file, or let the node join as a new one"
-    )]
+    /// A snapshot cannot be read; nothing is known to be damaged.
+    #[error("{0}, and the log below it is gone: mend what the reason names, then start again")]
     Snapshot(String),
+    /// A snapshot is not whole.
+    #[error("{0}, and the log below it is gone")]
+    DamagedSnapshot(String),
+    /// The node is stopping.
+    #[error("the node is stopping")]
+    Stopping,
     /// Stored bytes are not understood.
     #[error("the metadata of {0} is not understood: {1}")]
     Stored(RangeId, String),
@@ -174,8 +180,13 @@ pub(crate) struct Inner {
     pub(crate) host: Host,
     pub(crate) node: NodeId,
     pub(crate) cluster: ClusterId,
-    pub(crate) peers: Incarnations,
+    pub(crate) boots: Arc<Boots>,
+    pub(crate) sender: Sender,
     pub(crate) snapshot_log_bytes: u64,
+    /// What opens groups.
+    opening: Arc<Opening>,
+    /// Replicas that are not opened until they are refilled.
+    damaged: Mutex<BTreeMap<RangeId, Damaged>>,
     /// Taken when the node stops: it closes with its last user.
     map: Mutex<Option<Arc<dyn OrderedMap>>>,
     wal: Wal,
@@ -187,13 +198,25 @@ pub(crate) struct Inner {
     pub(crate) closed: Shutdown,
 }
 
+/// The groups of a node when it starts.
+struct Founded {
+    stored: Vec<Created>,
+    /// They were founded, and are not stored any more.
+    lost: Vec<Created>,
+}
+
 /// What founded a group here: the payload of its `Created` record.
+#[derive(Clone)]
 struct Created {
     cluster: ClusterId,
     descriptor: RangeDescriptor,
 }
 
 impl Created {
+    fn range(&self) -> RangeId {
+        self.descriptor.id
+    }
+
     fn to_bytes(&self) -> Bytes {
         let mut bytes = self.cluster.0.to_le_bytes().to_vec();
         bytes.extend(encode(&self.descriptor));
@@ -248,8 +271,19 @@ impl MetaNode {
         let founded = opening.found(formation.as_ref()).await?;
         let cluster = opening.cluster(&founded, formation.as_ref())?;
         let inner = opening.start_groups(dialer, addresses, cluster, founded).await?;
-        let keeper = Box::pin(keeper::run(Arc::downgrade(&inner)));
-        let _keeper = inner.host.tasks.spawn(TaskKind::Background("keep ranges"), keeper);
+        let tasks = &inner.host.tasks;
+        let weak = Arc::downgrade(&inner);
+        let keeper = Box::pin(keeper::run(weak.clone()));
+        let _keeper = tasks.spawn(TaskKind::Background("keep ranges"), keeper);
+        let refilling = Box::pin(refill::run(weak.clone()));
+        let _refilling = tasks.spawn(TaskKind::Background("refill ranges"), refilling);
+        let leaving = Box::pin(leave_when_outdated(
+            weak,
+            inner.boots.clone(),
+            inner.stopping.clone(),
+            inner.host.shutdown.clone(),
+        ));
+        let _leaving = tasks.spawn(TaskKind::Background("leave when outdated"), leaving);
         inner.elect_first_leaders();
         if let Some(formation) = formation {
             let bootstrap = Box::pin(inner.clone().bootstrap(formation));
@@ -303,6 +337,22 @@ impl MetaNode {
     /// How the groups of this node stand.
     pub fn status(&self) -> Vec<GroupStatus> {
         self.0.groups().iter().map(|group| status(group)).collect()
+    }
+
+    /// The replicas of this node that take no part until they are refilled.
+    pub fn damaged(&self) -> Vec<DamagedRange> {
+        let told = |Damaged { descriptor, why, standing }| DamagedRange {
+            range: descriptor.id,
+            why,
+            standing,
+        };
+        self.0.damaged().into_iter().map(told).collect()
+    }
+
+    /// Waits until a peer says that this node is an old image of one that has booted since, or a copy; gives that as a
+    /// sentence. From then on the node takes no part in any group.
+    pub async fn until_outdated(&self) -> String {
+        self.0.boots.until_outdated().await
     }
 
     /// Hands leadership over, flushes and closes everything.
@@ -365,30 +415,53 @@ impl Opening {
         Ok(Self { host, config, wal })
     }
 
-    /// The groups that are stored; where none is, those of the formation, made durable.
-    async fn found(&self, formation: Option<&Formation>) -> Result<Vec<Created>, MetaError> {
+    /// The groups that are stored. Where nothing was ever founded here, those of the formation, made durable.
+    async fn found(&self, formation: Option<&Formation>) -> Result<Founded, MetaError> {
         let mut stored = self.stored()?;
-        let Some(formation) =
-            formation.filter(|formation| formation.voters.contains(&self.config.node))
-        else {
-            return if stored.is_empty() { Err(MetaError::Nothing) } else { Ok(stored) };
-        };
-        // a crash may have left some of them; the root comes last, so that with it all are there
-        if stored.iter().any(|created| created.descriptor.id == RangeId::ROOT) {
-            return Ok(stored);
-        }
-        let mut voters = formation.voters.clone();
+        let formation = formation.filter(|formation| formation.voters.contains(&self.config.node));
+        let mut voters = formation.map_or_else(Vec::new, |formation| formation.voters.clone());
         voters.sort_unstable();
-        for descriptor in first_ranges(&voters).into_iter().chain([root_range(&voters)]) {
-            if stored.iter().any(|created| created.descriptor.id == descriptor.id) {
-                continue;
-            }
-            let created = Created { cluster: formation.cluster, descriptor };
+        let absent: Vec<Created> = formation
+            .into_iter()
+            .flat_map(|formation| {
+                let all = first_ranges(&voters).into_iter().chain([root_range(&voters)]);
+                all.map(|descriptor| Created { cluster: formation.cluster, descriptor })
+            })
+            .filter(|created| !stored.iter().any(|known| known.range() == created.range()))
+            .collect();
+        if stored.is_empty() && absent.is_empty() {
+            return Err(MetaError::Nothing);
+        }
+        let mark = self.founded_mark();
+        // a crash may have left some of them; the root comes last, so that with it all were there
+        let has_root = stored.iter().any(|created| created.range() == RangeId::ROOT);
+        if self.host.disk.exists(&mark) || has_root {
+            self.mark_founded(&mark)?;
+            return Ok(Founded { stored, lost: absent });
+        }
+        for created in absent {
             let record = Record::Created { first: created.to_bytes() };
-            self.wal.submit_durable(created.descriptor.id, record).await?;
+            self.wal.submit_durable(created.range(), record).await?;
             stored.push(created);
         }
-        Ok(stored)
+        // before any of them runs: what votes was founded once, and is never founded again
+        self.mark_founded(&mark)?;
+        Ok(Founded { stored, lost: Vec::new() })
+    }
+
+    /// Says, outside of the directory, that the groups were founded: without them, it was wiped.
+    fn founded_mark(&self) -> PathBuf {
+        let mut name = self.config.dir.file_name().unwrap_or_default().to_owned();
+        name.push(".founded");
+        self.config.dir.with_file_name(name)
+    }
+
+    fn mark_founded(&self, mark: &std::path::Path) -> Result<(), MetaError> {
+        if self.host.disk.exists(mark) {
+            return Ok(());
+        }
+        let marked = self.host.disk.replace(mark, b"");
+        marked.map_err(|error| MetaError::Directory(mark.to_owned(), error))
     }
 
     fn stored(&self) -> Result<Vec<Created>, MetaError> {
@@ -403,10 +476,11 @@ impl Opening {
 
     fn cluster(
         &self,
-        groups: &[Created],
+        founded: &Founded,
         formation: Option<&Formation>,
     ) -> Result<ClusterId, MetaError> {
-        let found = groups.first().ok_or(MetaError::Nothing)?.cluster;
+        let first = founded.stored.first().or_else(|| founded.lost.first());
+        let found = first.ok_or(MetaError::Nothing)?.cluster;
         match formation {
             Some(formation) if formation.cluster != found => {
                 Err(MetaError::OtherCluster { found, wanted: formation.cluster })
@@ -420,45 +494,59 @@ impl Opening {
         dialer: Dialer,
         addresses: Addresses,
         cluster: ClusterId,
-        stored: Vec<Created>,
+        founded: Founded,
     ) -> Result<Arc<Inner>, MetaError> {
+        let Founded { stored, lost } = founded;
         let map = self.open_map(&stored)?;
         let config = &self.config;
+        let own = Boot { incarnation: config.incarnation, nonce: self.host.random.next_u64() };
+        let boots = Arc::new(Boots::load(self.wal.clone(), config.node.0, own));
         let sender = Sender {
             host: self.host.clone(),
             dialer,
             addresses,
             cluster,
             node: config.node,
-            incarnation: config.incarnation,
+            boots: boots.clone(),
             patience: config.timing.election_min,
         };
         let mut groups = BTreeMap::new();
+        let mut damaged = BTreeMap::new();
+        for Created { descriptor, .. } in lost {
+            let lost = "its log is gone, although the range was founded here";
+            damaged.insert(descriptor.id, Damaged::new(descriptor, lost));
+        }
         for Created { descriptor, .. } in stored {
-            let state = self.wal.state(descriptor.id);
-            if state.health == GroupHealth::Corrupt {
-                tracing::error!(range = %descriptor.id, "the log is corrupt below what was synced: the range is not served here");
+            let range = descriptor.id;
+            if self.wal.state(range).health == GroupHealth::Corrupt {
+                let corrupt = "its log is damaged below what was synced";
+                damaged.insert(range, Damaged::new(descriptor, corrupt));
                 continue;
             }
-            let range = descriptor.id;
-            match self.start_group(&map, &sender, descriptor).await {
+            match self.start_group(&map, &sender, descriptor.clone()).await {
                 Ok(group) => drop(groups.insert(range, group)),
                 // they are the same for all groups
                 Err(error @ MetaError::Settings(_)) => return Err(error),
+                Err(MetaError::DamagedSnapshot(why)) => {
+                    damaged.insert(range, Damaged::new(descriptor, why));
+                }
                 Err(error) => {
                     tracing::error!(%range, %error, "the range does not open: it is not served here");
                 }
             }
         }
         Ok(Arc::new(Inner {
-            host: self.host,
+            host: self.host.clone(),
             node: config.node,
             cluster,
-            peers: Incarnations::default(),
+            boots,
+            sender,
             snapshot_log_bytes: config.snapshot_log_bytes,
             map: Mutex::new(Some(map)),
-            wal: self.wal,
-            dir: self.config.dir,
+            wal: self.wal.clone(),
+            dir: config.dir.clone(),
+            opening: Arc::new(self),
+            damaged: Mutex::new(damaged),
             groups: RwLock::new(groups),
             stopping: Shutdown::default(),
             closed: Shutdown::default(),
@@ -497,8 +585,7 @@ impl Opening {
         descriptor: &RangeDescriptor,
     ) -> Result<State, MetaError> {
         let range = descriptor.id;
-        let directory = self.config.dir.join("snapshots");
-        let snapshots = Snapshots::new(self.host.disk.clone(), directory, range.0);
+        let snapshots = self.snapshots(range);
         let log_bytes = self.wal.live_bytes(range);
         let opened = State::open(
             &self.host,
@@ -508,7 +595,49 @@ impl Opening {
             self.wal.clone(),
             log_bytes,
         );
-        opened.map_err(|error: SnapshotError| MetaError::Snapshot(error.to_string()))
+        opened.map_err(|error| match error {
+            SnapshotError::Damaged(..) | SnapshotError::Foreign(..) => {
+                MetaError::DamagedSnapshot(error.to_string())
+            }
+            SnapshotError::Newer(..) | SnapshotError::Disk(..) => {
+                MetaError::Snapshot(error.to_string())
+            }
+        })
+    }
+
+    fn snapshots(&self, range: RangeId) -> Snapshots {
+        let directory = self.config.dir.join("snapshots");
+        Snapshots::new(self.host.disk.clone(), directory, range.0)
+    }
+
+    /// Forgets all of a range but its log: the snapshots, and that its rows were applied.
+    fn forget(&self, map: &dyn OrderedMap, range: RangeId) -> Result<(), MetaError> {
+        let snapshots = self.snapshots(range).remove_all();
+        snapshots.map_err(|error| MetaError::Snapshot(error.to_string()))?;
+        let rows = forget_applied(map, range);
+        rows.map_err(|error| MetaError::Group(range, error.to_string()))?;
+        // so that a crash does not cost the other ranges their rows: without it the map would lie ahead of this log
+        map.sync().map_err(|error| MetaError::Map(error.to_string()))
+    }
+
+    /// The group begins anew in the log, in one batch: an empty one that has voted as the leader says, if it had not
+    /// voted later itself (R7).
+    async fn drop_log(
+        &self,
+        cluster: ClusterId,
+        descriptor: &RangeDescriptor,
+        vote: &Vote,
+    ) -> Result<(), MetaError> {
+        let range = descriptor.id;
+        let own = self.wal.state(range).vote.and_then(|bytes| read_vote(bytes).ok());
+        let vote = own.filter(|own| own.leader_id.term > vote.leader_id.term).unwrap_or(*vote);
+        let created = Created { cluster, descriptor: descriptor.clone() };
+        let records = vec![
+            Record::Dropped,
+            Record::Created { first: created.to_bytes() },
+            Record::Vote(vote_bytes(&vote)),
+        ];
+        Ok(self.wal.submit_all_durable(range, records).await?)
     }
 
     /// The map, if it may be trusted; otherwise an empty one, which snapshots and logs fill again.
@@ -544,6 +673,10 @@ impl Opening {
         let view = map.view();
         stored.iter().all(|Created { descriptor, .. }| {
             let state = self.wal.state(descriptor.id);
+            if state.health == GroupHealth::Corrupt {
+                // it begins anew, and so do its rows
+                return true;
+            }
             let purged = state.purged.and_then(|(_, id)| read_log_id(id).ok()).map(|id| id.index);
             let last = state.last.map(|(index, _)| index).max(purged);
             match read_applied(&*view, descriptor.id) {
@@ -572,13 +705,77 @@ impl Inner {
         self.stopping.is_requested()
     }
 
+    /// Whether the node's duties are over.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.is_stopping() || self.host.shutdown.is_requested() || self.boots.outdated().is_some()
+    }
+
+    /// The replicas that are not opened until they are refilled.
+    pub(crate) fn damaged(&self) -> Vec<Damaged> {
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// What a damaged replica waits for.
+    pub(crate) fn note_standing(&self, range: RangeId, standing: String) {
+        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(replica) = damaged.get_mut(&range) else { return };
+        if replica.standing != standing {
+            tracing::error!(%range, why = replica.why, standing, "the replica is damaged, and not refilled yet");
+            replica.standing = standing;
+        }
+    }
+
+    /// Drops a damaged replica and opens an empty one. Only once it is committed, under `vote`, that this node is no
+    /// member: until then somebody may count on what the replica had acknowledged. A crash in between repeats all of it.
+    pub(crate) async fn begin_anew(
+        &self,
+        descriptor: RangeDescriptor,
+        vote: &Vote,
+    ) -> Result<(), MetaError> {
+        let range = descriptor.id;
+        let map = self.map.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let map = map.ok_or(MetaError::Stopping)?;
+        let (opening, rows) = (self.opening.clone(), map.clone());
+        self.host.tasks.run_blocking(move || opening.forget(&*rows, range)).await?;
+        self.opening.drop_log(self.cluster, &descriptor, vote).await?;
+        let group = self.opening.start_group(&map, &self.sender, descriptor).await?;
+        drop(map);
+        tracing::warn!(%range, "the damaged replica was dropped: an empty one waits for the leader");
+        metrics::counter!("ashlar_raft_refills_total").increment(1);
+        self.admit(group).await
+    }
+
+    async fn admit(&self, group: Arc<Group>) -> Result<(), MetaError> {
+        let range = group.descriptor.id;
+        let refused = {
+            let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+            // under the lock: whoever stops the node takes all groups after it has said so
+            if self.has_ended() { Some(group) } else { groups.insert(range, group) }
+        };
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).remove(&range);
+        if let Some(refused) = refused {
+            shut(&refused).await;
+        }
+        Ok(())
+    }
+
     fn group_at(&self, range: RangeId, epoch: Epoch) -> Result<Arc<Group>, NotDone> {
-        let group = self.group(range).ok_or(NotDone::Epoch(None))?;
+        let group = self.group(range).ok_or_else(|| self.not_here(range))?;
         let known = group.descriptor.epoch;
         if range != RangeId::ROOT && known != epoch {
             Err(NotDone::Epoch(Some(known)))
         } else {
             Ok(group)
+        }
+    }
+
+    /// Why a range does not run here: another node serves it, or none knows it.
+    fn not_here(&self, range: RangeId) -> NotDone {
+        let damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        if damaged.contains_key(&range) || self.boots.outdated().is_some() {
+            NotDone::Leader(None)
+        } else {
+            NotDone::Epoch(None)
         }
     }
 
@@ -805,9 +1002,30 @@ fn view_failed(error: &dyn std::error::Error) -> NotDone {
     NotDone::Busy { retry_after_ms: 1000, reason: error.to_string() }
 }
 
+/// An old image of a node, or a copy, takes no part: its groups end as soon as a peer has said so.
+async fn leave_when_outdated(
+    node: Weak<Inner>,
+    boots: Arc<Boots>,
+    stopping: Shutdown,
+    shutdown: Shutdown,
+) {
+    tokio::select! {
+        biased;
+        () = stopping.requested() => {}
+        () = shutdown.requested() => {}
+        _ = boots.until_outdated() => {
+            let Some(inner) = node.upgrade() else { return };
+            let groups = inner.take_groups();
+            inner.close_groups(groups).await;
+        }
+    }
+}
+
 async fn elect_first_leader(node: Arc<Inner>, group: Arc<Group>, founder: Option<NodeId>) {
     let raft = &group.raft;
-    let fresh = !matches!(raft.is_initialized().await, Ok(true));
+    // one that begins anew has a vote, and is founded by nobody
+    let fresh = !matches!(raft.is_initialized().await, Ok(true))
+        && group.state.wal.state(group.descriptor.id).vote.is_none();
     let founds = fresh && founder == Some(node.node);
     if founds {
         let members: BTreeMap<u64, _> =

@@ -80,6 +80,7 @@ pub(crate) type StoredMembership = openraft::alias::StoredMembershipOf<Types>;
 pub(crate) type SnapshotMeta = openraft::alias::SnapshotMetaOf<Types>;
 pub(crate) type Snapshot<D> = openraft::alias::SnapshotOf<Types, D>;
 pub(crate) type PeerNode = openraft::EmptyNode;
+pub(crate) type ChangeMembers = openraft::ChangeMembers<u64, PeerNode>;
 
 /// The id of an entry.
 pub(crate) fn log_id(term: u64, index: u64) -> LogId {

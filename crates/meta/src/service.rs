@@ -1,7 +1,9 @@
 //! What other nodes and gateways ask of this one: Raft of all groups, commands and reads.
 
+use crate::boots::{Boot, BootRefused};
 use crate::codec::{
-    BadBytes, Envelope, Message, append_result_bytes, read_message, vote_bytes, vote_response_bytes,
+    BadBytes, Envelope, Message, WrongBoot, append_result_bytes, read_message, refill_answer_bytes,
+    vote_bytes, vote_response_bytes, wrong_boot_bytes,
 };
 use crate::group::{Group, NotDone};
 use crate::network::FRAME_BYTES_MAX;
@@ -9,17 +11,17 @@ use crate::node::Inner;
 use crate::raft::{
     AppendEntriesRequest, BoxStream, Snapshot, SnapshotMeta, StreamAppendResult, Types,
 };
+use crate::refill;
 use crate::snapshot::SnapshotError;
-use ashlar_types::{Epoch, RangeId, Versioned, decode, encode};
+use ashlar_types::{Epoch, NodeId, RangeId, Versioned, decode, encode};
 use ashlar_wire::proto::metadata_reply::Result as ReplyResult;
 use ashlar_wire::proto::{Busy, Frame, MetadataReply, MetadataRequest};
 use ashlar_wire::proto::{metadata_server, raft_server};
 use bytes::{Buf, Bytes};
 use futures::StreamExt;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 
 /// A snapshot larger than this is a damaged length: a range is split at 128 MiB.
 const SNAPSHOT_BYTES_MAX: u64 = 1 << 40;
@@ -33,17 +35,17 @@ pub(crate) struct RaftService(pub(crate) Arc<Inner>);
 
 impl RaftService {
     /// The message of a frame, if it is meant for this node, and its group.
-    fn open(&self, frame: Frame) -> Result<(Arc<Group>, Message), Status> {
+    async fn open(&self, frame: Frame) -> Result<(Arc<Group>, Envelope, Message), Status> {
         let (envelope, message) = read_message(frame.body).map_err(|error| malformed(&error))?;
-        self.check(&envelope)?;
+        self.check(&envelope).await?;
         let group = self.0.group(RangeId(frame.range));
         let group = group.ok_or_else(|| {
             Status::not_found(format!("range-{} is not on this node", frame.range))
         })?;
-        Ok((group, message))
+        Ok((group, envelope, message))
     }
 
-    fn check(&self, envelope: &Envelope) -> Result<(), Status> {
+    async fn check(&self, envelope: &Envelope) -> Result<(), Status> {
         let here = &self.0;
         if envelope.cluster != here.cluster {
             return Err(Status::failed_precondition(format!(
@@ -57,26 +59,37 @@ impl RaftService {
                 here.node, envelope.to
             )));
         }
-        if here.peers.is_stale(envelope.from, envelope.incarnation) {
-            return Err(Status::failed_precondition(format!(
-                "node-{} has booted since incarnation {}: this is an old image of it, or a copy",
-                envelope.from, envelope.incarnation
-            )));
+        let accepted = here.boots.accept(envelope.from, envelope.boot).await;
+        accepted.map_err(|refused| boot_refused(&refused))?;
+        let own = here.boots.own();
+        if envelope.to_boot != own {
+            // whoever knows a newer start of this node says that this one is an old image
+            here.boots.told_of_self(envelope.from, envelope.to_boot);
+            return Err(other_boot(here.node, envelope.to_boot, own));
         }
-        Ok(())
+        match here.boots.outdated() {
+            Some(why) => Err(Status::unavailable(why)),
+            None => Ok(()),
+        }
     }
 }
 
-/// The greatest incarnation that was heard of each peer.
-#[derive(Default)]
-pub(crate) struct Incarnations(Mutex<std::collections::BTreeMap<u64, Arc<AtomicU64>>>);
-
-impl Incarnations {
-    fn is_stale(&self, peer: u64, incarnation: u64) -> bool {
-        let known =
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).entry(peer).or_default().clone();
-        known.fetch_max(incarnation, Ordering::Relaxed) > incarnation
+fn boot_refused(refused: &BootRefused) -> Status {
+    let told = refused.to_string();
+    match refused {
+        BootRefused::Outdated { known, .. } => {
+            tracing::error!(told, "a message was refused");
+            let details = wrong_boot_bytes(WrongBoot::Sender(*known));
+            Status::with_details(Code::FailedPrecondition, told, details)
+        }
+        BootRefused::NotKept(_) => Status::unavailable(told),
     }
+}
+
+fn other_boot(node: NodeId, meant: Boot, own: Boot) -> Status {
+    let told = format!("the message is meant for {meant} of {node}, and this is {own}");
+    let details = wrong_boot_bytes(WrongBoot::Addressee(own));
+    Status::with_details(Code::FailedPrecondition, told, details)
 }
 
 #[tonic::async_trait]
@@ -92,7 +105,7 @@ impl raft_server::Raft for RaftService {
             return Ok(Response::new(Box::pin(futures::stream::empty())));
         };
         let range = first.range;
-        let (group, message) = self.open(first)?;
+        let (group, _, message) = self.open(first).await?;
         let commits = Arc::new(Mutex::new(VecDeque::new()));
         let inbound = Inbound {
             service: Self(self.0.clone()),
@@ -120,7 +133,7 @@ impl raft_server::Raft for RaftService {
     async fn vote(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
         let frame = request.into_inner();
         let range = frame.range;
-        let (group, message) = self.open(frame)?;
+        let (group, _, message) = self.open(frame).await?;
         let Message::Vote { pre, request } = message else {
             return Err(Status::invalid_argument("a vote was expected"));
         };
@@ -143,7 +156,7 @@ impl raft_server::Raft for RaftService {
         let first =
             frames.message().await?.ok_or_else(|| Status::invalid_argument("no frame came"))?;
         let range = first.range;
-        let (group, message) = self.open(first)?;
+        let (group, _, message) = self.open(first).await?;
         let Message::Snapshot { vote, last, membership, length } = message else {
             return Err(Status::invalid_argument("a snapshot was expected"));
         };
@@ -167,7 +180,7 @@ impl raft_server::Raft for RaftService {
     async fn transfer_leader(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
         let frame = request.into_inner();
         let range = frame.range;
-        let (group, message) = self.open(frame)?;
+        let (group, _, message) = self.open(frame).await?;
         let Message::Transfer(request) = message else {
             return Err(Status::invalid_argument("a transfer was expected"));
         };
@@ -175,6 +188,17 @@ impl raft_server::Raft for RaftService {
         let taken = taken.map_err(|error| Status::unavailable(error.to_string()))?;
         taken.map_err(|refused| Status::failed_precondition(refused.to_string()))?;
         Ok(Response::new(Frame { range, body: Bytes::new(), last: true }))
+    }
+
+    async fn refill(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
+        let frame = request.into_inner();
+        let range = frame.range;
+        let (group, envelope, message) = self.open(frame).await?;
+        let Message::Refill { emptied } = message else {
+            return Err(Status::invalid_argument("a wish to be refilled was expected"));
+        };
+        let answer = refill::answer(&self.0, &group, NodeId(envelope.from), emptied).await;
+        Ok(Response::new(Frame { range, body: refill_answer_bytes(&answer), last: true }))
     }
 }
 
@@ -199,7 +223,7 @@ impl Inbound {
                 if frame.range != self.range {
                     return None;
                 }
-                self.service.open(frame).ok()?.1
+                self.service.open(frame).await.ok()?.2
             }
         };
         let Message::Append(append) = message else { return None };

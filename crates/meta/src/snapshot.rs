@@ -421,6 +421,19 @@ impl Snapshots {
         Ok(())
     }
 
+    /// Removes all files of the range: its replica here begins anew.
+    pub(crate) fn remove_all(&self) -> Result<(), SnapshotError> {
+        self.remove_leftovers()?;
+        for path in [self.path("snapshot"), self.path("building")] {
+            if self.disk.exists(&path) {
+                let removed = self.disk.remove_file(&path);
+                removed.map_err(|error| SnapshotError::Disk(path, error))?;
+            }
+        }
+        let synced = self.disk.sync_dir(&self.directory);
+        synced.map_err(|error| SnapshotError::Disk(self.directory.clone(), error))
+    }
+
     /// Begins one of our own state.
     pub(crate) fn begin(&self, contents: &Contents) -> Result<SnapshotWriter, SnapshotError> {
         SnapshotWriter::create(&*self.disk, &self.path("building"), contents)

@@ -1,16 +1,18 @@
 //! Nodes in one process, over real loopback connections.
 
-use ashlar_host::{Host, Shutdown, TaskHandle, TaskKind};
+use ashlar_host::{Host, OpenMode, Shutdown, TaskHandle, TaskKind};
 use ashlar_map::Engine;
-use ashlar_meta::{Formation, GroupStatus, MetaConfig, MetaNode, NotDone, Timing};
+use ashlar_meta::{DamagedRange, Formation, GroupStatus, MetaConfig, MetaNode, NotDone, Timing};
 use ashlar_types::*;
 use ashlar_wire::{Dialer, Security};
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tempfile::TempDir;
 
+/// The root and the first data ranges.
+const RANGES: usize = 9;
 const RANGE: RangeId = RangeId(1);
 const EPOCH: Epoch = Epoch(1);
 const BUCKET: BucketId = BucketId(5);
@@ -85,12 +87,16 @@ impl Cluster {
 
     async fn boot(&mut self, node: NodeId) {
         self.boots += 1;
+        self.boot_as(node, self.boots).await;
+    }
+
+    async fn boot_as(&mut self, node: NodeId, incarnation: u64) {
         let host = self.host.clone().with_own_shutdown();
         let book = self.addresses.clone();
         let addresses = Arc::new(move |id: NodeId| book.lock().expect("whole").get(&id).cloned());
         let config = MetaConfig {
             node,
-            incarnation: self.boots,
+            incarnation,
             dir: self.dir(node),
             engine: Engine::Fjall,
             wal_file_bytes: 4 << 20,
@@ -133,8 +139,43 @@ impl Cluster {
     }
 
     fn leader(&self, range: RangeId) -> Option<NodeId> {
-        let leads = |node: &NodeId| self.status(*node, range).leader == Some(*node);
+        let leads = |node: &NodeId| {
+            let all = self.nodes[node].meta.status();
+            all.iter().any(|status| status.range == range && status.leader == Some(*node))
+        };
         self.nodes.keys().copied().find(leads)
+    }
+
+    fn damaged(&self, node: NodeId) -> Vec<DamagedRange> {
+        self.nodes[&node].meta.damaged()
+    }
+
+    /// Every range runs on every node, with all voters.
+    fn is_whole(&self) -> bool {
+        self.nodes.values().all(|running| {
+            let status = running.meta.status();
+            let full = |status: &GroupStatus| status.voters == self.voters;
+            status.len() == RANGES && status.iter().all(full) && running.meta.damaged().is_empty()
+        })
+    }
+
+    /// Damages what a stopped node had synced: the first batch of each log file, with later ones behind it.
+    fn damage_log(&self, node: NodeId) {
+        let disk = &self.host.disk;
+        for path in disk.list(&self.dir(node).join("wal")).expect("the log's directory") {
+            let file = disk.open(&path, OpenMode::ReadWrite).expect("a file");
+            let mut bytes = [0; 100];
+            if file.read_exact_at(&mut bytes, 0).is_ok() && bytes.starts_with(b"ashwal") {
+                bytes[80..90].iter_mut().for_each(|byte| *byte ^= 0xff);
+                file.write_at(&bytes, 0).expect("damaged");
+            }
+        }
+    }
+
+    /// The directory of a stopped node, kept aside, or put back.
+    fn copy_dir(&self, from: &Path, to: &Path) {
+        let copied = std::process::Command::new("cp").arg("-a").arg(from).arg(to).status();
+        assert!(copied.expect("cp runs").success());
     }
 
     /// Asks every node in turn until one does it; what may have happened is not asked again.
@@ -200,7 +241,14 @@ impl Cluster {
     async fn wait(&self, what: &str, holds: impl Fn(&Self) -> bool) {
         let began = self.host.clock.now();
         while !holds(self) {
-            assert!(self.host.clock.now() - began < PATIENCE, "not in time: {what}");
+            assert!(
+                self.host.clock.now() - began < PATIENCE,
+                "not in time: {what}: {:#?}",
+                self.nodes
+                    .values()
+                    .map(|n| (n.meta.status(), n.meta.damaged()))
+                    .collect::<Vec<_>>()
+            );
             self.host.clock.sleep(Duration::from_millis(5)).await;
         }
     }
@@ -432,5 +480,183 @@ async fn a_minority_acknowledges_nothing_and_reads_nothing() {
     let write = meta.execute(RANGE, EPOCH, command).await;
     // the lease has ended by now: refused without a proposal; had it been proposed, its end were unknown
     assert!(!matches!(write, Ok(_) | Err(NotDone::Epoch(_))), "{write:?}");
+    cluster.stop_all().await;
+}
+
+/// Three nodes with some keys, of which the third has stopped.
+async fn with_a_stopped_node(snapshot_log_bytes: u64) -> Cluster {
+    let mut cluster = Cluster::start_with(3, snapshot_log_bytes).await;
+    cluster.open_bucket().await;
+    for number in 0..40 {
+        cluster.put(&format!("key-{number}"), number).await;
+    }
+    cluster.wait("all members are known", Cluster::is_whole).await;
+    cluster.kill(NodeId(3)).await;
+    cluster
+}
+
+async fn has_all_keys(cluster: &Cluster) {
+    for number in 0..40 {
+        assert_eq!(cluster.get(&format!("key-{number}")).await, Some(number));
+    }
+}
+
+/// All is refilled, nothing that was acknowledged is lost, and the refilled node counts: it stands in for another one.
+async fn is_refilled(mut cluster: Cluster) {
+    cluster.wait("every range has all its voters again", Cluster::is_whole).await;
+    cluster.put("later", 1000).await;
+    cluster.converge().await;
+    cluster.kill(NodeId(1)).await;
+    has_all_keys(&cluster).await;
+    cluster.put("without the first", 1001).await;
+    cluster.boot(NodeId(1)).await;
+    cluster.kill(NodeId(3)).await;
+    cluster.boot(NodeId(3)).await;
+    assert_eq!(cluster.damaged(NodeId(3)), [], "it is durable");
+    assert_eq!(cluster.get("without the first").await, Some(1001));
+    cluster.put("last", 1002).await;
+    cluster.converge().await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_is_damaged_below_what_was_synced_is_refilled_and_votes_again() {
+    let mut cluster = with_a_stopped_node(64 << 20).await;
+    cluster.damage_log(NodeId(3));
+    cluster.boot(NodeId(3)).await;
+    is_refilled(cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_replica_whose_log_is_purged_elsewhere_is_refilled_by_a_snapshot() {
+    let mut cluster = with_a_stopped_node(4096).await;
+    cluster.wait("a leader", |cluster| cluster.leader(RANGE).is_some()).await;
+    let mut count = 0;
+    while cluster.nodes.keys().any(|&node| cluster.status(node, RANGE).purged <= Some(64)) {
+        for number in 0..50 {
+            cluster.put(&format!("more-{number}"), number).await;
+        }
+        count += 50;
+        assert!(count < 5000, "the log is never purged");
+    }
+    cluster.damage_log(NodeId(3));
+    cluster.boot(NodeId(3)).await;
+    is_refilled(cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_metadata_directory_was_wiped_never_founds_its_ranges_anew_and_is_refilled() {
+    let mut cluster = with_a_stopped_node(64 << 20).await;
+    cluster.host.disk.remove_dir_all(&cluster.dir(NodeId(3))).expect("wiped");
+    // without the others it knows nothing and does nothing: it was a voter, and has forgotten its votes
+    for node in [NodeId(1), NodeId(2)] {
+        cluster.kill(node).await;
+    }
+    cluster.boot(NodeId(3)).await;
+    assert_eq!(cluster.damaged(NodeId(3)).len(), RANGES);
+    assert_eq!(cluster.nodes[&NodeId(3)].meta.status(), []);
+    // one of the others is no quorum without it
+    cluster.boot(NodeId(1)).await;
+    let told = |cluster: &Cluster| {
+        let damaged = cluster.damaged(NodeId(3));
+        damaged.iter().all(|replica| replica.standing.contains("node-1 does not lead it"))
+    };
+    cluster.wait("it says what it waits for", told).await;
+    cluster.boot(NodeId(2)).await;
+    is_refilled(cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_snapshot_is_replaced_from_the_leader() {
+    let mut cluster = with_a_stopped_node(64 << 20).await;
+    let snapshot = cluster.dir(NodeId(3)).join("snapshots").join("range-1.snapshot");
+    cluster.host.disk.replace(&snapshot, b"no snapshot").expect("written");
+    cluster.boot(NodeId(3)).await;
+    is_refilled(cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_killed_in_the_middle_of_a_refill_leaves_it_to_the_next() {
+    let mut cluster = with_a_stopped_node(64 << 20).await;
+    cluster.damage_log(NodeId(3));
+    cluster.boot(NodeId(3)).await;
+    let is_between = |cluster: &Cluster| {
+        let leader = cluster.leader(RANGE)?;
+        let voters = cluster.status(leader, RANGE).voters;
+        (voters != cluster.voters || !cluster.damaged(NodeId(3)).is_empty()).then_some(leader)
+    };
+    for _ in 0..3 {
+        cluster.wait("a leader", |cluster| cluster.leader(RANGE).is_some()).await;
+        let Some(leader) = is_between(&cluster).filter(|&leader| leader != NodeId(3)) else {
+            break;
+        };
+        cluster.kill(leader).await;
+        // the refilled one is killed with it: whatever it was doing, it goes on from what its log says
+        cluster.kill(NodeId(3)).await;
+        cluster.boot(NodeId(3)).await;
+        cluster.boot(leader).await;
+    }
+    is_refilled(cluster).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_damaged_replicas_of_three_stay_refused_and_say_so() {
+    let mut cluster = with_a_stopped_node(64 << 20).await;
+    cluster.kill(NodeId(2)).await;
+    for node in [NodeId(2), NodeId(3)] {
+        cluster.damage_log(node);
+        cluster.boot(node).await;
+    }
+    let told = |cluster: &Cluster| {
+        [NodeId(2), NodeId(3)]
+            .into_iter()
+            .flat_map(|node| cluster.damaged(node))
+            .all(|replica| replica.standing.contains("quorum"))
+    };
+    cluster.wait("both say what they wait for", told).await;
+    let query = RangeQuery::Object { at: at("key-1"), bucket_epoch: Epoch(1), span: Span::Nothing };
+    for node in cluster.voters.clone() {
+        let meta = cluster.nodes[&node].meta.clone();
+        assert!(meta.query(RANGE, EPOCH, query.clone()).await.is_err(), "nothing is invented");
+    }
+    for node in [NodeId(2), NodeId(3)] {
+        assert_eq!(cluster.damaged(node).len(), RANGES);
+        assert_eq!(cluster.nodes[&node].meta.status(), []);
+    }
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r10_an_old_image_of_a_node_is_refused_also_by_peers_that_have_restarted() {
+    let mut cluster = with_a_stopped_node(64 << 20).await;
+    let (dir, image) = (cluster.dir(NodeId(3)), cluster.directory.path().join("image"));
+    cluster.copy_dir(&dir, &image);
+    cluster.boot(NodeId(3)).await;
+    let booted = cluster.boots;
+    cluster.put("later", 1000).await;
+    cluster.converge().await;
+    for node in cluster.voters.clone() {
+        cluster.kill(node).await;
+    }
+    for node in [NodeId(1), NodeId(2)] {
+        cluster.boot(node).await;
+    }
+    // one start earlier, and another start of the same number
+    for incarnation in [booted - 1, booted] {
+        cluster.host.disk.remove_dir_all(&dir).expect("the disk is lost");
+        cluster.copy_dir(&image, &dir);
+        cluster.boot_as(NodeId(3), incarnation).await;
+        let old = cluster.nodes[&NodeId(3)].meta.clone();
+        let told = cluster.host.clock.timeout(PATIENCE, old.until_outdated()).await;
+        assert!(told.expect("a peer says so").contains("old image"));
+        cluster
+            .wait("it has left its groups", |cluster| {
+                cluster.nodes[&NodeId(3)].meta.status().is_empty()
+            })
+            .await;
+        assert_eq!(cluster.get("later").await, Some(1000));
+        cluster.put("without it", incarnation).await;
+        cluster.kill(NodeId(3)).await;
+    }
     cluster.stop_all().await;
 }
