@@ -200,13 +200,10 @@ impl Group {
 
     /// A leader's append has arrived.
     pub(crate) fn note_append(&self) {
-        // only a torn tail asks for it
-        if !self.may_vote() {
-            *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = self.host.clock.now();
-        }
+        *self.heard.lock().unwrap_or_else(PoisonError::into_inner) = self.host.clock.now();
     }
 
-    /// For how long no leader has been heard, in this boot and while this node may not vote.
+    /// For how long no leader has been heard in this boot.
     pub(crate) fn silence(&self) -> Duration {
         self.host.clock.now() - *self.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }

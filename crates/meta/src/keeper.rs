@@ -32,9 +32,7 @@ pub(crate) async fn run(node: Weak<Inner>) {
 }
 
 async fn look_after(inner: &Inner, group: &Arc<Group>) {
-    let range = group.descriptor.id.0.to_string();
-    let leads = group.leader() == Some(inner.node);
-    metrics::gauge!("ashlar_raft_leader", "range" => range).set(f64::from(u8::from(leads)));
+    show_leader(group, group.leader() == Some(inner.node));
     if waits_in_vain(group.health, group.silence()) {
         group.allow_votes();
     }
@@ -46,6 +44,12 @@ async fn look_after(inner: &Inner, group: &Arc<Group>) {
     {
         tracing::warn!(range = %group.descriptor.id, %error, "no snapshot: the range is stopped on this node");
     }
+}
+
+/// Says whether this node leads a group.
+pub(crate) fn show_leader(group: &Group, leads: bool) {
+    let range = group.descriptor.id.0.to_string();
+    metrics::gauge!("ashlar_raft_leader", "range" => range).set(f64::from(u8::from(leads)));
 }
 
 /// Whether nobody will mend a torn tail. Only appends that arrive say that somebody leads: the stored vote still names

@@ -90,10 +90,38 @@ pub(crate) fn read_applied(view: &dyn View, range: RangeId) -> io::Result<Applie
 }
 
 /// Forgets how far `range` was applied: when it is opened next, its rows are removed.
-pub(crate) fn forget_applied(map: &dyn OrderedMap, range: RangeId) -> io::Result<()> {
+fn forget_applied(map: &dyn OrderedMap, range: RangeId) -> io::Result<()> {
     let mut writes = Writes::default();
     writes.remove(applied_key(range));
     map.write(writes).map_err(failed)
+}
+
+/// Forgets what of a range lies in the map: how far it was applied, and its rows.
+pub(crate) fn forget_rows(map: &dyn OrderedMap, descriptor: &RangeDescriptor) -> io::Result<()> {
+    forget_applied(map, descriptor.id)?;
+    for (from, to) in spans(descriptor) {
+        remove_rows(map, from, to.as_deref())?;
+    }
+    Ok(())
+}
+
+fn remove_rows(map: &dyn OrderedMap, mut from: Vec<u8>, to: Option<&[u8]>) -> io::Result<()> {
+    loop {
+        let mut writes = Writes::default();
+        let view = map.view();
+        let scanned = view.scan(&from, to, &mut |key, _| {
+            writes.remove(key.to_vec());
+            if writes.0.len() < REMOVE_STEP {
+                ControlFlow::Continue(())
+            } else {
+                ControlFlow::Break(())
+            }
+        });
+        scanned.map_err(failed)?;
+        let Some(last) = writes.0.keys().next_back().cloned() else { return Ok(()) };
+        map.write(writes).map_err(failed)?;
+        from = last;
+    }
 }
 
 impl State {
@@ -172,7 +200,7 @@ impl State {
         let (applied, membership) = read_applied(&*self.map.view(), self.range)?;
         if applied.is_none() {
             for (from, to) in spans(&self.descriptor) {
-                self.remove_rows(from, to.as_deref())?;
+                remove_rows(&*self.map, from, to.as_deref())?;
             }
         }
         let (ledger, writes) = Ledger::load(&*self.map.view(), &self.descriptor).map_err(failed)?;
@@ -258,7 +286,7 @@ impl State {
         nothing.remove(applied_key(self.range));
         self.map.write(nothing).map_err(failed)?;
         for (from, to) in spans(&self.descriptor) {
-            self.remove_rows(from, to.as_deref())?;
+            remove_rows(&*self.map, from, to.as_deref())?;
         }
         from.rows(&mut |rows| {
             let mut writes = Writes::default();
@@ -270,25 +298,6 @@ impl State {
         let mut done = Writes::default();
         done.put(applied_key(self.range), applied_value(last, &from.contents.membership));
         self.map.write(done).map_err(failed)
-    }
-
-    fn remove_rows(&self, mut from: Vec<u8>, to: Option<&[u8]>) -> io::Result<()> {
-        loop {
-            let mut writes = Writes::default();
-            let view = self.map.view();
-            let scanned = view.scan(&from, to, &mut |key, _| {
-                writes.remove(key.to_vec());
-                if writes.0.len() < REMOVE_STEP {
-                    ControlFlow::Continue(())
-                } else {
-                    ControlFlow::Break(())
-                }
-            });
-            scanned.map_err(failed)?;
-            let Some(last) = writes.0.keys().next_back().cloned() else { return Ok(()) };
-            self.map.write(writes).map_err(failed)?;
-            from = last;
-        }
     }
 
     /// Forgets how far the range was applied: an installation was cut short.

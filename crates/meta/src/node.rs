@@ -6,7 +6,7 @@ use crate::group::{Group, NotDone};
 use crate::keeper;
 use crate::ledger::{CommandResult, Proposal, Reader};
 use crate::log::LogStore;
-use crate::machine::{Machine, State, forget_applied, read_applied};
+use crate::machine::{Machine, State, forget_rows, read_applied};
 use crate::network::{Addresses, Peers, Sender};
 use crate::raft::{Raft, Timing, Vote, WatchReceiver, library_config, peer_node};
 use crate::refill::{self, Damaged, DamagedRange};
@@ -610,11 +610,12 @@ impl Opening {
         Snapshots::new(self.host.disk.clone(), directory, range.0)
     }
 
-    /// Forgets all of a range but its log: the snapshots, and that its rows were applied.
-    fn forget(&self, map: &dyn OrderedMap, range: RangeId) -> Result<(), MetaError> {
+    /// Forgets all of a range but its log: snapshots and rows.
+    fn forget(&self, map: &dyn OrderedMap, descriptor: &RangeDescriptor) -> Result<(), MetaError> {
+        let range = descriptor.id;
         let snapshots = self.snapshots(range).remove_all();
         snapshots.map_err(|error| MetaError::Snapshot(error.to_string()))?;
-        let rows = forget_applied(map, range);
+        let rows = forget_rows(map, descriptor);
         rows.map_err(|error| MetaError::Group(range, error.to_string()))?;
         // so that a crash does not cost the other ranges their rows: without it the map would lie ahead of this log
         map.sync().map_err(|error| MetaError::Map(error.to_string()))
@@ -735,8 +736,8 @@ impl Inner {
         let range = descriptor.id;
         let map = self.map.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let map = map.ok_or(MetaError::Stopping)?;
-        let (opening, rows) = (self.opening.clone(), map.clone());
-        self.host.tasks.run_blocking(move || opening.forget(&*rows, range)).await?;
+        let (opening, rows, of) = (self.opening.clone(), map.clone(), descriptor.clone());
+        self.host.tasks.run_blocking(move || opening.forget(&*rows, &of)).await?;
         self.opening.drop_log(self.cluster, &descriptor, vote).await?;
         let group = self.opening.start_group(&map, &self.sender, descriptor).await?;
         drop(map);
@@ -1016,6 +1017,9 @@ async fn leave_when_outdated(
         _ = boots.until_outdated() => {
             let Some(inner) = node.upgrade() else { return };
             let groups = inner.take_groups();
+            for group in &groups {
+                keeper::show_leader(group, false);
+            }
             inner.close_groups(groups).await;
         }
     }

@@ -35,6 +35,9 @@ const CHANGE_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the answer may take.
 const ASK_PATIENCE: Duration = Duration::from_secs(4);
 const _: () = assert!(CHANGE_PATIENCE.as_secs() < ASK_PATIENCE.as_secs());
+/// A replica that has heard no leader for so long may have been taken out without knowing it, by a wish of its own that
+/// came late: it asks. Longer than an election takes.
+const SILENCE: Duration = Duration::from_secs(5);
 /// A learner that lacks fewer entries than this has caught up: a busy range is never quite still.
 const CAUGHT_UP_ENTRIES: u64 = 64;
 
@@ -73,11 +76,11 @@ pub(crate) async fn run(node: Weak<Inner>) {
             return;
         }
         let damaged = inner.damaged();
-        let outside: Vec<Arc<Group>> =
-            inner.groups().into_iter().filter(|group| is_outside(&inner, group)).collect();
-        alarm(&inner, &damaged, &outside);
+        alarm(&inner, &damaged);
         let refills = damaged.into_iter().map(|replica| refill(&inner, replica));
-        let joins = outside.into_iter().map(|group| join(&inner, group));
+        let groups = inner.groups().into_iter();
+        let joins =
+            groups.filter(|group| may_be_outside(&inner, group)).map(|group| join(&inner, group));
         futures::future::join(futures::future::join_all(refills), futures::future::join_all(joins))
             .await;
         let clock = inner.host.clock.clone();
@@ -93,17 +96,22 @@ fn is_outside(inner: &Inner, group: &Group) -> bool {
         && !members.membership().voter_ids().any(|id| id == inner.node.0)
 }
 
+/// Whether this node's replica may be no member, as far as it knows.
+fn may_be_outside(inner: &Inner, group: &Group) -> bool {
+    is_outside(inner, group) || (group.silence() > SILENCE && group.leader() != Some(inner.node))
+}
+
 fn members(raft: &Raft) -> StoredMembership {
     (*raft.metrics().borrow_watched().membership_config).clone()
 }
 
-fn alarm(inner: &Inner, damaged: &[Damaged], outside: &[Arc<Group>]) {
-    let gauge = |range: RangeId, value: f64| {
-        metrics::gauge!("ashlar_raft_damaged", "range" => range.0.to_string()).set(value);
+fn alarm(inner: &Inner, damaged: &[Damaged]) {
+    let gauge = |range: RangeId, is_alarm: bool| {
+        metrics::gauge!("ashlar_raft_damaged", "range" => range.0.to_string())
+            .set(f64::from(u8::from(is_alarm)));
     };
-    inner.groups().iter().for_each(|group| gauge(group.descriptor.id, 0.0));
-    outside.iter().for_each(|group| gauge(group.descriptor.id, 1.0));
-    damaged.iter().for_each(|replica| gauge(replica.descriptor.id, 1.0));
+    inner.groups().iter().for_each(|group| gauge(group.descriptor.id, is_outside(inner, group)));
+    damaged.iter().for_each(|replica| gauge(replica.descriptor.id, true));
 }
 
 /// The way out of the group, and the beginning of an empty one.

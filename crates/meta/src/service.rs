@@ -59,6 +59,13 @@ impl RaftService {
                 here.node, envelope.to
             )));
         }
+        if envelope.from == here.node.0 {
+            here.boots.told_of_self(envelope.from, envelope.boot);
+            return Err(Status::failed_precondition(format!(
+                "this is {}, and the sender says that it is {} too",
+                here.node, here.node
+            )));
+        }
         let accepted = here.boots.accept(envelope.from, envelope.boot).await;
         accepted.map_err(|refused| boot_refused(&refused))?;
         let own = here.boots.own();
