@@ -78,6 +78,12 @@ pub(crate) enum Item {
     Note { key: u64, note: Note },
 }
 
+/// Entries as the table finds them, and the files they lie in.
+pub(crate) struct Located {
+    found: Vec<Found>,
+    files: BTreeMap<u64, WalFile>,
+}
+
 impl Wal {
     /// Opens the log, or makes it, and recovers. Blocks; the writer thread runs when it returns.
     pub fn open(host: &Host, config: WalConfig) -> Result<Self, WalError> {
@@ -229,34 +235,50 @@ impl Wal {
         from: u64,
         to_exclusive: u64,
     ) -> Result<Vec<Entry>, WalError> {
-        let (found, files) = {
-            let state = self.shared.lock();
-            let found = state.table.find(group, from, to_exclusive)?;
-            let on_disk = found.iter().any(|entry| matches!(entry, Found::OnDisk { .. }));
-            (found, if on_disk { state.files.clone() } else { BTreeMap::new() })
-        };
+        loop {
+            let located = self.locate(group, from, to_exclusive)?;
+            // an entry that was moved meanwhile is looked for again; each time a file was given up, so it ends
+            if let Some(entries) = self.fetch(group, located)? {
+                return Ok(entries);
+            }
+        }
+    }
+
+    /// Where the entries are now.
+    pub(crate) fn locate(&self, group: RangeId, from: u64, to: u64) -> Result<Located, WalError> {
+        let state = self.shared.lock();
+        let found = state.table.find(group, from, to)?;
+        let on_disk = found.iter().any(|entry| matches!(entry, Found::OnDisk { .. }));
+        let files = if on_disk { state.files.clone() } else { BTreeMap::new() };
+        Ok(Located { found, files })
+    }
+
+    /// The entries that were located; `None`: one of them is no longer there.
+    pub(crate) fn fetch(
+        &self,
+        group: RangeId,
+        located: Located,
+    ) -> Result<Option<Vec<Entry>>, WalError> {
+        let Located { found, files } = located;
         let mut entries = Vec::with_capacity(found.len());
         for entry in found {
-            entries.push(match entry {
-                Found::InMemory(entry) => entry,
-                Found::OnDisk { index, term, bytes, place } => {
-                    let payload = files
-                        .get(&place.generation)
-                        .ok_or_else(|| "its file is gone".to_owned())
-                        .and_then(|file| read_back(file, group, index, term, bytes, place))
-                        .map_err(|reason| {
-                            // purged, truncated or moved while this was reading: not damage
-                            if self.shared.lock().table.is_at(group, index, place) {
-                                WalError::Unreadable { group, index, reason }
-                            } else {
-                                WalError::Missing { group, from, to: to_exclusive }
-                            }
-                        })?;
-                    Entry { index, term, payload }
+            let (index, term, bytes, place) = match entry {
+                Found::InMemory(entry) => {
+                    entries.push(entry);
+                    continue;
                 }
-            });
+                Found::OnDisk { index, term, bytes, place } => (index, term, bytes, place),
+            };
+            let file = files.get(&place.generation).ok_or_else(|| "its file is gone".to_owned());
+            let read = file.and_then(|file| read_back(file, group, index, term, bytes, place));
+            match read {
+                Ok(payload) => entries.push(Entry { index, term, payload }),
+                // purged, truncated or moved while this was reading: not damage
+                Err(_) if !self.shared.lock().table.is_at(group, index, place) => return Ok(None),
+                Err(reason) => return Err(WalError::Unreadable { group, index, reason }),
+            }
         }
-        Ok(entries)
+        Ok(Some(entries))
     }
 
     /// Writes what waits, stops the threads and releases the directory. Later submits fail.

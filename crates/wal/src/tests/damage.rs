@@ -243,3 +243,28 @@ fn a_note_that_was_not_synced_is_gone_or_whole() {
         assert!(note == [1; 16] || note == [2; 16], "{note:?}");
     }
 }
+
+#[test]
+fn entries_that_are_moved_while_they_are_read_are_found_again() {
+    let disk = SimDisk::new();
+    let wal = open(&disk);
+    let cold = [entry(1, 1, 700), entry(2, 1, 700)];
+    put(&wal, 2, Record::Append(cold.to_vec())).unwrap();
+    let mut misses = 0;
+    for index in 1..=300 {
+        let before = wal.locate(RangeId(2), 1, 3).unwrap();
+        for step in 0..20 {
+            let index = 20 * index + step;
+            put(&wal, 1, Record::Append(vec![entry(index, 1, 1000)])).unwrap();
+            put(&wal, 1, Record::Purge { upto: index, id: Bytes::new() }).unwrap();
+        }
+        // what was located then is either still readable, or known to be elsewhere
+        match wal.fetch(RangeId(2), before).unwrap() {
+            Some(found) => assert_eq!(found, cold),
+            None => misses += 1,
+        }
+        assert_eq!(wal.read(RangeId(2), 1, 3).unwrap(), cold);
+    }
+    assert!(misses > 0, "the entries moved, and their file was used again");
+    assert!(matches!(wal.read(RangeId(2), 1, 4), Err(WalError::Missing { .. })));
+}
