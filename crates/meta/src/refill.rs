@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Either side may stop at any step: the replica asks again from where its WAL says it is, and any leader goes on with
-//! what the membership says. Why nothing that was acknowledged is lost, step by step: `docs/adr/0007`.
+//! what the membership says. Why nothing that was acknowledged is lost, step by step: `docs/adr/0009`.
 //!
 //! What it leaves out: two damaged replicas of three. Their removal needs a quorum that is not there, so they stay as they
 //! are and say so.
