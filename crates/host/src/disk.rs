@@ -129,13 +129,18 @@ impl dyn Disk {
             self.remove_file(&fresh)?;
         }
         let file = create(&fresh)?;
-        file.write_at(bytes, 0)?;
-        file.sync_data()?;
+        if let Err(error) = file.write_at(bytes, 0).and_then(|()| file.sync_data()) {
+            // a half file keeps no room; one that cannot be removed is removed by the next replacement
+            drop(self.remove_file(&fresh));
+            return Err(error);
+        }
         self.rename(&fresh, path)?;
         self.sync_dir(path.parent().unwrap_or_else(|| Path::new("/")))
     }
 }
 
+/// So many slices one call of the system takes.
+const SLICES_MAX: usize = 1024;
 /// Together the two seconds that [`Disk::lock`] waits.
 const LOCK_TRIES_MAX: u32 = 100;
 const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
@@ -233,21 +238,14 @@ impl Disk for RealDisk {
     }
 }
 
-impl File for RealFile {
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.0.read_at(buffer, offset)
-    }
-
-    fn write_vectored_at(&self, slices: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+impl RealFile {
+    /// Writes what one call takes, and how many bytes that were.
+    fn write_group(&self, slices: &[IoSlice<'_>], offset: u64) -> io::Result<u64> {
         let expected: u64 = slices.iter().map(|slice| slice.len() as u64).sum();
-        let written =
-            rustix::io::pwritev(&self.0, &slices[..slices.len().min(1024)], offset)? as u64;
-        if written == expected {
-            return Ok(());
-        }
-        // a short write, or more slices than one call takes: the rest goes piece by piece
+        let written = rustix::io::pwritev(&self.0, slices, offset)? as u64;
+        // a short write: the rest goes piece by piece
         let (mut skip, mut at) = (written, offset + written);
-        for slice in slices {
+        for slice in slices.iter().filter(|_| written < expected) {
             let length = slice.len() as u64;
             if skip >= length {
                 skip -= length;
@@ -257,6 +255,20 @@ impl File for RealFile {
             self.0.write_all_at(&slice[start..], at)?;
             at += length - skip;
             skip = 0;
+        }
+        Ok(expected)
+    }
+}
+
+impl File for RealFile {
+    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
+        self.0.read_at(buffer, offset)
+    }
+
+    fn write_vectored_at(&self, slices: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let mut at = offset;
+        for group in slices.chunks(SLICES_MAX) {
+            at += self.write_group(group, at)?;
         }
         Ok(())
     }

@@ -25,6 +25,8 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 pub(crate) const BATCH_RECORDS_MAX: usize = 256;
 /// The most payload of a batch, and of the queue.
 pub(crate) const BATCH_BYTES_MAX: u64 = 4 << 20;
+/// The most keys of one deletion: their tombstones are a quarter of a batch.
+pub(crate) const DELETE_KEYS_MAX: usize = 8192;
 /// A checkpoint is taken after so many records, or a quarter of the index: recovery reads no more than these.
 const CHECKPOINT_RECORDS: usize = 64 * 1024;
 const ZEROES: [u8; 4096] = [0; 4096];
@@ -45,14 +47,17 @@ pub(crate) enum Work {
     Put { meta: ShardMeta, bytes: Bytes, crc: u32, replaces: Option<u64> },
     /// A large shard.
     Commit(Box<Filled>),
-    /// A tombstone.
-    Delete(ShardKey),
+    /// A tombstone for each of these that is there.
+    Delete(Vec<ShardKey>),
 }
 
-/// Work, and who waits for it. The answer says whether anything changed.
+/// What became of it; of a deletion: which of its keys were there.
+pub(crate) type Answer = Result<Vec<bool>, StoreError>;
+
+/// Work, and who waits for it.
 pub(crate) struct Job {
     pub(crate) work: Work,
-    pub(crate) reply: oneshot::Sender<Result<bool, StoreError>>,
+    pub(crate) reply: oneshot::Sender<Answer>,
     /// Its share of the queue's bytes.
     pub(crate) permit: Option<OwnedSemaphorePermit>,
 }
@@ -64,13 +69,39 @@ pub(crate) enum Message {
     Close(oneshot::Sender<()>),
 }
 
-/// A job that was found to change something, and its place in the order.
+/// What is written for a job that was found to change something.
+enum Act {
+    Put {
+        meta: ShardMeta,
+        bytes: Bytes,
+        crc: u32,
+    },
+    Commit(Box<Filled>),
+    /// A tombstone over this entry.
+    Bury(Entry),
+}
+
+/// A record, and its place in the order.
 struct Item {
-    job: Job,
+    act: Act,
     sequence: u64,
     /// Of its record header.
     offset: u64,
     segment: Option<Arc<Segment>>,
+}
+
+/// Who is answered when the items of a batch are durable, and what.
+struct Waiter {
+    reply: oneshot::Sender<Answer>,
+    permit: Option<OwnedSemaphorePermit>,
+    answer: Vec<bool>,
+}
+
+/// What one round makes durable.
+#[derive(Default)]
+struct Batch {
+    items: Vec<Item>,
+    waiters: Vec<Waiter>,
 }
 
 struct Measures {
@@ -92,20 +123,39 @@ pub(crate) struct Committer {
 }
 
 impl Work {
-    fn key(&self) -> ShardKey {
+    fn keys(&self) -> &[ShardKey] {
         match self {
-            Self::Put { meta, .. } => meta.key,
-            Self::Commit(filled) => filled.meta.key,
-            Self::Delete(key) => *key,
+            Self::Put { meta, .. } => std::slice::from_ref(&meta.key),
+            Self::Commit(filled) => std::slice::from_ref(&filled.meta.key),
+            Self::Delete(keys) => keys,
         }
     }
 
+    /// The room it takes in a small segment, at most.
+    pub(crate) fn small_bytes(&self) -> u64 {
+        match self {
+            Self::Put { meta, .. } => small_span(meta.length),
+            Self::Delete(keys) => small_span(0) * keys.len() as u64,
+            Self::Commit(_) => 0,
+        }
+    }
+}
+
+impl Act {
     /// The room it takes in a small segment.
     fn small_bytes(&self) -> u64 {
         match self {
             Self::Put { meta, .. } => small_span(meta.length),
-            Self::Delete(_) => small_span(0),
+            Self::Bury(_) => small_span(0),
             Self::Commit(_) => 0,
+        }
+    }
+
+    /// What follows its header in a small segment.
+    fn content(&self) -> &[u8] {
+        match self {
+            Self::Put { bytes, .. } => bytes,
+            Self::Bury(_) | Self::Commit(_) => &[],
         }
     }
 }
@@ -150,16 +200,17 @@ impl Committer {
     fn gather(&mut self, first: Job) -> (Vec<Job>, Option<oneshot::Sender<()>>) {
         let room = BATCH_BYTES_MAX.min(self.core.config.small_segment_bytes / 2);
         let mut bytes = first.work.small_bytes();
-        let mut keys = BTreeSet::from([first.work.key()]);
+        let mut keys: BTreeSet<ShardKey> = first.work.keys().iter().copied().collect();
         let mut batch = vec![first];
         while batch.len() < BATCH_RECORDS_MAX {
             match self.queue.try_recv() {
                 Ok(Message::Job(job)) => {
                     bytes += job.work.small_bytes();
-                    if bytes > room || !keys.insert(job.work.key()) {
+                    if bytes > room || job.work.keys().iter().any(|key| keys.contains(key)) {
                         self.held = Some(job);
                         break;
                     }
+                    keys.extend(job.work.keys());
                     batch.push(job);
                 }
                 Ok(Message::Close(done)) => return (batch, Some(done)),
@@ -181,71 +232,95 @@ impl Committer {
         }
     }
 
-    fn commit(&mut self, batch: Vec<Job>) {
-        let mut items = self.judge(batch);
-        if items.is_empty() {
+    fn commit(&mut self, jobs: Vec<Job>) {
+        let mut batch = self.judge(jobs);
+        if batch.items.is_empty() {
             return;
         }
-        let written = self.small.poll_prefill(&self.core).and_then(|()| self.write(&mut items));
+        let written =
+            self.small.poll_prefill(&self.core).and_then(|()| self.write(&mut batch.items));
         match written {
-            Ok(()) => self.publish(items),
-            Err(error) => {
-                for Item { job, .. } in items {
-                    if let Work::Commit(filled) = &job.work {
-                        filled.reservation.settle();
-                    }
-                    answer(job, Err(error.clone()));
-                }
-            }
+            Ok(()) => self.publish(batch),
+            Err(error) => batch.give_up(&error),
         }
         self.small.prefill_ahead(&self.core);
         self.checkpoint_if_due();
     }
 
     /// Answers what changes nothing, and gives the others their sequences.
-    fn judge(&self, batch: Vec<Job>) -> Vec<Item> {
-        let is_full = self.is_full(&batch);
-        let mut items = Vec::with_capacity(batch.len());
-        for job in batch {
-            match self.judge_one(&job.work, is_full) {
-                None => {
-                    let sequence = self.core.next_number();
-                    items.push(Item { job, sequence, offset: 0, segment: None });
+    fn judge(&self, jobs: Vec<Job>) -> Batch {
+        let is_full = self.is_full(&jobs);
+        let mut batch = Batch::default();
+        for Job { work, reply, permit } in jobs {
+            match self.judge_one(work, is_full) {
+                Ok((acts, answer)) if !acts.is_empty() => {
+                    batch.items.extend(acts.into_iter().map(|act| {
+                        let sequence = self.core.next_number();
+                        Item { act, sequence, offset: 0, segment: None }
+                    }));
+                    batch.waiters.push(Waiter { reply, permit, answer });
                 }
-                Some(verdict) => {
-                    if let Work::Commit(filled) = &job.work {
-                        filled.reservation.settle();
-                    }
-                    answer(job, verdict);
-                }
+                verdict => Waiter { reply, permit, answer: Vec::new() }
+                    .answer(verdict.map(|(_, answer)| answer)),
             }
         }
-        items
+        batch
     }
 
-    /// `None`: to be done.
-    fn judge_one(&self, work: &Work, is_full: bool) -> Option<Result<bool, StoreError>> {
-        if !self.core.is_writable() {
-            return Some(Err(StoreError::NotWritable));
-        }
-        let index = self.core.index.read().unwrap_or_else(PoisonError::into_inner);
-        let known = index.get(&work.key());
-        let (length, crc, replaces) = match work {
-            Work::Delete(_) => return if known.is_some() { None } else { Some(Ok(false)) },
-            Work::Put { meta, crc, replaces, .. } => (meta.length, *crc, *replaces),
-            Work::Commit(filled) => (filled.meta.length, filled.crc, filled.replaces),
+    /// What is to be done for a piece of work, and its answer then.
+    fn judge_one(&self, work: Work, is_full: bool) -> Result<(Vec<Act>, Vec<bool>), StoreError> {
+        let verdict = match &work {
+            _ if !self.core.is_writable() => Err(StoreError::NotWritable),
+            Work::Put { meta, crc, replaces, .. } => self.judge_shard(meta, *crc, *replaces),
+            Work::Commit(filled) => self.judge_shard(&filled.meta, filled.crc, filled.replaces),
+            Work::Delete(_) => Ok(true),
         };
-        match known {
-            Some(entry) if replaces != Some(entry.sequence) => {
-                let is_same = entry.meta.length == length && entry.crc == crc;
-                Some(if is_same { Ok(false) } else { Err(StoreError::Conflict) })
+        match (verdict, work) {
+            (Ok(true), Work::Put { .. }) if is_full => Err(StoreError::Full),
+            (Ok(true), Work::Put { meta, bytes, crc, .. }) => {
+                Ok((vec![Act::Put { meta, bytes, crc }], Vec::new()))
             }
             // room for large shards was taken when they began
-            Some(_) | None if is_full && matches!(work, Work::Put { .. }) => {
-                Some(Err(StoreError::Full))
+            (Ok(true), Work::Commit(filled)) => Ok((vec![Act::Commit(filled)], Vec::new())),
+            (Ok(_), Work::Delete(keys)) => Ok(self.judge_delete(&keys)),
+            (verdict, work) => {
+                if let Work::Commit(filled) = &work {
+                    filled.reservation.settle();
+                }
+                verdict.map(|_| (Vec::new(), Vec::new()))
             }
-            Some(_) | None => None,
         }
+    }
+
+    /// Whether a shard is to be written; `false`: the same is there.
+    fn judge_shard(
+        &self,
+        meta: &ShardMeta,
+        crc: u32,
+        replaces: Option<u64>,
+    ) -> Result<bool, StoreError> {
+        let index = self.core.index.read().unwrap_or_else(PoisonError::into_inner);
+        match index.get(&meta.key) {
+            Some(known) if replaces != Some(known.sequence) => {
+                let is_same = known.meta.length == meta.length && known.crc == crc;
+                if is_same { Ok(false) } else { Err(StoreError::Conflict) }
+            }
+            Some(_) | None => Ok(true),
+        }
+    }
+
+    /// A tombstone for each key that is there, once. One that is not there needs none: whatever a scan may still find of
+    /// it lies under a tombstone that stays as long as that, or was never acknowledged and is not whole.
+    fn judge_delete(&self, keys: &[ShardKey]) -> (Vec<Act>, Vec<bool>) {
+        let index = self.core.index.read().unwrap_or_else(PoisonError::into_inner);
+        let mut buried = BTreeSet::new();
+        let (mut acts, mut existed) = (Vec::new(), Vec::with_capacity(keys.len()));
+        for key in keys {
+            let entry = index.get(key).filter(|_| buried.insert(*key));
+            existed.push(entry.is_some());
+            acts.extend(entry.cloned().map(Act::Bury));
+        }
+        (acts, existed)
     }
 
     /// Whether small shards would eat into what is kept for tombstones and compaction.
@@ -262,7 +337,7 @@ impl Committer {
             touched.insert(segment.header.generation, segment);
         }
         for item in items.iter_mut() {
-            if let Work::Commit(filled) = &item.job.work {
+            if let Act::Commit(filled) = &item.act {
                 let segment = filled.reservation.segment.clone();
                 self.write_trailer(filled, item.sequence)?;
                 item.offset = filled.reservation.header.offset;
@@ -283,7 +358,7 @@ impl Committer {
 
     /// Writes the records of the small class with one call.
     fn write_small(&mut self, items: &mut [Item]) -> Result<Option<Arc<Segment>>, StoreError> {
-        let used: u64 = items.iter().map(|item| item.job.work.small_bytes()).sum();
+        let used: u64 = items.iter().map(|item| item.act.small_bytes()).sum();
         if used == 0 {
             return Ok(None);
         }
@@ -291,25 +366,22 @@ impl Committer {
         let (segment, start) = self.small.place(&self.core, bytes)?;
         let mut at = start;
         let mut headers = Vec::with_capacity(items.len());
-        for item in items.iter_mut().filter(|item| item.job.work.small_bytes() > 0) {
+        for item in items.iter_mut().filter(|item| item.act.small_bytes() > 0) {
             headers.push(self.small_header(item, &segment, at).encode(segment.seed));
             item.offset = at;
             item.segment = Some(segment.clone());
-            at += item.job.work.small_bytes();
+            at += item.act.small_bytes();
         }
         let mut slices = Vec::with_capacity(3 * headers.len() + 1);
-        let small = items.iter().filter(|item| item.job.work.small_bytes() > 0);
+        let small = items.iter().filter(|item| item.act.small_bytes() > 0);
         for (item, header) in small.zip(&headers) {
-            slices.push(IoSlice::new(header));
-            let length = match &item.job.work {
-                Work::Put { bytes, .. } => {
-                    slices.push(IoSlice::new(bytes));
-                    bytes.len()
-                }
-                Work::Delete(_) | Work::Commit(_) => 0,
-            };
-            let pad = size(item.job.work.small_bytes()) - HEADER_BYTES - length;
-            slices.push(IoSlice::new(&ZEROES[..pad]));
+            let content = item.act.content();
+            let pad = size(item.act.small_bytes()) - HEADER_BYTES - content.len();
+            slices.extend([
+                IoSlice::new(header),
+                IoSlice::new(content),
+                IoSlice::new(&ZEROES[..pad]),
+            ]);
         }
         slices.push(IoSlice::new(&ZEROES[..size(bytes - used)]));
         slices.retain(|slice| !slice.is_empty());
@@ -319,15 +391,10 @@ impl Committer {
     }
 
     fn small_header(&self, item: &Item, segment: &Segment, offset: u64) -> RecordHeader {
-        let (kind, meta, crc) = match &item.job.work {
-            Work::Put { meta, crc, .. } => (Kind::Shard, *meta, *crc),
-            Work::Commit(filled) => (Kind::Shard, filled.meta, filled.crc),
-            Work::Delete(key) => {
-                let index = self.core.index.read().unwrap_or_else(PoisonError::into_inner);
-                let entry =
-                    index.get(key).expect("only the committer removes, and it found this one");
-                (Kind::Tombstone, ShardMeta { length: 0, ..entry.meta }, 0)
-            }
+        let (kind, meta, crc) = match &item.act {
+            Act::Put { meta, crc, .. } => (Kind::Shard, *meta, *crc),
+            Act::Commit(filled) => (Kind::Shard, filled.meta, filled.crc),
+            Act::Bury(entry) => (Kind::Tombstone, ShardMeta { length: 0, ..entry.meta }, 0),
         };
         RecordHeader {
             kind,
@@ -335,7 +402,7 @@ impl Committer {
             generation: segment.header.generation,
             sequence: item.sequence,
             offset,
-            span: item.job.work.small_bytes(),
+            span: item.act.small_bytes(),
             acked: self.core.acked(),
             crc,
         }
@@ -374,22 +441,25 @@ impl Committer {
         })
     }
 
-    /// Everything in `items` is durable: from now on it is seen.
-    fn publish(&mut self, items: Vec<Item>) {
-        self.since_checkpoint += items.len();
+    /// Everything in the batch is durable: from now on it is seen.
+    fn publish(&mut self, batch: Batch) {
+        self.since_checkpoint += batch.items.len();
         let mut index = self.core.index.write().unwrap_or_else(PoisonError::into_inner);
-        for item in &items {
-            match entry_of(item) {
-                Some(entry) => drop(index.insert(entry.meta.key, entry)),
-                None => drop(index.remove(&item.job.work.key())),
+        for item in &batch.items {
+            match item.entry() {
+                Ok(entry) => drop(index.insert(entry.meta.key, entry)),
+                Err(buried) => drop(index.remove(&buried)),
             }
         }
         drop(index);
-        for Item { job, .. } in items {
-            if let Work::Commit(filled) = &job.work {
+        for item in batch.items {
+            if let Act::Commit(filled) = item.act {
                 filled.reservation.settle();
             }
-            answer(job, Ok(true));
+        }
+        for mut waiter in batch.waiters {
+            let answer = std::mem::take(&mut waiter.answer);
+            waiter.answer(Ok(answer));
         }
     }
 
@@ -431,19 +501,37 @@ impl Committer {
     }
 }
 
-fn answer(job: Job, verdict: Result<bool, StoreError>) {
-    drop(job.permit);
-    // the caller may have gone: the work is done all the same
-    drop(job.reply.send(verdict));
+impl Batch {
+    /// None of it is known to be durable.
+    fn give_up(self, error: &StoreError) {
+        for item in self.items {
+            if let Act::Commit(filled) = item.act {
+                filled.reservation.settle();
+            }
+        }
+        for waiter in self.waiters {
+            waiter.answer(Err(error.clone()));
+        }
+    }
 }
 
-/// The index entry that an item makes; `None`: it takes one away.
-fn entry_of(item: &Item) -> Option<Entry> {
-    let (meta, crc, reserved) = match &item.job.work {
-        Work::Put { meta, crc, .. } => (*meta, *crc, meta.length),
-        Work::Commit(filled) => (filled.meta, filled.crc, filled.reservation.header.meta.length),
-        Work::Delete(_) => return None,
-    };
-    let segment = item.segment.clone().expect("what was written is in a segment");
-    Some(Entry { meta, segment, offset: item.offset, reserved, sequence: item.sequence, crc })
+impl Waiter {
+    fn answer(self, answer: Answer) {
+        drop(self.permit);
+        // the caller may have gone: the work is done all the same
+        drop(self.reply.send(answer));
+    }
+}
+
+impl Item {
+    /// The index entry that it makes, or the key whose entry it takes away.
+    fn entry(&self) -> Result<Entry, ShardKey> {
+        let (meta, crc, reserved) = match &self.act {
+            Act::Put { meta, crc, .. } => (*meta, *crc, meta.length),
+            Act::Commit(filled) => (filled.meta, filled.crc, filled.reservation.header.meta.length),
+            Act::Bury(entry) => return Err(entry.meta.key),
+        };
+        let segment = self.segment.clone().expect("what was written is in a segment");
+        Ok(Entry { meta, segment, offset: self.offset, reserved, sequence: self.sequence, crc })
+    }
 }

@@ -100,11 +100,24 @@ impl SmallWriter {
             self.await_prefill(core)?;
         }
         if let Err(error) = segment.file.write_vectored_at(slices, offset) {
+            if error.kind() == io::ErrorKind::StorageFull && self.take_back(segment, offset).is_ok()
+            {
+                return Err(StoreError::Full);
+            }
             core.poison("write", segment, &error);
             return Err(StoreError::io("write", &segment.path, &error));
         }
         self.prefilled = self.prefilled.max(end);
         segment.taken().end = end;
+        Ok(())
+    }
+
+    /// Cuts off a batch for which the file system had no room, durably: it is then certain that nothing of it was
+    /// written, and the disk goes on.
+    fn take_back(&mut self, segment: &Segment, offset: u64) -> io::Result<()> {
+        segment.file.set_len(offset)?;
+        segment.file.sync_data()?;
+        self.prefilled = offset;
         Ok(())
     }
 

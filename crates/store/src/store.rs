@@ -1,7 +1,9 @@
 //! The store of one disk: what others see of it.
 
 use crate::buffer::FramePool;
-use crate::committer::{BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Committer, Job, Message, Work};
+use crate::committer::{
+    Answer, BATCH_BYTES_MAX, BATCH_RECORDS_MAX, Committer, DELETE_KEYS_MAX, Job, Message, Work,
+};
 use crate::format::{Class, SMALL_SHARD_BYTES_END, Superblock, small_span};
 use crate::index::{Entry, Index};
 use crate::large::LargeAllocator;
@@ -304,7 +306,7 @@ impl Store {
             None => None,
         };
         let crc = crc32c::crc32c(&bytes);
-        self.submit(Work::Put { meta, bytes, crc, replaces }, meta.length).await.map(drop)
+        self.submit(Work::Put { meta, bytes, crc, replaces }).await.map(drop)
     }
 
     /// Starts a shard of at most `meta.length` bytes: takes room for it.
@@ -342,7 +344,21 @@ impl Store {
 
     /// Deletes a shard, durably. `false`: there was none.
     pub async fn delete(&self, key: ShardKey) -> Result<bool, StoreError> {
-        self.submit(Work::Delete(key), 0).await
+        let existed = self.submit(Work::Delete(vec![key])).await?;
+        Ok(existed == [true])
+    }
+
+    /// Deletes shards, durably, with one group commit for thousands of them. The answers stand in the order of the keys;
+    /// `false`: there was none (and then nothing is written). A key that comes twice is deleted once.
+    pub async fn delete_many(&self, keys: &[ShardKey]) -> Vec<Result<bool, StoreError>> {
+        let mut answers = Vec::with_capacity(keys.len());
+        for some in keys.chunks(DELETE_KEYS_MAX) {
+            match self.submit(Work::Delete(some.to_vec())).await {
+                Ok(existed) => answers.extend(existed.into_iter().map(Ok)),
+                Err(error) => answers.extend(some.iter().map(|_| Err(error.clone()))),
+            }
+        }
+        answers
     }
 
     /// Whether a shard is here.
@@ -372,8 +388,9 @@ impl Store {
     }
 
     /// Hands work to the committer, waiting for room in its queue, and then for its answer.
-    pub(crate) async fn submit(&self, work: Work, bytes: u64) -> Result<bool, StoreError> {
-        let share = u32::try_from(small_span(bytes)).expect("a small record has less than 128 KiB");
+    pub(crate) async fn submit(&self, work: Work) -> Answer {
+        let share = u32::try_from(work.small_bytes().max(small_span(0)));
+        let share = share.expect("a piece of work is smaller than a batch");
         let permit = self.budget.clone().acquire_many_owned(share).await.ok();
         let (reply, answer) = oneshot::channel();
         let message = Message::Job(Job { work, reply, permit });

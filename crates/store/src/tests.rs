@@ -4,7 +4,7 @@ mod power_cut;
 
 use crate::format::{Class, PAGE, SegmentHeader};
 use crate::{Owner, ShardKey, ShardMeta, Store, StoreConfig, StoreError};
-use ashlar_host::{Disk, DiskUsage, File, Host, OpenMode, RealDisk};
+use ashlar_host::{CutStyle, Disk, DiskUsage, File, Host, OpenMode, RealDisk, SimDisk};
 use ashlar_types::{BucketId, ClusterId, Epoch, ExtentId, NodeId, PgId, Profile, SessionId, Slot};
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -207,6 +207,50 @@ async fn deleted_shards_stay_deleted_and_may_be_written_again() {
         assert_reads(&store, 0, 11).await;
         assert_eq!(store.recovered().clean, round == 1);
         store.close().await;
+    }
+}
+
+#[tokio::test]
+async fn thousands_are_deleted_with_one_sync_and_an_answer_for_each() {
+    let dir = tempfile::tempdir().unwrap();
+    let Tricks { host, syncs, free_bytes, .. } = tricks();
+    let store = open_on(&host, dir.path()).await.unwrap();
+    for some in (0..3_000).collect::<Vec<u64>>().chunks(300) {
+        for result in futures_join(some.iter().map(|&counter| put(&store, counter, 10))).await {
+            result.unwrap();
+        }
+    }
+    put(&store, 3_000, 100_000).await.unwrap();
+    // no prefill and no new segment from here on
+    free_bytes.store((1 << 20) + 100_000, Ordering::SeqCst);
+    put(&store, 3_001, 10).await.unwrap();
+    let before = settled(&host, &syncs).await;
+    // some that are not there between those that are, and one twice
+    let keys: Vec<ShardKey> = (0..6_002).map(|n| key(n / 2 + (n % 2) * 10_000)).collect();
+    let keys = [keys, vec![key(0)]].concat();
+    let answers = store.delete_many(&keys).await;
+    assert!(settled(&host, &syncs).await - before <= 2, "the batch, and at most a new segment");
+    let expected: Vec<_> = (0..6_003).map(|n| Ok(n % 2 == 0 && n < 6_002)).collect();
+    assert_eq!(answers, expected);
+    assert_eq!(store.delete_many(&[key(1), key(3_001)]).await, [Ok(false), Ok(true)]);
+    assert_eq!(store.delete_many(&[]).await, []);
+    let crashed = tempfile::tempdir().unwrap();
+    copy_dir(dir.path(), crashed.path());
+    assert_eq!(open(crashed.path()).await.list(None, 10), []);
+    store.close().await;
+    assert_eq!(store.delete_many(&keys[..2]).await, [(); 2].map(|()| Err(StoreError::Closed)));
+}
+
+/// Waits until nothing syncs any more; how many syncs there were.
+async fn settled(host: &Host, syncs: &AtomicU64) -> u64 {
+    let mut before = syncs.load(Ordering::SeqCst);
+    loop {
+        host.clock.sleep(std::time::Duration::from_millis(20)).await;
+        let now = syncs.load(Ordering::SeqCst);
+        if now == before {
+            return now;
+        }
+        before = now;
     }
 }
 
@@ -443,26 +487,14 @@ async fn a_batch_costs_one_sync() {
     put(&store, 0, 100).await.unwrap();
     // no prefill and no new segment from here on: each sync that is counted is a batch's
     free_bytes.store((1 << 20) + 100_000, Ordering::SeqCst);
-    tokio::task::yield_now().await;
-    let settled = || async {
-        let mut before = syncs.load(Ordering::SeqCst);
-        loop {
-            host.clock.sleep(std::time::Duration::from_millis(20)).await;
-            let now = syncs.load(Ordering::SeqCst);
-            if now == before {
-                return now;
-            }
-            before = now;
-        }
-    };
-    let before = settled().await;
+    let before = settled(&host, &syncs).await;
     put(&store, 1, 100).await.unwrap();
-    assert_eq!(settled().await - before, 1);
+    assert_eq!(settled(&host, &syncs).await - before, 1);
     let many = (100..200).map(|counter| put(&store, counter, 100));
     for result in futures_join(many).await {
         result.unwrap();
     }
-    let used = settled().await - before - 1;
+    let used = settled(&host, &syncs).await - before - 1;
     assert!((1..=20).contains(&used), "100 concurrent shards took {used} syncs");
 }
 
@@ -527,6 +559,36 @@ async fn a_full_disk_takes_tombstones_but_no_shards() {
     free_bytes.store(1 << 30, Ordering::SeqCst);
     put(&store, 2, 1_000).await.unwrap();
     put(&store, 3, 100_000).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_disk_that_is_full_to_the_last_byte_goes_on_when_there_is_room_again() {
+    let disk = SimDisk::new();
+    disk.create_dir_all(Path::new("/disk")).unwrap();
+    let host = Host::real().with_disk(Arc::new(disk.clone()));
+    let store = open_on(&host, Path::new("/disk")).await.unwrap();
+    disk.set_capacity(Some(6 << 20));
+    let mut written = 0;
+    while put(&store, written, 30_000).await != Err(StoreError::Full) {
+        written += 1;
+    }
+    let free = disk.usage(Path::new("/disk")).unwrap().free_bytes;
+    assert!(free < (1 << 20) + 40_000, "shards fill the disk up to the reserve, not to {free}");
+    assert!(written > 50 && free + 8192 > 1 << 20, "and leave that alone: {free}");
+    // somebody else takes all of it: a deletion is refused, and surely not done
+    disk.set_capacity(Some((6 << 20) - free));
+    let mut keys: Vec<ShardKey> = (0..written).map(key).collect();
+    while store.delete(keys[0]).await == Ok(true) {
+        keys.remove(0);
+    }
+    assert_eq!(store.delete(keys[0]).await, Err(StoreError::Full));
+    let left: Vec<ShardKey> = store.list(None, 1_000).iter().map(|meta| meta.key).collect();
+    assert_eq!(left, keys);
+    disk.set_capacity(Some(6 << 20));
+    assert_eq!(store.delete_many(&keys).await, vec![Ok(true); keys.len()]);
+    disk.cut(CutStyle::DropAll);
+    let store = open_on(&host.with_disk(Arc::new(disk.boot())), Path::new("/disk")).await.unwrap();
+    assert_eq!((store.list(None, 10), store.recovered().damaged), (vec![], 0));
 }
 
 #[derive(Debug, Clone)]

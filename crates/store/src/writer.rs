@@ -105,7 +105,7 @@ impl ShardWriter {
             Target::Fresh { reservation, replaces } => {
                 let blocks = std::mem::take(&mut self.blocks);
                 let filled = Filled { reservation, meta, crc, blocks, replaces };
-                self.store.submit(Work::Commit(Box::new(filled)), 0).await?;
+                self.store.submit(Work::Commit(Box::new(filled))).await?;
                 Ok(Committed { crc })
             }
         }
