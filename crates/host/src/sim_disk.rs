@@ -17,6 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a disk writes whole or not at all.
 const SECTOR_BYTES: usize = 512;
+/// What a file system gives and takes back.
+const PAGE_BYTES: usize = 4096;
 
 /// What a cut does to what was not synced.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,21 +56,30 @@ struct Inner {
     syncs: u64,
     bytes_written: u64,
     syncs_until_failure: Option<u64>,
+    steps_until_cut: Option<(u64, CutStyle)>,
 }
 
 #[derive(Default)]
 struct Content {
-    durable: Vec<u8>,
-    now: Vec<u8>,
+    durable: Image,
+    now: Image,
     /// What was done since the last sync, in order.
     pending: Vec<Change>,
     /// A sync failed: it takes no more writes.
     failed: bool,
 }
 
+/// The bytes of a file, and the pages of it that take no room.
+#[derive(Clone, Default)]
+struct Image {
+    bytes: Vec<u8>,
+    holes: BTreeSet<usize>,
+}
+
 enum Change {
     Write { offset: usize, bytes: Vec<u8> },
     Length(usize),
+    Punch { offset: usize, count: usize },
 }
 
 struct SimFile {
@@ -114,15 +125,12 @@ impl SimDisk {
 
     /// The power cut.
     pub fn cut(&self, style: CutStyle) {
-        let mut inner = self.state();
-        inner.life += 1;
-        inner.locks.clear();
-        inner.syncs_until_failure = None;
-        let mut dice = Dice::new(style);
-        inner.settle_names(&mut dice);
-        for content in inner.contents.values_mut() {
-            content.settle(&mut dice);
-        }
+        self.state().cut(style);
+    }
+
+    /// The power is cut instead of the change or sync after the next `good` ones: so a test meets every moment.
+    pub fn cut_after(&self, good: u64, style: CutStyle) {
+        self.state().steps_until_cut = Some((good, style));
     }
 
     /// Of the syncs from now on, the one after `good` good ones fails, and its file takes no more writes.
@@ -150,8 +158,8 @@ impl SimDisk {
         let mut inner = self.state();
         let content = inner.content(path)?;
         let at = usize::try_from(offset).map_err(io::Error::other)?;
-        for bytes in [&mut content.durable, &mut content.now] {
-            if let Some(byte) = bytes.get_mut(at) {
+        for image in [&mut content.durable, &mut content.now] {
+            if let Some(byte) = image.bytes.get_mut(at) {
                 *byte ^= 0xff;
             }
         }
@@ -176,6 +184,11 @@ fn no_power() -> io::Error {
     io::Error::other("the power was cut")
 }
 
+fn end_of(offset: usize, count: u64) -> io::Result<usize> {
+    let count = usize::try_from(count).map_err(io::Error::other)?;
+    offset.checked_add(count).ok_or_else(|| io::ErrorKind::InvalidInput.into())
+}
+
 fn not_found() -> io::Error {
     io::ErrorKind::NotFound.into()
 }
@@ -186,10 +199,38 @@ impl Inner {
         self.contents.get_mut(&id).ok_or_else(not_found)
     }
 
+    fn cut(&mut self, style: CutStyle) {
+        self.life += 1;
+        self.locks.clear();
+        self.syncs_until_failure = None;
+        self.steps_until_cut = None;
+        let mut dice = Dice::new(style);
+        self.settle_names(&mut dice);
+        for content in self.contents.values_mut() {
+            content.settle(&mut dice);
+        }
+    }
+
+    /// Counts something that a cut may come before.
+    fn step(&mut self) -> io::Result<()> {
+        match &mut self.steps_until_cut {
+            None => Ok(()),
+            Some((0, style)) => {
+                let style = *style;
+                self.cut(style);
+                Err(no_power())
+            }
+            Some((good, _)) => {
+                *good -= 1;
+                Ok(())
+            }
+        }
+    }
+
     fn used_bytes(&self) -> u64 {
         let named: BTreeSet<&u64> = self.names.values().collect();
         let sizes = named.into_iter().filter_map(|id| self.contents.get(id));
-        sizes.map(|content| content.now.len() as u64).sum()
+        sizes.map(|content| content.now.used_bytes()).sum()
     }
 
     /// Each name is as it was synced, or as it is now.
@@ -211,19 +252,58 @@ impl Inner {
     }
 }
 
-impl Content {
-    fn write(&mut self, offset: usize, bytes: Vec<u8>) {
-        write_into(&mut self.now, offset, &bytes);
-        self.pending.push(Change::Write { offset, bytes });
+impl Image {
+    fn used_bytes(&self) -> u64 {
+        (self.bytes.len() - (self.holes.len() * PAGE_BYTES).min(self.bytes.len())) as u64
     }
 
-    fn set_len(&mut self, length: usize) {
-        self.now.resize(length, 0);
-        self.pending.push(Change::Length(length));
+    /// How much more room it takes once `offset..end` is filled.
+    fn growth(&self, offset: usize, end: usize) -> u64 {
+        let filled = self.holes.range(offset / PAGE_BYTES..end.div_ceil(PAGE_BYTES)).count();
+        (filled * PAGE_BYTES + end.saturating_sub(self.bytes.len())) as u64
+    }
+
+    fn fill(&mut self, offset: usize, end: usize) {
+        for page in offset / PAGE_BYTES..end.div_ceil(PAGE_BYTES) {
+            self.holes.remove(&page);
+        }
+    }
+
+    fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Write { offset, bytes } => {
+                let end = offset + bytes.len();
+                if self.bytes.len() < end {
+                    self.bytes.resize(end, 0);
+                }
+                self.bytes[*offset..end].copy_from_slice(bytes);
+                self.fill(*offset, end);
+            }
+            Change::Length(length) => {
+                self.bytes.resize(*length, 0);
+                self.holes.retain(|page| page * PAGE_BYTES < *length);
+            }
+            Change::Punch { offset, count } => {
+                let end = (offset + count).min(self.bytes.len());
+                if *offset < end {
+                    self.bytes[*offset..end].fill(0);
+                    self.holes.extend(offset.div_ceil(PAGE_BYTES)..end / PAGE_BYTES);
+                }
+            }
+        }
+    }
+}
+
+impl Content {
+    fn change(&mut self, change: Change) {
+        self.now.apply(&change);
+        self.pending.push(change);
     }
 
     fn sync(&mut self) {
-        apply_all(&mut self.durable, std::mem::take(&mut self.pending));
+        for change in self.pending.drain(..) {
+            self.durable.apply(&change);
+        }
     }
 
     fn settle(&mut self, dice: &mut Dice) {
@@ -231,31 +311,17 @@ impl Content {
         for change in self.pending.drain(..) {
             match change {
                 Change::Write { offset, bytes } => dice.tear(offset, bytes, &mut kept),
+                Change::Punch { offset, count } => dice.tear_punch(offset, count, &mut kept),
                 length @ Change::Length(_) if dice.keeps() => kept.push(length),
                 Change::Length(_) => {}
             }
         }
-        apply_all(&mut self.durable, kept);
+        for change in kept {
+            self.durable.apply(&change);
+        }
         self.now.clone_from(&self.durable);
         self.failed = false;
     }
-}
-
-fn apply_all(into: &mut Vec<u8>, changes: Vec<Change>) {
-    for change in changes {
-        match change {
-            Change::Write { offset, bytes } => write_into(into, offset, &bytes),
-            Change::Length(length) => into.resize(length, 0),
-        }
-    }
-}
-
-fn write_into(into: &mut Vec<u8>, offset: usize, bytes: &[u8]) {
-    let end = offset + bytes.len();
-    if into.len() < end {
-        into.resize(end, 0);
-    }
-    into[offset..end].copy_from_slice(bytes);
 }
 
 /// Decides what survives.
@@ -278,6 +344,26 @@ impl Dice {
             CutStyle::DropAll => false,
             CutStyle::KeepAll => true,
             CutStyle::Torn { .. } => self.random.next_u64().is_multiple_of(2),
+        }
+    }
+
+    /// Kept, dropped, or page by page one or the other.
+    fn tear_punch(&mut self, offset: usize, count: usize, kept: &mut Vec<Change>) {
+        let third =
+            matches!(self.style, CutStyle::Torn { .. }) && self.random.next_u64().is_multiple_of(3);
+        if !third {
+            if self.keeps() {
+                kept.push(Change::Punch { offset, count });
+            }
+            return;
+        }
+        let (mut from, end) = (offset, offset + count);
+        while from < end {
+            let until = ((from / PAGE_BYTES + 1) * PAGE_BYTES).min(end);
+            if self.keeps() {
+                kept.push(Change::Punch { offset: from, count: until - from });
+            }
+            from = until;
         }
     }
 
@@ -312,6 +398,7 @@ impl Disk for SimDisk {
             (Some(_), OpenMode::CreateNew) => return Err(io::ErrorKind::AlreadyExists.into()),
             (Some(id), _) => id,
             (None, OpenMode::CreateNew) => {
+                inner.step()?;
                 if !path.parent().is_some_and(|parent| inner.directories.contains(parent)) {
                     return Err(not_found());
                 }
@@ -347,13 +434,16 @@ impl Disk for SimDisk {
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut inner = self.powered()?;
+        inner.step()?;
         let id = inner.names.remove(from).ok_or_else(not_found)?;
         inner.names.insert(to.to_owned(), id);
         Ok(())
     }
 
     fn remove_file(&self, path: &Path) -> io::Result<()> {
-        self.powered()?.names.remove(path).map(drop).ok_or_else(not_found)
+        let mut inner = self.powered()?;
+        inner.step()?;
+        inner.names.remove(path).map(drop).ok_or_else(not_found)
     }
 
     fn remove_dir_all(&self, path: &Path) -> io::Result<()> {
@@ -365,6 +455,7 @@ impl Disk for SimDisk {
 
     fn sync_dir(&self, path: &Path) -> io::Result<()> {
         let mut inner = self.powered()?;
+        inner.step()?;
         let inside = |name: &Path| name.parent() == Some(path);
         inner.durable_names.retain(|name, _| !inside(name));
         let now: Vec<_> = inner
@@ -418,19 +509,26 @@ impl SimFile {
         work(&mut inner)
     }
 
-    /// Changes the content, which may grow to `end`.
-    fn change(&self, end: u64, change: impl FnOnce(&mut Content)) -> io::Result<()> {
+    /// Changes the content, after which `offset..end` takes room.
+    fn change(
+        &self,
+        offset: usize,
+        end: usize,
+        change: impl FnOnce(&mut Content),
+    ) -> io::Result<()> {
         self.with(|inner| {
             if !self.writable {
                 return Err(io::ErrorKind::PermissionDenied.into());
             }
+            inner.step()?;
             let used = inner.used_bytes();
             let capacity = inner.capacity_bytes.unwrap_or(u64::MAX);
             let content = inner.contents.get_mut(&self.id).ok_or_else(not_found)?;
             if content.failed {
                 return Err(io::Error::other("an earlier sync of this file failed"));
             }
-            if used + end.saturating_sub(content.now.len() as u64) > capacity {
+            let growth = content.now.growth(offset, end);
+            if growth > 0 && used + growth > capacity {
                 return Err(io::ErrorKind::StorageFull.into());
             }
             change(content);
@@ -443,9 +541,10 @@ impl File for SimFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         self.with(|inner| {
             let content = inner.contents.get(&self.id).ok_or_else(not_found)?;
-            let from = usize::try_from(offset).map_err(io::Error::other)?.min(content.now.len());
-            let count = buffer.len().min(content.now.len() - from);
-            buffer[..count].copy_from_slice(&content.now[from..from + count]);
+            let bytes = &content.now.bytes;
+            let from = usize::try_from(offset).map_err(io::Error::other)?.min(bytes.len());
+            let count = buffer.len().min(bytes.len() - from);
+            buffer[..count].copy_from_slice(&bytes[from..from + count]);
             Ok(count)
         })
     }
@@ -453,8 +552,9 @@ impl File for SimFile {
     fn write_vectored_at(&self, slices: &[IoSlice<'_>], offset: u64) -> io::Result<()> {
         let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
         let count = bytes.len() as u64;
-        let at = usize::try_from(offset).map_err(io::Error::other)?;
-        self.change(offset + count, |content| content.write(at, bytes))?;
+        let offset = usize::try_from(offset).map_err(io::Error::other)?;
+        let change = Change::Write { offset, bytes };
+        self.change(offset, end_of(offset, count)?, |content| content.change(change))?;
         self.with(|inner| {
             inner.bytes_written += count;
             Ok(())
@@ -463,6 +563,7 @@ impl File for SimFile {
 
     fn sync_data(&self) -> io::Result<()> {
         self.with(|inner| {
+            inner.step()?;
             let fails = inner.syncs_until_failure == Some(0);
             inner.syncs_until_failure =
                 inner.syncs_until_failure.and_then(|good| good.checked_sub(1));
@@ -478,30 +579,31 @@ impl File for SimFile {
     }
 
     fn len(&self) -> io::Result<u64> {
-        self.with(|inner| Ok(inner.contents.get(&self.id).ok_or_else(not_found)?.now.len() as u64))
+        self.with(|inner| {
+            Ok(inner.contents.get(&self.id).ok_or_else(not_found)?.now.bytes.len() as u64)
+        })
     }
 
     fn set_len(&self, length: u64) -> io::Result<()> {
         let count = usize::try_from(length).map_err(io::Error::other)?;
-        self.change(length, |content| content.set_len(count))
+        self.change(count, count, |content| content.change(Change::Length(count)))
     }
 
     fn allocate(&self, offset: u64, length: u64) -> io::Result<()> {
-        let end = usize::try_from(offset + length).map_err(io::Error::other)?;
-        self.change(offset + length, |content| {
-            if content.now.len() < end {
-                content.set_len(end);
+        let offset = usize::try_from(offset).map_err(io::Error::other)?;
+        let end = end_of(offset, length)?;
+        self.change(offset, end, |content| {
+            if content.now.bytes.len() < end {
+                content.change(Change::Length(end));
             }
+            content.now.fill(offset, end);
         })
     }
 
     fn punch_hole(&self, offset: u64, length: u64) -> io::Result<()> {
-        let from = usize::try_from(offset).map_err(io::Error::other)?;
+        let offset = usize::try_from(offset).map_err(io::Error::other)?;
         let count = usize::try_from(length).map_err(io::Error::other)?;
-        self.change(0, |content| {
-            let count = count.min(content.now.len().saturating_sub(from));
-            content.write(from.min(content.now.len()), vec![0; count]);
-        })
+        self.change(0, 0, |content| content.change(Change::Punch { offset, count }))
     }
 }
 
@@ -622,6 +724,18 @@ mod tests {
     }
 
     #[test]
+    fn a_cut_comes_before_the_step_it_was_set_for() {
+        let (disk, file) = disk_with_file();
+        disk.cut_after(2, CutStyle::DropAll);
+        file.write_at(b"a", 0).unwrap();
+        file.sync_data().unwrap();
+        assert!(file.write_at(b"b", 1).is_err() && file.sync_data().is_err());
+        assert_eq!(content(&disk), b"a");
+        let again = disk.open(path(), OpenMode::ReadWrite).unwrap();
+        again.write_at(b"b", 1).unwrap();
+    }
+
+    #[test]
     fn syncs_fail_when_told_and_the_file_takes_no_more() {
         let (disk, file) = disk_with_file();
         disk.fail_sync_after(1);
@@ -631,6 +745,48 @@ mod tests {
         assert!(file.write_at(b"b", 0).is_err());
         assert!(file.sync_data().is_err(), "no retry succeeds");
         assert_eq!((disk.syncs(), disk.bytes_written()), (1, 1));
+    }
+
+    #[test]
+    fn a_punched_hole_gives_room_back_reads_as_zeroes_and_may_be_torn_by_a_cut() {
+        let mut fates = BTreeSet::new();
+        for seed in 0..64 {
+            let (disk, file) = disk_with_file();
+            disk.set_capacity(Some(100_000));
+            file.write_at(&[1; 40_960], 0).unwrap();
+            file.sync_data().unwrap();
+            // whole pages are given back, and the edges are zero all the same
+            file.punch_hole(100, 4096 * 8).unwrap();
+            assert_eq!(disk.usage(path()).unwrap().free_bytes, 100_000 - 40_960 + 4096 * 7);
+            let bytes = content(&disk);
+            assert!(bytes[100..100 + 4096 * 8].iter().all(|byte| *byte == 0));
+            assert_eq!((bytes.len(), bytes[99], bytes[100 + 4096 * 8]), (40_960, 1, 1));
+            disk.cut(CutStyle::Torn { seed });
+            let pages = content(&disk)[4096..4096 * 8].chunks(4096).map(|page| page[5]).sum::<u8>();
+            let free = disk.usage(path()).unwrap().free_bytes;
+            assert_eq!(free, 100_000 - 40_960 + 4096 * (7 - u64::from(pages)));
+            fates.insert(match pages {
+                0 => "punched",
+                7 => "whole",
+                _ => "torn",
+            });
+        }
+        assert_eq!(fates.len(), 3);
+    }
+
+    #[test]
+    fn a_hole_takes_room_again_when_it_is_written() {
+        let (disk, file) = disk_with_file();
+        disk.set_capacity(Some(8192));
+        file.write_at(&[1; 8192], 0).unwrap();
+        file.punch_hole(0, 4096).unwrap();
+        let other = disk.open(Path::new("/d/other"), OpenMode::CreateNew).unwrap();
+        other.write_at(&[1; 100], 0).unwrap();
+        let error = file.write_at(b"x", 0).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+        disk.remove_file(Path::new("/d/other")).unwrap();
+        file.allocate(0, 4096).unwrap();
+        assert_eq!(disk.usage(path()).unwrap().free_bytes, 0);
     }
 
     #[test]

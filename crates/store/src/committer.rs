@@ -9,6 +9,7 @@ use crate::format::{
 };
 use crate::index::Entry;
 use crate::large::Reservation;
+use crate::reclaim::Reclaimer;
 use crate::segment::Segment;
 use crate::small::{Chore, SmallWriter};
 use crate::store::Core;
@@ -17,7 +18,7 @@ use bytes::Bytes;
 use metrics::{Counter, Histogram};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IoSlice;
-use std::sync::mpsc::SyncSender;
+use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -65,6 +66,8 @@ pub(crate) struct Job {
 /// What comes through the queue.
 pub(crate) enum Message {
     Job(Job),
+    /// Look around: something may be waiting.
+    Wake,
     /// Write a checkpoint, mark the disk clean, end.
     Close(oneshot::Sender<()>),
 }
@@ -77,8 +80,8 @@ enum Act {
         crc: u32,
     },
     Commit(Box<Filled>),
-    /// A tombstone over this entry.
-    Bury(Entry),
+    /// A tombstone; of what is deleted only the length is left out.
+    Bury(ShardMeta),
 }
 
 /// A record, and its place in the order.
@@ -115,7 +118,7 @@ pub(crate) struct Committer {
     core: Arc<Core>,
     queue: mpsc::Receiver<Message>,
     small: SmallWriter,
-    chores: SyncSender<Chore>,
+    reclaimer: Reclaimer,
     /// What came after a batch was full.
     held: Option<Job>,
     since_checkpoint: usize,
@@ -165,7 +168,7 @@ impl Committer {
         core: Arc<Core>,
         queue: mpsc::Receiver<Message>,
         active: Option<Arc<Segment>>,
-        chores: SyncSender<Chore>,
+        reclaimer: Reclaimer,
     ) -> Self {
         let disk = core.disk.to_string();
         let measures = Measures {
@@ -174,16 +177,18 @@ impl Committer {
             batch_records: metrics::histogram!("ashlar_store_batch_records", "disk" => disk.clone()),
             bytes: metrics::counter!("ashlar_store_written_bytes_total", "disk" => disk),
         };
-        let small = SmallWriter::new(active, chores.clone());
-        Self { core, queue, small, chores, held: None, since_checkpoint: 0, measures }
+        let small = SmallWriter::new(active);
+        Self { core, queue, small, reclaimer, held: None, since_checkpoint: 0, measures }
     }
 
     /// Runs until the store is closed, or forgotten.
     pub(crate) fn run(mut self) {
         loop {
+            self.reclaim();
             let first =
                 match self.held.take().map(Message::Job).or_else(|| self.queue.blocking_recv()) {
                     Some(Message::Job(job)) => job,
+                    Some(Message::Wake) => continue,
                     Some(Message::Close(done)) => return self.close(done),
                     None => return,
                 };
@@ -213,6 +218,7 @@ impl Committer {
                     keys.extend(job.work.keys());
                     batch.push(job);
                 }
+                Ok(Message::Wake) => {}
                 Ok(Message::Close(done)) => return (batch, Some(done)),
                 Err(_) => break,
             }
@@ -223,12 +229,17 @@ impl Committer {
     /// What is left in the queue when it closes.
     fn drain(&mut self) {
         self.queue.close();
-        while let Some(job) = self.held.take().or_else(|| match self.queue.try_recv() {
-            Ok(Message::Job(job)) => Some(job),
-            Ok(Message::Close(_)) | Err(_) => None,
-        }) {
-            let (batch, _) = self.gather(job);
-            self.commit(batch);
+        loop {
+            let next =
+                self.held.take().map_or_else(|| self.queue.try_recv(), |j| Ok(Message::Job(j)));
+            match next {
+                Ok(Message::Job(job)) => {
+                    let (batch, _) = self.gather(job);
+                    self.commit(batch);
+                }
+                Ok(Message::Wake | Message::Close(_)) => {}
+                Err(_) => return,
+            }
         }
     }
 
@@ -283,12 +294,8 @@ impl Committer {
             // room for large shards was taken when they began
             (Ok(true), Work::Commit(filled)) => Ok((vec![Act::Commit(filled)], Vec::new())),
             (Ok(_), Work::Delete(keys)) => Ok(self.judge_delete(&keys)),
-            (verdict, work) => {
-                if let Work::Commit(filled) = &work {
-                    filled.reservation.settle();
-                }
-                verdict.map(|_| (Vec::new(), Vec::new()))
-            }
+            // a reservation that is dropped here gives its room up
+            (verdict, _) => verdict.map(|_| (Vec::new(), Vec::new())),
         }
     }
 
@@ -309,16 +316,20 @@ impl Committer {
         }
     }
 
-    /// A tombstone for each key that is there, once. One that is not there needs none: whatever a scan may still find of
-    /// it lies under a tombstone that stays as long as that, or was never acknowledged and is not whole.
+    /// A tombstone for each key that is there, once. One that is not there needs none: what a scan may still find of it
+    /// lies under a tombstone that stays as long as that. The exception is a torn record, which was never acknowledged:
+    /// a later scan may take it for a damaged shard, until a tombstone lies over it.
     fn judge_delete(&self, keys: &[ShardKey]) -> (Vec<Act>, Vec<bool>) {
         let index = self.core.index.read().unwrap_or_else(PoisonError::into_inner);
         let mut buried = BTreeSet::new();
         let (mut acts, mut existed) = (Vec::new(), Vec::with_capacity(keys.len()));
         for key in keys {
-            let entry = index.get(key).filter(|_| buried.insert(*key));
-            existed.push(entry.is_some());
-            acts.extend(entry.cloned().map(Act::Bury));
+            let is_first = buried.insert(*key);
+            let known = index.get(key).filter(|_| is_first).map(|entry| entry.meta);
+            existed.push(known.is_some());
+            if known.is_some() || (is_first && self.reclaimer.graves.is_open(*key)) {
+                acts.push(Act::Bury(known.unwrap_or_else(|| ShardMeta::unknown(*key))));
+            }
         }
         (acts, existed)
     }
@@ -394,7 +405,7 @@ impl Committer {
         let (kind, meta, crc) = match &item.act {
             Act::Put { meta, crc, .. } => (Kind::Shard, *meta, *crc),
             Act::Commit(filled) => (Kind::Shard, filled.meta, filled.crc),
-            Act::Bury(entry) => (Kind::Tombstone, ShardMeta { length: 0, ..entry.meta }, 0),
+            Act::Bury(meta) => (Kind::Tombstone, ShardMeta { length: 0, ..*meta }, 0),
         };
         RecordHeader {
             kind,
@@ -409,7 +420,7 @@ impl Committer {
     }
 
     fn write_trailer(&self, filled: &Filled, sequence: u64) -> Result<(), StoreError> {
-        let Reservation { segment, header } = filled.reservation.as_ref();
+        let Reservation { segment, header, .. } = filled.reservation.as_ref();
         let trailer = Trailer {
             generation: header.generation,
             reservation: header.sequence,
@@ -445,16 +456,32 @@ impl Committer {
     fn publish(&mut self, batch: Batch) {
         self.since_checkpoint += batch.items.len();
         let mut index = self.core.index.write().unwrap_or_else(PoisonError::into_inner);
+        let mut before = Vec::new();
         for item in &batch.items {
-            match item.entry() {
-                Ok(entry) => drop(index.insert(entry.meta.key, entry)),
-                Err(buried) => drop(index.remove(&buried)),
-            }
+            before.extend(match item.entry() {
+                Ok(entry) => {
+                    entry.segment.gain(entry.span());
+                    index.insert(entry.meta.key, entry)
+                }
+                Err(buried) => index.remove(&buried),
+            });
         }
         drop(index);
+        let era = self.core.readers.end_era();
+        for entry in before {
+            entry.segment.lose(entry.span());
+            self.reclaimer.add(&entry, era);
+        }
         for item in batch.items {
-            if let Act::Commit(filled) = item.act {
-                filled.reservation.settle();
+            let unfilled = item.entry().ok().and_then(|entry| entry.unfilled(era));
+            unfilled.into_iter().for_each(|range| self.reclaimer.condemn(range));
+            match item.act {
+                Act::Commit(filled) => filled.reservation.settle(),
+                Act::Bury(meta) => {
+                    let segment = item.segment.expect("what was written is in a segment");
+                    self.reclaimer.mark(meta.key, item.sequence, &segment);
+                }
+                Act::Put { .. } => {}
             }
         }
         for mut waiter in batch.waiters {
@@ -471,25 +498,47 @@ impl Committer {
         if self.since_checkpoint < shards / 4 {
             return;
         }
-        let image = checkpoint::capture(&self.core);
+        let image = checkpoint::capture(&self.core, &self.reclaimer.graves);
         let core = self.core.clone();
         let chore = Chore::Other(Box::new(move || {
             if let Err(error) = checkpoint::store(&core, image, false) {
                 tracing::warn!(%error, "a checkpoint could not be written: recovery will take longer");
             }
         }));
-        if self.chores.try_send(chore).is_ok() {
+        if self.core.chores.try_send(chore).is_ok() {
             self.since_checkpoint = 0;
         }
+    }
+
+    /// Has the helper give back what nobody needs any more.
+    fn reclaim(&mut self) {
+        self.reclaimer.step(&self.core, self.small.active());
+        let graves = &self.reclaimer.graves;
+        let mut figures = self.core.figures();
+        figures.dead_records = graves.copies().len() as u64;
+        figures.tombstones = graves.needed();
+        figures.waiting_bytes = self.reclaimer.waiting_bytes();
+    }
+
+    /// Waits until the helper has done all that it was given.
+    fn await_helper(&mut self) {
+        let (done, all) = sync_channel(1);
+        let last = Chore::Other(Box::new(move || done.send(()).unwrap_or_default()));
+        if self.core.chores.send(last).is_ok() {
+            // an error is a helper that has died: it does nothing more either
+            all.recv().unwrap_or_default();
+        }
+        self.reclaimer.take_results(&self.core);
     }
 
     /// Leaves the disk so that the next open reads the checkpoint only.
     fn close(mut self, done: oneshot::Sender<()>) {
         self.queue.close();
         let settled = self.small.await_prefill(&self.core);
+        self.await_helper();
         // a disk that has failed is not clean: the next open shall look at everything
         if settled.is_ok() && self.core.is_writable() {
-            let image = checkpoint::capture(&self.core);
+            let image = checkpoint::capture(&self.core, &self.reclaimer.graves);
             if let Err(error) = checkpoint::store(&self.core, image, true) {
                 tracing::warn!(%error, "the disk was not closed cleanly: the next start recovers it");
             }
@@ -504,11 +553,6 @@ impl Committer {
 impl Batch {
     /// None of it is known to be durable.
     fn give_up(self, error: &StoreError) {
-        for item in self.items {
-            if let Act::Commit(filled) = item.act {
-                filled.reservation.settle();
-            }
-        }
         for waiter in self.waiters {
             waiter.answer(Err(error.clone()));
         }
@@ -529,7 +573,7 @@ impl Item {
         let (meta, crc, reserved) = match &self.act {
             Act::Put { meta, crc, .. } => (*meta, *crc, meta.length),
             Act::Commit(filled) => (filled.meta, filled.crc, filled.reservation.header.meta.length),
-            Act::Bury(entry) => return Err(entry.meta.key),
+            Act::Bury(meta) => return Err(meta.key),
         };
         let segment = self.segment.clone().expect("what was written is in a segment");
         Ok(Entry { meta, segment, offset: self.offset, reserved, sequence: self.sequence, crc })

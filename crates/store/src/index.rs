@@ -2,8 +2,11 @@
 
 use crate::buffer::{FRAME_BYTES, FramePool};
 use crate::format::{
-    Class, HEADER_BYTES, PAGE, TRAILER_HEAD_BYTES, blocks, get_u32, size, trailer_offset,
+    Class, HEADER_BYTES, PAGE, TRAILER_HEAD_BYTES, blocks, get_u32, large_span, round_up, size,
+    small_span, trailer_offset,
 };
+use crate::graves::DeadCopy;
+use crate::reclaim::Condemned;
 use crate::segment::Segment;
 use crate::{ShardKey, ShardMeta, StoreError};
 use ashlar_types::BLOCK_BYTES;
@@ -33,6 +36,29 @@ pub(crate) struct Entry {
 }
 
 impl Entry {
+    /// All of its room.
+    pub(crate) fn span(&self) -> u64 {
+        match self.segment.header.class {
+            Class::Small => small_span(self.meta.length),
+            Class::Large => large_span(self.reserved),
+        }
+    }
+
+    /// Its record as one that counts no more.
+    pub(crate) fn dead_copy(&self) -> DeadCopy {
+        let generation = self.segment.header.generation;
+        DeadCopy { generation, key: self.meta.key, offset: self.offset, span: self.span() }
+    }
+
+    /// The room between its content and its trailer: it was reserved and not filled.
+    pub(crate) fn unfilled(&self, era: u64) -> Option<Condemned> {
+        let from = self.offset + PAGE + round_up(self.meta.length, PAGE);
+        let to = trailer_offset(self.offset, self.reserved);
+        let is_short = self.segment.header.class == Class::Large && from < to;
+        let segment = self.segment.clone();
+        is_short.then_some(Condemned { segment, from, to, copy: None, era })
+    }
+
     /// Reads a part; every block that it touches is verified first (D5). Blocks.
     pub(crate) fn read(
         &self,

@@ -1,19 +1,23 @@
 //! Space in large segments: given out in order, each reservation's header written before the next one is given out.
 
 use crate::format::{Class, HEADER_BYTES, Kind, PAGE, RecordHeader, SegmentHeader, large_span};
+use crate::reclaim::Condemned;
 use crate::segment::Segment;
 use crate::store::Core;
 use crate::{ShardMeta, StoreError};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 
 /// Large segments are sized in steps of this.
 const SEGMENT_STEP: u64 = 1 << 20;
 
-/// Room for one large shard.
-#[derive(Debug)]
+/// Room for one large shard. When the last holder drops it before it was settled, the room is given up: a thread that
+/// still writes into it is a holder.
 pub(crate) struct Reservation {
+    core: Arc<Core>,
     pub(crate) segment: Arc<Segment>,
     pub(crate) header: RecordHeader,
+    is_settled: AtomicBool,
 }
 
 /// Gives out space of large segments.
@@ -25,7 +29,7 @@ pub(crate) struct LargeAllocator {
 
 impl Core {
     /// Takes room for a shard of at most `meta.length` bytes. Blocks.
-    pub(crate) fn reserve(&self, meta: ShardMeta) -> Result<Reservation, StoreError> {
+    pub(crate) fn reserve(self: &Arc<Self>, meta: ShardMeta) -> Result<Reservation, StoreError> {
         let span = large_span(meta.length);
         let mut allocator = self.allocator.lock().unwrap_or_else(PoisonError::into_inner);
         let segment = match allocator.active.take().filter(|segment| segment.room() >= span) {
@@ -52,12 +56,18 @@ impl Core {
         taken.open.insert(offset);
         taken.end = offset + span;
         drop(taken);
-        Ok(Reservation { segment, header })
+        let (core, is_settled) = (self.clone(), AtomicBool::new(false));
+        Ok(Reservation { core, segment, header, is_settled })
     }
 
     fn new_large_segment(&self, span: u64) -> Result<Arc<Segment>, StoreError> {
-        let usage = self.disk_usage()?;
-        let spare = usage.free_bytes.saturating_sub(self.config.reserve_bytes);
+        let spare = self.spare_bytes()?;
+        let spare = if spare < PAGE + span {
+            self.remove_recycled()?;
+            self.spare_bytes()?
+        } else {
+            spare
+        };
         let wanted = self.config.large_segment_bytes.min(spare / SEGMENT_STEP * SEGMENT_STEP);
         let bytes = wanted.max(PAGE + span);
         if bytes > spare {
@@ -66,11 +76,22 @@ impl Core {
         self.new_segment(Class::Large, bytes)
     }
 
+    /// What the file system has beyond the reserve.
+    fn spare_bytes(&self) -> Result<u64, StoreError> {
+        Ok(self.disk_usage()?.free_bytes.saturating_sub(self.config.reserve_bytes))
+    }
+
     /// Makes a segment and enters it.
     pub(crate) fn new_segment(&self, class: Class, bytes: u64) -> Result<Arc<Segment>, StoreError> {
         let header =
             SegmentHeader { class, disk: self.disk, generation: self.next_number(), bytes };
-        let segment = Arc::new(Segment::create(self.host.disk.as_ref(), &self.config, header)?);
+        let recycled = match class {
+            Class::Small => self.recycled.lock().unwrap_or_else(PoisonError::into_inner).pop(),
+            Class::Large => None,
+        };
+        let disk = self.host.disk.as_ref();
+        let segment = Segment::create(disk, &self.config, header, recycled.as_deref())?;
+        let segment = Arc::new(segment);
         let mut segments = self.segments.lock().unwrap_or_else(PoisonError::into_inner);
         segments.insert(header.generation, segment.clone());
         Ok(segment)
@@ -78,18 +99,25 @@ impl Core {
 }
 
 impl Reservation {
-    /// Says on the disk that the room is given up. It is advice to recovery; nothing depends on it. Blocks.
-    pub(crate) fn write_pad(&self) {
-        let header = RecordHeader { kind: Kind::Pad, ..self.header };
-        let page = header_page(&header, &self.segment);
-        if let Err(error) = self.segment.file.write_at(&page, header.offset) {
-            tracing::warn!(segment = ?self.segment, %error, "a reservation could not be marked as given up");
-        }
-    }
-
-    /// The room counts no longer as being written.
+    /// The shard is published: the room is its own.
     pub(crate) fn settle(&self) {
+        self.is_settled.store(true, Ordering::Relaxed);
         self.segment.taken().open.remove(&self.header.offset);
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if self.is_settled.load(Ordering::Relaxed) {
+            return;
+        }
+        let (from, segment) = (self.header.offset, self.segment.clone());
+        // nobody reads what was never published
+        let condemned =
+            Condemned { to: from + self.header.span, segment, from, copy: None, era: 0 };
+        self.core.given_up.lock().unwrap_or_else(PoisonError::into_inner).push(condemned);
+        self.segment.taken().open.remove(&from);
+        self.core.wake();
     }
 }
 

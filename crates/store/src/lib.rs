@@ -6,16 +6,19 @@
 //! verified before a reader sees them (D5). The index is in memory; after a crash it is rebuilt from a checkpoint and
 //! the segments (D9). The byte tables are in `docs/formats/store.md`.
 //!
-//! The store knows shards, not objects. Compaction, hole punching and scrub are not here yet; the format has what they
-//! need (generations, sequences, tombstones, moves).
+//! The store knows shards, not objects. Compaction and scrub are not here yet; the format has what they need
+//! (generations, sequences, tombstones, moves).
 
 mod buffer;
 mod checkpoint;
 mod committer;
 mod error;
 mod format;
+mod graves;
 mod index;
 mod large;
+mod readers;
+mod reclaim;
 mod recovery;
 mod segment;
 mod small;
@@ -26,7 +29,7 @@ mod writer;
 pub use error::StoreError;
 pub use format::SMALL_SHARD_BYTES_END;
 pub use recovery::Recovered;
-pub use store::{Committed, Owner, ShardKey, ShardMeta, Store, StoreConfig, Usage};
+pub use store::{Committed, Owner, ShardKey, ShardMeta, Space, Store, StoreConfig, Usage};
 pub use writer::ShardWriter;
 
 #[cfg(test)]

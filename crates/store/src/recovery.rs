@@ -12,12 +12,14 @@ use crate::format::{
     Class, HEADER_BYTES, Kind, PAGE, RECORD_ALIGN, RecordHeader, Superblock, Trailer, large_span,
     round_up, size, trailer_bytes, trailer_offset,
 };
+use crate::graves::{Graves, Tombstone};
 use crate::index::{Entry, Index};
+use crate::reclaim::Condemned;
 use crate::segment::{SEGMENT_DIR, Segment};
 use crate::store::StoreConfig;
 use crate::{ShardKey, StoreError};
 use ashlar_host::Disk;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,6 +44,9 @@ pub struct Recovered {
 pub(crate) struct State {
     pub(crate) index: Index,
     pub(crate) segments: BTreeMap<u64, Arc<Segment>>,
+    pub(crate) graves: Graves,
+    /// What a cut kept from being punched.
+    pub(crate) condemned: Vec<Condemned>,
     pub(crate) found: Recovered,
 }
 
@@ -56,7 +61,8 @@ struct Scan<'a> {
     pool: &'a Arc<FramePool>,
     records: Vec<Found>,
     acked: u64,
-    abandoned: u64,
+    /// Reservations that never became shards.
+    abandoned: Vec<(ShardKey, Condemned)>,
 }
 
 /// Reads a disk.
@@ -72,7 +78,8 @@ pub(crate) fn recover(
     let is_clean = superblock.clean && checkpoint.is_some();
     let checkpoint = checkpoint.unwrap_or_default();
     let segments = open_segments(disk, config, superblock, &checkpoint)?;
-    let mut scan = Scan { pool, records: Vec::new(), acked: checkpoint.sequence, abandoned: 0 };
+    let (records, abandoned) = (Vec::new(), Vec::new());
+    let mut scan = Scan { pool, records, acked: checkpoint.sequence, abandoned };
     for segment in segments.values() {
         let covered = checkpoint.segments.get(&segment.header.generation);
         match covered {
@@ -81,9 +88,7 @@ pub(crate) fn recover(
             None => scan.segment(segment, PAGE)?,
         }
     }
-    let mut found = Recovered { clean: is_clean, ..Recovered::default() };
-    let index = build(&checkpoint, &segments, scan, &mut found);
-    Ok(State { index, segments, found })
+    Ok(build(&checkpoint, segments, scan, is_clean))
 }
 
 fn open_segments(
@@ -108,51 +113,139 @@ fn open_segments(
     Ok(segments)
 }
 
+/// What becomes of the records of a disk, taken in their order.
+struct Builder<'a> {
+    segments: &'a BTreeMap<u64, Arc<Segment>>,
+    index: Index,
+    graves: Graves,
+    condemned: Vec<Condemned>,
+    /// Entries of the checkpoint whose segment is gone, by key: they must have been moved or deleted since.
+    lost: BTreeMap<ShardKey, u64>,
+    /// Entries that are not whole.
+    damaged: BTreeSet<ShardKey>,
+}
+
+impl<'a> Builder<'a> {
+    fn new(segments: &'a BTreeMap<u64, Arc<Segment>>, checkpoint: &Checkpoint) -> Self {
+        let mut builder = Self {
+            segments,
+            index: Index::new(),
+            graves: Graves::default(),
+            condemned: Vec::new(),
+            lost: BTreeMap::new(),
+            damaged: BTreeSet::new(),
+        };
+        for row in &checkpoint.rows {
+            let Some(segment) = segments.get(&row.generation) else {
+                builder.lost.insert(row.meta.key, row.sequence);
+                continue;
+            };
+            let (segment, meta) = (segment.clone(), row.meta);
+            let (offset, reserved, sequence, crc) =
+                (row.offset, row.reserved, row.sequence, row.crc);
+            let entry = Entry { meta, segment, offset, reserved, sequence, crc };
+            builder.index.insert(meta.key, entry);
+        }
+        let here = checkpoint.copies.iter().filter(|copy| segments.contains_key(&copy.generation));
+        here.for_each(|copy| builder.graves.add(*copy));
+        for &(key, tombstone) in &checkpoint.tombstones {
+            builder.graves.mark(key, tombstone);
+        }
+        builder
+    }
+
+    /// The next record that the checkpoint does not show.
+    fn take(&mut self, Found { kind, entry, is_whole }: Found) {
+        let (key, sequence) = (entry.meta.key, entry.sequence);
+        let known = self.index.get(&key).map(|known| known.sequence);
+        let newest = known.max(self.lost.get(&key).copied());
+        let deleted = self.graves.tombstone(key).map(|tombstone| tombstone.sequence);
+        if kind == Kind::Tombstone {
+            if newest < Some(sequence) {
+                self.lost.remove(&key);
+                self.damaged.remove(&key);
+                let before = self.index.remove(&key);
+                before.into_iter().for_each(|before| self.graves.add(before.dead_copy()));
+            }
+            let generation = entry.segment.header.generation;
+            self.graves.mark(key, Tombstone { sequence, generation });
+        } else if newest.max(deleted) < Some(sequence) {
+            self.lost.remove(&key);
+            self.show(entry, is_whole);
+        } else {
+            self.graves.add(entry.dead_copy());
+        }
+    }
+
+    fn show(&mut self, entry: Entry, is_whole: bool) {
+        let key = entry.meta.key;
+        if is_whole {
+            self.damaged.remove(&key);
+        } else {
+            self.damaged.insert(key);
+        }
+        self.condemned.extend(entry.unfilled(0));
+        let before = self.index.insert(key, entry);
+        before.into_iter().for_each(|before| self.graves.add(before.dead_copy()));
+    }
+
+    /// What a cut left to be punched, and who lives where.
+    fn finish(&mut self) {
+        for copy in self.graves.copies() {
+            let segment = self.segments.get(&copy.generation).expect("a copy lies in a segment");
+            if segment.header.class == Class::Large {
+                let (from, to, segment) = (copy.offset, copy.offset + copy.span, segment.clone());
+                let copy = Some(*copy);
+                self.condemned.push(Condemned { segment, from, to, copy, era: 0 });
+            }
+        }
+        for entry in self.index.values() {
+            entry.segment.gain(entry.span());
+        }
+        for key in self.lost.keys() {
+            tracing::error!(extent = %key.extent, "the segment of a shard is gone");
+        }
+    }
+}
+
 /// The newest record of each key, without what was deleted.
 fn build(
     checkpoint: &Checkpoint,
-    segments: &BTreeMap<u64, Arc<Segment>>,
-    scan: Scan<'_>,
-    found: &mut Recovered,
-) -> Index {
-    let mut index = Index::new();
-    for row in &checkpoint.rows {
-        let Some(segment) = segments.get(&row.generation) else {
-            tracing::error!(extent = %row.meta.key.extent, "the segment of a shard is gone");
-            found.damaged += 1;
-            continue;
-        };
-        let (segment, meta) = (segment.clone(), row.meta);
-        let (offset, reserved, sequence, crc) = (row.offset, row.reserved, row.sequence, row.crc);
-        index.insert(meta.key, Entry { meta, segment, offset, reserved, sequence, crc });
+    segments: BTreeMap<u64, Arc<Segment>>,
+    mut scan: Scan<'_>,
+    is_clean: bool,
+) -> State {
+    let mut found = Recovered { clean: is_clean, ..Recovered::default() };
+    let mut builder = Builder::new(&segments, checkpoint);
+    let abandoned = scan.abandoned.len();
+    for (key, condemned) in scan.abandoned {
+        // one that the checkpoint shows has lost its trailer since: that is damage, and not ours to punch
+        let shown =
+            builder.index.get(&key).map(|entry| (entry.segment.header.generation, entry.offset));
+        if shown != Some((condemned.segment.header.generation, condemned.from)) {
+            builder.condemned.push(condemned);
+        }
     }
-    let mut deleted: BTreeMap<ShardKey, u64> = BTreeMap::new();
-    for Found { kind, entry, is_whole } in scan.records {
+    scan.records
+        .sort_by_key(|record| (record.entry.sequence, record.entry.segment.header.generation));
+    for record in scan.records {
         found.records += 1;
-        if entry.sequence <= checkpoint.sequence {
+        if record.entry.sequence <= checkpoint.sequence {
             continue;
         }
-        if !is_whole && entry.sequence > scan.acked {
+        if !record.is_whole && record.entry.sequence > scan.acked {
             found.torn += 1;
+            // nobody was promised it; a later scan must not take it for what was promised
+            builder.graves.add(record.entry.dead_copy());
             continue;
         }
-        found.damaged += u64::from(!is_whole);
-        let (key, sequence) = (entry.meta.key, entry.sequence);
-        let is_older = |known: Option<u64>| known.is_some_and(|known| known >= sequence);
-        if is_older(index.get(&key).map(|entry| entry.sequence))
-            || is_older(deleted.get(&key).copied())
-        {
-            continue;
-        }
-        if kind == Kind::Tombstone {
-            deleted.insert(key, sequence);
-            index.remove(&key);
-        } else {
-            index.insert(key, entry);
-        }
+        builder.take(record);
     }
-    if found.damaged > 0 || found.torn > 0 || scan.abandoned > 0 {
-        let (damaged, torn, abandoned) = (found.damaged, found.torn, scan.abandoned);
+    builder.finish();
+    let Builder { index, graves, condemned, lost, damaged, .. } = builder;
+    found.damaged = (damaged.len() + lost.len()) as u64;
+    if found.damaged > 0 || found.torn > 0 || abandoned > 0 {
+        let (damaged, torn) = (found.damaged, found.torn);
         tracing::warn!(
             damaged,
             torn,
@@ -160,7 +253,7 @@ fn build(
             "the scan of a disk met records that are not whole"
         );
     }
-    index
+    State { index, segments, graves, condemned, found }
 }
 
 impl Scan<'_> {
@@ -225,7 +318,11 @@ impl Scan<'_> {
 
     fn reservation(&mut self, segment: &Arc<Segment>, header: &RecordHeader) -> io::Result<()> {
         self.acked = self.acked.max(header.acked);
+        let (from, to) = (header.offset, header.offset + header.span);
+        let abandoned = Condemned { segment: segment.clone(), from, to, copy: None, era: 0 };
+        let abandoned = (header.meta.key, abandoned);
         if header.kind == Kind::Pad {
+            self.abandoned.push(abandoned);
             return Ok(());
         }
         let reserved = header.meta.length;
@@ -235,7 +332,7 @@ impl Scan<'_> {
             _ => {}
         }
         let Some(trailer) = Trailer::decode(&bytes, segment.seed, header) else {
-            self.abandoned += 1;
+            self.abandoned.push(abandoned);
             return Ok(());
         };
         self.acked = self.acked.max(trailer.acked);

@@ -8,6 +8,7 @@ use ashlar_types::DiskId;
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Where segments are.
@@ -34,6 +35,8 @@ pub(crate) struct Segment {
     /// Past it, for frames of large shards, where the file system can.
     pub(crate) direct: Option<Box<dyn File>>,
     taken: Mutex<Taken>,
+    live_records: AtomicU64,
+    live_bytes: AtomicU64,
 }
 
 impl Segment {
@@ -42,10 +45,11 @@ impl Segment {
         disk: &dyn Disk,
         config: &StoreConfig,
         header: SegmentHeader,
+        recycled: Option<&Path>,
     ) -> Result<Self, StoreError> {
         let path = config.dir.join(SEGMENT_DIR).join(name(header.class, header.generation));
         let made = match header.class {
-            Class::Small => Self::make_small(disk, config, &path, &header),
+            Class::Small => Self::make_small(disk, config, &path, &header, recycled),
             Class::Large => Self::make_large(disk, &path, &header),
         };
         if let Err(error) = made {
@@ -77,17 +81,17 @@ impl Segment {
         config: &StoreConfig,
         path: &Path,
         header: &SegmentHeader,
+        recycled: Option<&Path>,
     ) -> io::Result<()> {
-        let free = config.dir.join(FREE_DIR);
         let segments = path.parent().expect("a segment lies in a directory");
-        let Some(recycled) = disk.list(&free)?.into_iter().next() else {
+        let Some(recycled) = recycled else {
             write_header(disk.open(path, OpenMode::CreateNew)?.as_ref(), header)?;
             return disk.sync_dir(segments);
         };
-        write_header(disk.open(&recycled, OpenMode::ReadWrite)?.as_ref(), header)?;
-        disk.rename(&recycled, path)?;
+        write_header(disk.open(recycled, OpenMode::ReadWrite)?.as_ref(), header)?;
+        disk.rename(recycled, path)?;
         disk.sync_dir(segments)?;
-        disk.sync_dir(&free)
+        disk.sync_dir(&config.dir.join(FREE_DIR))
     }
 
     /// Opens a segment of which everything before `end` is taken.
@@ -106,7 +110,8 @@ impl Segment {
         let direct = wants_direct.then(|| disk.open(&path, OpenMode::Direct).ok()).flatten();
         let seed = Seed::new(header.disk, header.generation);
         let taken = Mutex::new(Taken { end, open: BTreeSet::new() });
-        Ok(Self { header, seed, path, file, direct, taken })
+        let (live_records, live_bytes) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { header, seed, path, file, direct, taken, live_records, live_bytes })
     }
 
     /// The header of the segment in a file; `None`: it has none of this disk.
@@ -128,6 +133,29 @@ impl Segment {
     /// What is taken now.
     pub(crate) fn taken(&self) -> MutexGuard<'_, Taken> {
         self.taken.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A shard in it is shown by the index. Only the committer calls this, and [`Segment::lose`].
+    pub(crate) fn gain(&self, bytes: u64) {
+        self.live_records.fetch_add(1, Ordering::Relaxed);
+        self.live_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// A shard in it is shown no more.
+    pub(crate) fn lose(&self, bytes: u64) {
+        let records = self.live_records.fetch_sub(1, Ordering::Relaxed);
+        let before = self.live_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        assert!(records > 0 && before >= bytes, "only what lives in a segment can leave it");
+    }
+
+    /// How many shards in it the index shows.
+    pub(crate) fn live_records(&self) -> u64 {
+        self.live_records.load(Ordering::Relaxed)
+    }
+
+    /// The room of these.
+    pub(crate) fn live_bytes(&self) -> u64 {
+        self.live_bytes.load(Ordering::Relaxed)
     }
 
     /// The room behind what is taken.

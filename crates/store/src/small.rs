@@ -58,14 +58,18 @@ pub(crate) struct SmallWriter {
     active: Option<Arc<Segment>>,
     prefilled: u64,
     running: Option<(u64, Receiver<io::Result<()>>)>,
-    chores: SyncSender<Chore>,
 }
 
 impl SmallWriter {
     /// Goes on in `active`, all of which is allocated already.
-    pub(crate) fn new(active: Option<Arc<Segment>>, chores: SyncSender<Chore>) -> Self {
+    pub(crate) fn new(active: Option<Arc<Segment>>) -> Self {
         let length = active.as_ref().and_then(|segment| segment.file.len().ok());
-        Self { active, prefilled: length.unwrap_or_default(), running: None, chores }
+        Self { active, prefilled: length.unwrap_or_default(), running: None }
+    }
+
+    /// The generation of the segment that is being filled.
+    pub(crate) fn active(&self) -> Option<u64> {
+        self.active.as_ref().map(|segment| segment.header.generation)
     }
 
     /// The segment and offset at which the next `bytes` go.
@@ -135,7 +139,7 @@ impl SmallWriter {
         }
         let (done, running) = sync_channel(1);
         let chore = Chore::Prefill { path: segment.path.clone(), from: self.prefilled, to, done };
-        if self.chores.try_send(chore).is_ok() {
+        if core.chores.try_send(chore).is_ok() {
             self.running = Some((to, running));
         }
     }

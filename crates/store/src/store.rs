@@ -7,13 +7,15 @@ use crate::committer::{
 use crate::format::{Class, SMALL_SHARD_BYTES_END, Superblock, small_span};
 use crate::index::{Entry, Index};
 use crate::large::LargeAllocator;
+use crate::readers::{Readers, Reading};
+use crate::reclaim::{Condemned, Reclaimed, Reclaimer};
 use crate::recovery::{self, Recovered};
 use crate::segment::{FREE_DIR, SEGMENT_DIR, Segment};
 use crate::small::{Chore, run_chores};
 use crate::superblock::{SUPER_NAME, SuperFile};
 use crate::writer::{ShardWriter, Target};
 use crate::{StoreError, checkpoint};
-use ashlar_host::{Disk, DiskUsage, Host};
+use ashlar_host::{Disk, DiskUsage, Host, OpenMode};
 use ashlar_types::{BucketId, ClusterId, DiskId, Epoch, ExtentId, NodeId, PgId, Profile, Slot};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -21,8 +23,8 @@ use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// Taken while a disk is open.
@@ -99,6 +101,21 @@ pub struct ShardMeta {
     pub created_ms: u64,
 }
 
+impl ShardMeta {
+    /// For a tombstone over something of which only the key is known.
+    pub(crate) fn unknown(key: ShardKey) -> Self {
+        Self {
+            key,
+            profile: Profile { data: 0, parity: 0 },
+            pg: PgId(0),
+            pg_epoch: Epoch(0),
+            bucket: BucketId(0),
+            length: 0,
+            created_ms: 0,
+        }
+    }
+}
+
 /// How full a disk is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Usage {
@@ -119,6 +136,42 @@ pub struct Committed {
     pub crc: u32,
 }
 
+/// What the room of a disk is used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Space {
+    /// Small segments.
+    pub small_segments: u64,
+    /// The length of their files.
+    pub small_bytes: u64,
+    /// What of it shards that are there take.
+    pub small_live_bytes: u64,
+    /// Large segments.
+    pub large_segments: u64,
+    /// What of them has been given out, with the holes in it.
+    pub large_bytes: u64,
+    /// What of it shards that are there take.
+    pub large_live_bytes: u64,
+    /// Files that the next small segments take.
+    pub recycled_bytes: u64,
+    /// Records that lie on the disk and count no more.
+    pub dead_records: u64,
+    /// Tombstones that are still needed: each marks a dead record.
+    pub tombstones: u64,
+    /// Room of large shards that is given back as soon as nobody reads it.
+    pub waiting_bytes: u64,
+    /// Given back since the open.
+    pub reclaimed_bytes: u64,
+}
+
+/// What only the committer knows of [`Space`].
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Figures {
+    pub(crate) dead_records: u64,
+    pub(crate) tombstones: u64,
+    pub(crate) waiting_bytes: u64,
+    pub(crate) reclaimed_bytes: u64,
+}
+
 /// What all handles and threads of a store share.
 pub(crate) struct Core {
     pub(crate) host: Host,
@@ -130,6 +183,18 @@ pub(crate) struct Core {
     pub(crate) allocator: Mutex<LargeAllocator>,
     pub(crate) superblock: Mutex<SuperFile>,
     pub(crate) pool: Arc<FramePool>,
+    pub(crate) readers: Readers,
+    /// Recycled small segments, whose names are durable.
+    pub(crate) recycled: Mutex<Vec<PathBuf>>,
+    /// Room of writers that gave up, for the committer.
+    pub(crate) given_up: Mutex<Vec<Condemned>>,
+    /// What the helper has done, for the committer.
+    pub(crate) reclaimed: Mutex<Option<Reclaimed>>,
+    /// Records up to this sequence are reflected in a checkpoint that is durable.
+    pub(crate) checkpointed: AtomicU64,
+    pub(crate) chores: SyncSender<Chore>,
+    figures: Mutex<Figures>,
+    waker: OnceLock<mpsc::WeakSender<Message>>,
     /// Sequences and generations.
     numbers: AtomicU64,
     acked: AtomicU64,
@@ -176,6 +241,18 @@ impl Core {
         drop(self.lock.lock().unwrap_or_else(PoisonError::into_inner).take());
     }
 
+    /// Has the committer look around: something has changed that it waits for.
+    pub(crate) fn wake(&self) {
+        // a queue that is full wakes it too
+        if let Some(queue) = self.waker.get().and_then(mpsc::WeakSender::upgrade) {
+            drop(queue.try_send(Message::Wake));
+        }
+    }
+
+    pub(crate) fn figures(&self) -> MutexGuard<'_, Figures> {
+        self.figures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn entry(&self, key: ShardKey) -> Option<Entry> {
         self.index.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
     }
@@ -185,7 +262,6 @@ impl Core {
 #[derive(Clone)]
 pub struct Store {
     pub(crate) core: Arc<Core>,
-    pub(crate) chores: SyncSender<Chore>,
     queue: mpsc::Sender<Message>,
     /// The bytes that may wait in the queue.
     budget: Arc<Semaphore>,
@@ -225,6 +301,8 @@ impl Store {
         let first = incarnation << NUMBERS_PER_INCARNATION_BITS;
         let small = last(&state.segments, Class::Small).filter(|_| state.found.clean);
         let active = last(&state.segments, Class::Large);
+        let recycled = recycled(disk, &config.dir, before.disk, &state.segments)?;
+        let (chores, waiting) = sync_channel(CHORES_MAX);
         let core = Arc::new(Core {
             host: host.clone(),
             config,
@@ -235,6 +313,14 @@ impl Store {
             allocator: Mutex::new(LargeAllocator { active }),
             superblock: Mutex::new(superblock),
             pool,
+            readers: Readers::default(),
+            recycled: Mutex::new(recycled),
+            given_up: Mutex::default(),
+            reclaimed: Mutex::default(),
+            checkpointed: AtomicU64::new(0),
+            chores,
+            figures: Mutex::default(),
+            waker: OnceLock::new(),
             numbers: AtomicU64::new(first + 1),
             acked: AtomicU64::new(first),
             writable: AtomicBool::new(true),
@@ -243,21 +329,30 @@ impl Store {
         });
         // what was dropped as a torn tail must not look like damage of what was acknowledged, next time
         if !core.recovered.clean && core.recovered.records > 0 {
-            checkpoint::store(&core, checkpoint::capture(&core), false)?;
+            checkpoint::store(&core, checkpoint::capture(&core, &state.graves), false)?;
         }
-        Ok(Self::start(core, small))
+        let mut reclaimer = Reclaimer::new(state.graves, state.condemned);
+        for segment in core.segments.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            reclaimer.look_at(segment.clone(), 0);
+        }
+        Ok(Self::start(core, small, reclaimer, waiting))
     }
 
-    fn start(core: Arc<Core>, small: Option<Arc<Segment>>) -> Self {
-        let (chores, waiting) = sync_channel(CHORES_MAX);
+    fn start(
+        core: Arc<Core>,
+        small: Option<Arc<Segment>>,
+        reclaimer: Reclaimer,
+        waiting: Receiver<Chore>,
+    ) -> Self {
         let (queue, messages) = mpsc::channel(BATCH_RECORDS_MAX);
+        core.waker.set(queue.downgrade()).expect("a store is started once");
         let tasks = core.host.tasks.clone();
         let disk = core.host.disk.clone();
-        let committer = Committer::new(core.clone(), messages, small, chores.clone());
+        let committer = Committer::new(core.clone(), messages, small, reclaimer);
         tasks.thread("store helper", Box::new(move || run_chores(disk.as_ref(), &waiting)));
         tasks.thread("store commit", Box::new(move || committer.run()));
         let budget = usize::try_from(BATCH_BYTES_MAX).expect("four MiB fit into memory");
-        Self { core, chores, queue, budget: Arc::new(Semaphore::new(budget)) }
+        Self { core, queue, budget: Arc::new(Semaphore::new(budget)) }
     }
 
     /// The id in its superblock.
@@ -295,14 +390,45 @@ impl Store {
         }
     }
 
+    /// What its room is used for.
+    pub fn space(&self) -> Space {
+        let Figures { dead_records, tombstones, waiting_bytes, reclaimed_bytes } =
+            *self.core.figures();
+        let mut space =
+            Space { dead_records, tombstones, waiting_bytes, reclaimed_bytes, ..Space::default() };
+        let length = |path: &PathBuf| {
+            self.core.host.disk.open(path, OpenMode::Read).and_then(|file| file.len()).ok()
+        };
+        let recycled = self.core.recycled.lock().unwrap_or_else(PoisonError::into_inner);
+        space.recycled_bytes = recycled.iter().filter_map(length).sum();
+        drop(recycled);
+        let segments = self.core.segments.lock().unwrap_or_else(PoisonError::into_inner);
+        for segment in segments.values() {
+            match segment.header.class {
+                Class::Small => {
+                    space.small_segments += 1;
+                    space.small_bytes += segment.file.len().unwrap_or_default();
+                    space.small_live_bytes += segment.live_bytes();
+                }
+                Class::Large => {
+                    space.large_segments += 1;
+                    space.large_bytes += segment.taken().end;
+                    space.large_live_bytes += segment.live_bytes();
+                }
+            }
+        }
+        space
+    }
+
     /// Stores a shard of the small class: durable when it returns. The same content again is a success.
     pub async fn put_small(&self, meta: ShardMeta, bytes: Bytes) -> Result<(), StoreError> {
         if bytes.len() as u64 >= SMALL_SHARD_BYTES_END {
             return Err(StoreError::TooLong);
         }
         let meta = ShardMeta { length: bytes.len() as u64, ..meta };
+        let reading = Reading::enter(&self.core);
         let replaces = match self.core.entry(meta.key) {
-            Some(known) => self.damaged(known).await,
+            Some(known) => self.damaged(known, reading).await,
             None => None,
         };
         let crc = crc32c::crc32c(&bytes);
@@ -311,8 +437,9 @@ impl Store {
 
     /// Starts a shard of at most `meta.length` bytes: takes room for it.
     pub async fn begin(&self, meta: ShardMeta) -> Result<ShardWriter, StoreError> {
+        let reading = Reading::enter(&self.core);
         let replaces = match self.core.entry(meta.key) {
-            Some(known) => match self.damaged(known.clone()).await {
+            Some(known) => match self.damaged(known.clone(), reading).await {
                 None => return Ok(ShardWriter::new(self.clone(), meta, Target::Compare(known))),
                 damaged => damaged,
             },
@@ -328,18 +455,29 @@ impl Store {
     }
 
     /// Whether a record is damaged: then its sequence, as what a new one replaces.
-    async fn damaged(&self, known: Entry) -> Option<u64> {
+    async fn damaged(&self, known: Entry, reading: Reading) -> Option<u64> {
         let pool = self.core.pool.clone();
         let sequence = known.sequence;
-        let verified = self.core.host.tasks.run_blocking(move || known.verify(&pool)).await;
+        let verify = move || {
+            let verified = known.verify(&pool);
+            drop(reading);
+            verified
+        };
+        let verified = self.core.host.tasks.run_blocking(verify).await;
         (verified == Err(StoreError::Corrupt)).then_some(sequence)
     }
 
     /// Reads a part of a shard; every 64 KiB block that it touches is verified first.
     pub async fn read(&self, key: ShardKey, offset: u64, len: u64) -> Result<Bytes, StoreError> {
+        let reading = Reading::enter(&self.core);
         let entry = self.core.entry(key).ok_or(StoreError::NotFound)?;
         let pool = self.core.pool.clone();
-        self.core.host.tasks.run_blocking(move || entry.read(&pool, offset, len)).await
+        let read = move || {
+            let bytes = entry.read(&pool, offset, len);
+            drop(reading);
+            bytes
+        };
+        self.core.host.tasks.run_blocking(read).await
     }
 
     /// Deletes a shard, durably. `false`: there was none.
@@ -428,6 +566,27 @@ fn format(host: &Host, dir: &Path, owner: Owner) -> Result<(), StoreError> {
         clean: false,
     };
     SuperFile::format(disk, dir, &first)
+}
+
+/// The files that wait to be small segments again. One that a cut left under both its names is that segment, still.
+fn recycled(
+    disk: &dyn Disk,
+    dir: &Path,
+    owner: DiskId,
+    segments: &BTreeMap<u64, Arc<Segment>>,
+) -> Result<Vec<PathBuf>, StoreError> {
+    let free = dir.join(FREE_DIR);
+    let mut recycled = Vec::new();
+    for path in disk.list(&free).map_err(|e| StoreError::io("list", &free, &e))? {
+        let header = Segment::read_header(disk, &path, owner)?;
+        if header.is_some_and(|header| segments.contains_key(&header.generation)) {
+            let removed = disk.remove_file(&path).and_then(|()| disk.sync_dir(&free));
+            removed.map_err(|e| StoreError::io("remove", &path, &e))?;
+        } else {
+            recycled.push(path);
+        }
+    }
+    Ok(recycled)
 }
 
 fn check_owner(dir: &Path, found: &Superblock, owner: Owner) -> Result<(), StoreError> {

@@ -6,7 +6,6 @@ use crate::committer::{Filled, Work};
 use crate::format::{PAGE, round_up, size};
 use crate::index::Entry;
 use crate::large::Reservation;
-use crate::small::Chore;
 use crate::store::{Committed, Store};
 use crate::{ShardMeta, StoreError};
 use ashlar_types::BLOCK_BYTES;
@@ -149,16 +148,6 @@ impl ShardWriter {
 impl std::fmt::Debug for ShardWriter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "ShardWriter({:?})", self.meta.key)
-    }
-}
-
-impl Drop for ShardWriter {
-    fn drop(&mut self) {
-        let Some(Target::Fresh { reservation, .. }) = self.target.take() else { return };
-        reservation.settle();
-        let chore = Chore::Other(Box::new(move || reservation.write_pad()));
-        // where the helper is busy, recovery finds a reservation without trailer, which says the same
-        drop(self.store.chores.try_send(chore));
     }
 }
 
