@@ -4,6 +4,7 @@
 //! There is no timer: while one batch syncs, the next one gathers, so batches grow with load.
 
 use crate::checkpoint;
+use crate::compaction::Compactor;
 use crate::format::{
     HEADER_BYTES, Kind, PAGE, RecordHeader, Trailer, round_up, size, small_span, trailer_offset,
 };
@@ -20,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::IoSlice;
 use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, PoisonError};
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 /// The most records of a batch, and of the queue.
@@ -73,7 +75,7 @@ pub(crate) enum Message {
 }
 
 /// What is written for a job that was found to change something.
-enum Act {
+pub(crate) enum Act {
     Put {
         meta: ShardMeta,
         bytes: Bytes,
@@ -82,6 +84,23 @@ enum Act {
     Commit(Box<Filled>),
     /// A tombstone; of what is deleted only the length is left out.
     Bury(ShardMeta),
+    /// A shard that compaction moves.
+    Move {
+        entry: Entry,
+        bytes: Vec<u8>,
+    },
+    /// A tombstone that compaction moves.
+    Keep {
+        key: ShardKey,
+        sequence: u64,
+    },
+}
+
+/// What an item does to the index when it is durable.
+enum Effect {
+    Show(Entry),
+    Hide(ShardKey),
+    None,
 }
 
 /// A record, and its place in the order.
@@ -112,6 +131,7 @@ struct Measures {
     sync_seconds: Histogram,
     batch_records: Histogram,
     bytes: Counter,
+    moved: Counter,
 }
 
 pub(crate) struct Committer {
@@ -119,6 +139,7 @@ pub(crate) struct Committer {
     queue: mpsc::Receiver<Message>,
     small: SmallWriter,
     reclaimer: Reclaimer,
+    compactor: Compactor,
     /// What came after a batch was full.
     held: Option<Job>,
     since_checkpoint: usize,
@@ -146,10 +167,11 @@ impl Work {
 
 impl Act {
     /// The room it takes in a small segment.
-    fn small_bytes(&self) -> u64 {
+    pub(crate) fn small_bytes(&self) -> u64 {
         match self {
             Self::Put { meta, .. } => small_span(meta.length),
-            Self::Bury(_) => small_span(0),
+            Self::Move { entry, .. } => small_span(entry.meta.length),
+            Self::Bury(_) | Self::Keep { .. } => small_span(0),
             Self::Commit(_) => 0,
         }
     }
@@ -158,7 +180,26 @@ impl Act {
     fn content(&self) -> &[u8] {
         match self {
             Self::Put { bytes, .. } => bytes,
-            Self::Bury(_) | Self::Commit(_) => &[],
+            Self::Move { bytes, .. } => bytes,
+            Self::Bury(_) | Self::Keep { .. } | Self::Commit(_) => &[],
+        }
+    }
+
+    fn key(&self) -> ShardKey {
+        match self {
+            Self::Put { meta, .. } | Self::Bury(meta) => meta.key,
+            Self::Commit(filled) => filled.meta.key,
+            Self::Move { entry, .. } => entry.meta.key,
+            Self::Keep { key, .. } => *key,
+        }
+    }
+
+    /// Compaction's: it keeps its place in the order.
+    fn kept_sequence(&self) -> Option<u64> {
+        match self {
+            Self::Move { entry, .. } => Some(entry.sequence),
+            Self::Keep { sequence, .. } => Some(*sequence),
+            Self::Put { .. } | Self::Commit(_) | Self::Bury(_) => None,
         }
     }
 }
@@ -175,23 +216,31 @@ impl Committer {
             syncs: metrics::counter!("ashlar_store_syncs_total", "disk" => disk.clone()),
             sync_seconds: metrics::histogram!("ashlar_store_sync_seconds", "disk" => disk.clone()),
             batch_records: metrics::histogram!("ashlar_store_batch_records", "disk" => disk.clone()),
-            bytes: metrics::counter!("ashlar_store_written_bytes_total", "disk" => disk),
+            bytes: metrics::counter!("ashlar_store_written_bytes_total", "disk" => disk.clone()),
+            moved: metrics::counter!("ashlar_store_moved_bytes_total", "disk" => disk),
         };
-        let small = SmallWriter::new(active);
-        Self { core, queue, small, reclaimer, held: None, since_checkpoint: 0, measures }
+        let (small, compactor) = (SmallWriter::new(active), Compactor::new());
+        let (held, since_checkpoint) = (None, 0);
+        Self { core, queue, small, reclaimer, compactor, held, since_checkpoint, measures }
     }
 
     /// Runs until the store is closed, or forgotten.
     pub(crate) fn run(mut self) {
         loop {
             self.reclaim();
-            let first =
-                match self.held.take().map(Message::Job).or_else(|| self.queue.blocking_recv()) {
-                    Some(Message::Job(job)) => job,
-                    Some(Message::Wake) => continue,
-                    Some(Message::Close(done)) => return self.close(done),
-                    None => return,
-                };
+            let first = match self.next() {
+                Ok(Message::Job(job)) => job,
+                Ok(Message::Wake) => {
+                    self.compactor.resume();
+                    continue;
+                }
+                Ok(Message::Close(done)) => return self.close(done),
+                Err(TryRecvError::Empty) => {
+                    self.commit(Vec::new());
+                    continue;
+                }
+                Err(TryRecvError::Disconnected) => return,
+            };
             let (batch, close) = self.gather(first);
             self.commit(batch);
             if let Some(done) = close {
@@ -199,6 +248,17 @@ impl Committer {
                 return self.close(done);
             }
         }
+    }
+
+    /// What comes next. Waits, but where compaction can use the time.
+    fn next(&mut self) -> Result<Message, TryRecvError> {
+        if let Some(job) = self.held.take() {
+            return Ok(Message::Job(job));
+        }
+        if self.compactor.has_work(&self.core) {
+            return self.queue.try_recv();
+        }
+        self.queue.blocking_recv().ok_or(TryRecvError::Disconnected)
     }
 
     /// One batch: as much as has come, up to its limits, and no key twice.
@@ -245,6 +305,7 @@ impl Committer {
 
     fn commit(&mut self, jobs: Vec<Job>) {
         let mut batch = self.judge(jobs);
+        self.add_moves(&mut batch);
         if batch.items.is_empty() {
             return;
         }
@@ -252,15 +313,34 @@ impl Committer {
             self.small.poll_prefill(&self.core).and_then(|()| self.write(&mut batch.items));
         match written {
             Ok(()) => self.publish(batch),
-            Err(error) => batch.give_up(&error),
+            Err(error) => {
+                batch.give_up(&error);
+                self.compactor.give_up();
+            }
         }
         self.small.prefill_ahead(&self.core);
         self.checkpoint_if_due();
     }
 
+    /// Lets compaction use the batch: its moves need no sync of their own.
+    fn add_moves(&mut self, batch: &mut Batch) {
+        if !self.compactor.has_work(&self.core) {
+            return;
+        }
+        let taken = batch.items.iter().map(|item| item.act.key()).collect();
+        let (graves, active) = (&self.reclaimer.graves, self.small.active());
+        for act in self.compactor.step(&self.core, graves, active, &taken) {
+            let sequence = act.kept_sequence().expect("compaction writes nothing new");
+            batch.items.push(Item { act, sequence, offset: 0, segment: None });
+        }
+    }
+
     /// Answers what changes nothing, and gives the others their sequences.
-    fn judge(&self, jobs: Vec<Job>) -> Batch {
+    fn judge(&mut self, jobs: Vec<Job>) -> Batch {
         let is_full = self.is_full(&jobs);
+        if is_full {
+            self.compactor.hurry(&self.core);
+        }
         let mut batch = Batch::default();
         for Job { work, reply, permit } in jobs {
             match self.judge_one(work, is_full) {
@@ -338,7 +418,8 @@ impl Committer {
     fn is_full(&self, batch: &[Job]) -> bool {
         let puts = batch.iter().filter(|job| matches!(job.work, Work::Put { .. }));
         let wanted: u64 = puts.map(|job| job.work.small_bytes()).sum();
-        let free = self.core.disk_usage().map_or(u64::MAX, |usage| usage.free_bytes);
+        let free =
+            self.core.small_room().unwrap_or(u64::MAX).saturating_add(self.small.prefilled_room());
         wanted > 0 && free < self.core.config.reserve_bytes.saturating_add(wanted)
     }
 
@@ -359,8 +440,8 @@ impl Committer {
         for segment in touched.values() {
             self.sync(segment)?;
         }
-        let last = items.last().expect("a batch has items").sequence;
-        self.core.set_acked(last);
+        let last = items.iter().map(|item| item.sequence).max().unwrap_or_default();
+        self.core.set_acked(last.max(self.core.acked()));
         self.measures
             .batch_records
             .record(f64::from(u32::try_from(items.len()).unwrap_or(u32::MAX)));
@@ -406,6 +487,8 @@ impl Committer {
             Act::Put { meta, crc, .. } => (Kind::Shard, *meta, *crc),
             Act::Commit(filled) => (Kind::Shard, filled.meta, filled.crc),
             Act::Bury(meta) => (Kind::Tombstone, ShardMeta { length: 0, ..*meta }, 0),
+            Act::Move { entry, .. } => (Kind::Move, entry.meta, entry.crc),
+            Act::Keep { key, .. } => (Kind::Tombstone, ShardMeta::unknown(*key), 0),
         };
         RecordHeader {
             kind,
@@ -458,12 +541,13 @@ impl Committer {
         let mut index = self.core.index.write().unwrap_or_else(PoisonError::into_inner);
         let mut before = Vec::new();
         for item in &batch.items {
-            before.extend(match item.entry() {
-                Ok(entry) => {
+            before.extend(match item.effect() {
+                Effect::Show(entry) => {
                     entry.segment.gain(entry.span());
                     index.insert(entry.meta.key, entry)
                 }
-                Err(buried) => index.remove(&buried),
+                Effect::Hide(key) => index.remove(&key),
+                Effect::None => None,
             });
         }
         drop(index);
@@ -471,22 +555,35 @@ impl Committer {
         for entry in before {
             entry.segment.lose(entry.span());
             self.reclaimer.add(&entry, era);
+            self.compactor.note(entry.span());
         }
         for item in batch.items {
-            let unfilled = item.entry().ok().and_then(|entry| entry.unfilled(era));
-            unfilled.into_iter().for_each(|range| self.reclaimer.condemn(range));
-            match item.act {
-                Act::Commit(filled) => filled.reservation.settle(),
-                Act::Bury(meta) => {
-                    let segment = item.segment.expect("what was written is in a segment");
-                    self.reclaimer.mark(meta.key, item.sequence, &segment);
-                }
-                Act::Put { .. } => {}
-            }
+            self.settle(item, era);
         }
         for mut waiter in batch.waiters {
             let answer = std::mem::take(&mut waiter.answer);
             waiter.answer(Ok(answer));
+        }
+    }
+
+    /// What is left to do for an item that is seen.
+    fn settle(&mut self, item: Item, era: u64) {
+        if let Effect::Show(entry) = item.effect() {
+            entry.unfilled(era).into_iter().for_each(|range| self.reclaimer.condemn(range));
+        }
+        let segment = item.segment.expect("what was written is in a segment");
+        match item.act {
+            Act::Put { meta, .. } => self.compactor.note(meta.length),
+            Act::Commit(filled) => {
+                self.compactor.note(filled.meta.length);
+                filled.reservation.settle();
+            }
+            Act::Bury(meta) => self.reclaimer.mark(meta.key, item.sequence, &segment),
+            Act::Keep { key, sequence } => self.reclaimer.mark_again(key, sequence, &segment),
+            Act::Move { entry, .. } => {
+                self.measures.moved.increment(entry.span());
+                self.core.figures().moved_bytes += entry.span();
+            }
         }
     }
 
@@ -568,14 +665,16 @@ impl Waiter {
 }
 
 impl Item {
-    /// The index entry that it makes, or the key whose entry it takes away.
-    fn entry(&self) -> Result<Entry, ShardKey> {
+    fn effect(&self) -> Effect {
         let (meta, crc, reserved) = match &self.act {
             Act::Put { meta, crc, .. } => (*meta, *crc, meta.length),
+            Act::Move { entry, .. } => (entry.meta, entry.crc, entry.reserved),
             Act::Commit(filled) => (filled.meta, filled.crc, filled.reservation.header.meta.length),
-            Act::Bury(meta) => return Err(meta.key),
+            Act::Bury(meta) => return Effect::Hide(meta.key),
+            Act::Keep { .. } => return Effect::None,
         };
         let segment = self.segment.clone().expect("what was written is in a segment");
-        Ok(Entry { meta, segment, offset: self.offset, reserved, sequence: self.sequence, crc })
+        let (offset, sequence) = (self.offset, self.sequence);
+        Effect::Show(Entry { meta, segment, offset, reserved, sequence, crc })
     }
 }

@@ -8,6 +8,7 @@
 
 use crate::ShardKey;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 /// A record that lies on the disk and counts no more.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,6 +115,11 @@ impl Graves {
         self.by_key.get(&key).and_then(|grave| grave.tombstone)
     }
 
+    /// The tombstone of a key, if it marks a copy outside of its own segment.
+    pub(crate) fn needed_tombstone(&self, key: ShardKey) -> Option<Tombstone> {
+        self.keeps(key).and_then(|_| self.tombstone(key))
+    }
+
     /// Whether copies of a key lie somewhere without a tombstone over them.
     pub(crate) fn is_open(&self, key: ShardKey) -> bool {
         self.by_key.get(&key).is_some_and(|grave| grave.tombstone.is_none())
@@ -141,7 +147,17 @@ impl Graves {
 
     /// All tombstones that mark a copy, in the order of their keys.
     pub(crate) fn tombstones(&self) -> impl Iterator<Item = (ShardKey, Tombstone)> {
-        self.by_key.iter().filter_map(|(&key, grave)| grave.tombstone.map(|found| (key, found)))
+        self.tombstones_after(None)
+    }
+
+    /// As [`Graves::tombstones`], behind a key.
+    pub(crate) fn tombstones_after(
+        &self,
+        after: Option<ShardKey>,
+    ) -> impl Iterator<Item = (ShardKey, Tombstone)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let graves = self.by_key.range((from, Bound::Unbounded));
+        graves.filter_map(|(&key, grave)| grave.tombstone.map(|found| (key, found)))
     }
 
     /// Changes one grave, and keeps the count of needed tombstones.

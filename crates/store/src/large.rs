@@ -90,7 +90,8 @@ impl Core {
             Class::Large => None,
         };
         let disk = self.host.disk.as_ref();
-        let segment = Segment::create(disk, &self.config, header, recycled.as_deref())?;
+        let recycled = recycled.as_ref().map(|recycled| recycled.path.as_path());
+        let segment = Segment::create(disk, &self.config, header, recycled)?;
         let segment = Arc::new(segment);
         let mut segments = self.segments.lock().unwrap_or_else(PoisonError::into_inner);
         segments.insert(header.generation, segment.clone());

@@ -6,12 +6,12 @@
 //! verified before a reader sees them (D5). The index is in memory; after a crash it is rebuilt from a checkpoint and
 //! the segments (D9). The byte tables are in `docs/formats/store.md`.
 //!
-//! The store knows shards, not objects. Compaction and scrub are not here yet; the format has what they need
-//! (generations, sequences, tombstones, moves).
+//! The store knows shards, not objects. Scrub is not here yet.
 
 mod buffer;
 mod checkpoint;
 mod committer;
+mod compaction;
 mod error;
 mod format;
 mod graves;

@@ -16,7 +16,7 @@ use crate::{ShardKey, StoreError};
 use ashlar_host::{Disk, OpenMode};
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, PoisonError};
 
@@ -33,6 +33,13 @@ pub(crate) struct Condemned {
     pub(crate) copy: Option<DeadCopy>,
     /// The last one whose readers may see it.
     pub(crate) era: u64,
+}
+
+/// A file that the next small segment takes.
+#[derive(Debug)]
+pub(crate) struct Recycled {
+    pub(crate) path: PathBuf,
+    pub(crate) bytes: u64,
 }
 
 /// What the helper has made durable.
@@ -82,6 +89,12 @@ impl Reclaimer {
     pub(crate) fn mark(&mut self, key: ShardKey, sequence: u64, segment: &Segment) {
         let generation = segment.header.generation;
         self.graves.add_unshown(sequence, key);
+        self.graves.mark(key, Tombstone { sequence, generation });
+    }
+
+    /// A tombstone was moved.
+    pub(crate) fn mark_again(&mut self, key: ShardKey, sequence: u64, segment: &Segment) {
+        let generation = segment.header.generation;
         self.graves.mark(key, Tombstone { sequence, generation });
     }
 
@@ -219,17 +232,17 @@ impl Core {
     fn remove(&self, segment: &Segment) -> io::Result<u64> {
         let (disk, dir) = (self.host.disk.as_ref(), &self.config.dir);
         let bytes = segment.file.len()?;
-        let mut recycled = self.recycled.lock().unwrap_or_else(PoisonError::into_inner);
-        if segment.header.class == Class::Small && recycled.len() < RECYCLED_MAX {
+        let recycled = self.recycled.lock().unwrap_or_else(PoisonError::into_inner).len();
+        if segment.header.class == Class::Small && recycled < RECYCLED_MAX {
             let name = segment.path.file_name().expect("a segment has a name");
             let path = dir.join(FREE_DIR).join(name);
             disk.rename(&segment.path, &path)?;
             disk.sync_dir(&dir.join(FREE_DIR))?;
             disk.sync_dir(&dir.join(SEGMENT_DIR))?;
-            recycled.push(path);
+            let mut recycled = self.recycled.lock().unwrap_or_else(PoisonError::into_inner);
+            recycled.push(Recycled { path, bytes });
             return Ok(bytes);
         }
-        drop(recycled);
         disk.remove_file(&segment.path)?;
         disk.sync_dir(&dir.join(SEGMENT_DIR))?;
         Ok(bytes)
@@ -238,7 +251,7 @@ impl Core {
     /// Gives the recycled segments back to the file system.
     pub(crate) fn remove_recycled(&self) -> Result<(), StoreError> {
         let mut recycled = self.recycled.lock().unwrap_or_else(PoisonError::into_inner);
-        while let Some(path) = recycled.pop() {
+        while let Some(Recycled { path, .. }) = recycled.pop() {
             let removed = self.host.disk.remove_file(&path);
             removed.map_err(|e| StoreError::io("remove", &path, &e))?;
         }

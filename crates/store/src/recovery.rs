@@ -169,8 +169,36 @@ impl<'a> Builder<'a> {
             }
             let generation = entry.segment.header.generation;
             self.graves.mark(key, Tombstone { sequence, generation });
+        } else if kind == Kind::Move && newest == Some(sequence) && deleted < newest {
+            self.relocate(entry, is_whole);
         } else if newest.max(deleted) < Some(sequence) {
-            self.lost.remove(&key);
+            self.show(entry, is_whole);
+        } else {
+            self.graves.add(entry.dead_copy());
+        }
+    }
+
+    /// A record that the checkpoint may show, at another place or at this one.
+    fn take_again(&mut self, found: Found) {
+        let (key, sequence) = (found.entry.meta.key, found.entry.sequence);
+        match found.kind {
+            Kind::Move => self.take(found),
+            Kind::Tombstone => {
+                let known = self.graves.tombstone(key);
+                if known.is_some_and(|known| known.sequence == sequence) {
+                    let generation = found.entry.segment.header.generation;
+                    self.graves.mark(key, Tombstone { sequence, generation });
+                }
+            }
+            Kind::Shard | Kind::Pad => {}
+        }
+    }
+
+    /// The same record at a later place. One that a cut tore is none: then it is still where it was.
+    fn relocate(&mut self, entry: Entry, is_whole: bool) {
+        let key = entry.meta.key;
+        let is_known = self.index.contains_key(&key) && !self.damaged.contains(&key);
+        if is_whole || !is_known {
             self.show(entry, is_whole);
         } else {
             self.graves.add(entry.dead_copy());
@@ -179,6 +207,7 @@ impl<'a> Builder<'a> {
 
     fn show(&mut self, entry: Entry, is_whole: bool) {
         let key = entry.meta.key;
+        self.lost.remove(&key);
         if is_whole {
             self.damaged.remove(&key);
         } else {
@@ -231,6 +260,7 @@ fn build(
     for record in scan.records {
         found.records += 1;
         if record.entry.sequence <= checkpoint.sequence {
+            builder.take_again(record);
             continue;
         }
         if !record.is_whole && record.entry.sequence > scan.acked {

@@ -72,6 +72,12 @@ impl SmallWriter {
         self.active.as_ref().map(|segment| segment.header.generation)
     }
 
+    /// The room that it has taken from the file system already.
+    pub(crate) fn prefilled_room(&self) -> u64 {
+        let end = self.active.as_ref().map_or(0, |segment| segment.taken().end);
+        self.prefilled.saturating_sub(end)
+    }
+
     /// The segment and offset at which the next `bytes` go.
     pub(crate) fn place(
         &mut self,

@@ -8,7 +8,7 @@ use crate::format::{Class, SMALL_SHARD_BYTES_END, Superblock, small_span};
 use crate::index::{Entry, Index};
 use crate::large::LargeAllocator;
 use crate::readers::{Readers, Reading};
-use crate::reclaim::{Condemned, Reclaimed, Reclaimer};
+use crate::reclaim::{Condemned, Reclaimed, Reclaimer, Recycled};
 use crate::recovery::{self, Recovered};
 use crate::segment::{FREE_DIR, SEGMENT_DIR, Segment};
 use crate::small::{Chore, run_chores};
@@ -161,6 +161,8 @@ pub struct Space {
     pub waiting_bytes: u64,
     /// Given back since the open.
     pub reclaimed_bytes: u64,
+    /// Moved by compaction since the open.
+    pub moved_bytes: u64,
 }
 
 /// What only the committer knows of [`Space`].
@@ -170,6 +172,7 @@ pub(crate) struct Figures {
     pub(crate) tombstones: u64,
     pub(crate) waiting_bytes: u64,
     pub(crate) reclaimed_bytes: u64,
+    pub(crate) moved_bytes: u64,
 }
 
 /// What all handles and threads of a store share.
@@ -185,7 +188,7 @@ pub(crate) struct Core {
     pub(crate) pool: Arc<FramePool>,
     pub(crate) readers: Readers,
     /// Recycled small segments, whose names are durable.
-    pub(crate) recycled: Mutex<Vec<PathBuf>>,
+    pub(crate) recycled: Mutex<Vec<Recycled>>,
     /// Room of writers that gave up, for the committer.
     pub(crate) given_up: Mutex<Vec<Condemned>>,
     /// What the helper has done, for the committer.
@@ -233,6 +236,16 @@ impl Core {
     pub(crate) fn disk_usage(&self) -> Result<DiskUsage, StoreError> {
         let dir = &self.config.dir;
         self.host.disk.usage(dir).map_err(|e| StoreError::io("measure", dir, &e))
+    }
+
+    /// What small segments may still take: of the file system, and of what was recycled.
+    pub(crate) fn small_room(&self) -> Result<u64, StoreError> {
+        Ok(self.disk_usage()?.free_bytes + self.recycled_bytes())
+    }
+
+    pub(crate) fn recycled_bytes(&self) -> u64 {
+        let recycled = self.recycled.lock().unwrap_or_else(PoisonError::into_inner);
+        recycled.iter().map(|recycled| recycled.bytes).sum()
     }
 
     /// The disk may be opened again.
@@ -384,7 +397,9 @@ impl Store {
         let index = self.core.index.read().unwrap_or_else(PoisonError::into_inner);
         Usage {
             capacity: facts.total_bytes,
-            free: facts.free_bytes.saturating_sub(self.core.config.reserve_bytes) + reserved,
+            free: (facts.free_bytes + self.core.recycled_bytes())
+                .saturating_sub(self.core.config.reserve_bytes)
+                + reserved,
             shards: index.len() as u64,
             writable: self.core.is_writable(),
         }
@@ -392,16 +407,16 @@ impl Store {
 
     /// What its room is used for.
     pub fn space(&self) -> Space {
-        let Figures { dead_records, tombstones, waiting_bytes, reclaimed_bytes } =
-            *self.core.figures();
-        let mut space =
-            Space { dead_records, tombstones, waiting_bytes, reclaimed_bytes, ..Space::default() };
-        let length = |path: &PathBuf| {
-            self.core.host.disk.open(path, OpenMode::Read).and_then(|file| file.len()).ok()
+        let figures = *self.core.figures();
+        let mut space = Space {
+            dead_records: figures.dead_records,
+            tombstones: figures.tombstones,
+            waiting_bytes: figures.waiting_bytes,
+            reclaimed_bytes: figures.reclaimed_bytes,
+            moved_bytes: figures.moved_bytes,
+            ..Space::default()
         };
-        let recycled = self.core.recycled.lock().unwrap_or_else(PoisonError::into_inner);
-        space.recycled_bytes = recycled.iter().filter_map(length).sum();
-        drop(recycled);
+        space.recycled_bytes = self.core.recycled_bytes();
         let segments = self.core.segments.lock().unwrap_or_else(PoisonError::into_inner);
         for segment in segments.values() {
             match segment.header.class {
@@ -574,7 +589,7 @@ fn recycled(
     dir: &Path,
     owner: DiskId,
     segments: &BTreeMap<u64, Arc<Segment>>,
-) -> Result<Vec<PathBuf>, StoreError> {
+) -> Result<Vec<Recycled>, StoreError> {
     let free = dir.join(FREE_DIR);
     let mut recycled = Vec::new();
     for path in disk.list(&free).map_err(|e| StoreError::io("list", &free, &e))? {
@@ -583,7 +598,9 @@ fn recycled(
             let removed = disk.remove_file(&path).and_then(|()| disk.sync_dir(&free));
             removed.map_err(|e| StoreError::io("remove", &path, &e))?;
         } else {
-            recycled.push(path);
+            let length = disk.open(&path, OpenMode::Read).and_then(|file| file.len());
+            let bytes = length.map_err(|e| StoreError::io("measure", &path, &e))?;
+            recycled.push(Recycled { path, bytes });
         }
     }
     Ok(recycled)

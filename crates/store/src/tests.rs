@@ -1,6 +1,8 @@
 //! What the store promises, on real files: bytes, idempotence, refusals, damage, recycling, restarts, and failing disks.
 
+mod compaction;
 mod power_cut;
+mod sim;
 mod space;
 
 use crate::format::{Class, PAGE, SegmentHeader};

@@ -2,80 +2,12 @@
 //! tombstone is durable and the last reader has left; and a cut at any step loses nothing and brings nothing back
 //! (C1, C6, D9).
 
-use super::{content, key, meta};
+use super::sim::*;
+use super::{assert_reads, content, key, meta};
 use crate::readers::Reading;
-use crate::{Owner, ShardKey, Space, Store, StoreConfig, StoreError};
-use ashlar_host::{CutStyle, Disk, Host, SimDisk};
-use ashlar_types::{ClusterId, NodeId};
+use crate::{Space, Store, StoreError};
+use ashlar_host::CutStyle;
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
-
-const DIR: &str = "/disk";
-const LARGE: usize = 300_000;
-
-fn new_disk() -> SimDisk {
-    let disk = SimDisk::new();
-    disk.create_dir_all(Path::new(DIR)).unwrap();
-    disk
-}
-
-async fn try_open(disk: &SimDisk) -> Result<Store, StoreError> {
-    let host = Host::real().with_disk(Arc::new(disk.boot()));
-    let config = StoreConfig {
-        dir: DIR.into(),
-        small_segment_bytes: 256 * 1024,
-        large_segment_bytes: 2 << 20,
-        reserve_bytes: 0,
-        direct_io: false,
-    };
-    let owner = Owner { cluster: ClusterId(1), node: NodeId(1) };
-    let tasks = host.tasks.clone();
-    tasks.run_blocking(move || Store::open(&host, config, owner)).await
-}
-
-async fn open(disk: &SimDisk) -> Store {
-    try_open(disk).await.expect("the disk opens")
-}
-
-async fn put(store: &Store, counter: u64, length: usize) -> Result<(), StoreError> {
-    super::put(store, counter, length).await
-}
-
-async fn delete(store: &Store, counters: impl IntoIterator<Item = u64>) {
-    let keys: Vec<ShardKey> = counters.into_iter().map(key).collect();
-    assert_eq!(store.delete_many(&keys).await, vec![Ok(true); keys.len()]);
-}
-
-/// Waits until the figures are as wanted.
-async fn until(store: &Store, what: &str, wanted: impl Fn(&Space) -> bool) -> Space {
-    for _ in 0..2_000 {
-        let space = store.space();
-        if wanted(&space) {
-            return space;
-        }
-        store.core.host.clock.sleep(Duration::from_millis(5)).await;
-    }
-    panic!("{what}: {:?}", store.space());
-}
-
-fn used(disk: &SimDisk) -> u64 {
-    let usage = disk.usage(Path::new(DIR)).unwrap();
-    usage.total_bytes - usage.free_bytes
-}
-
-fn segments(disk: &SimDisk, class: &str) -> Vec<PathBuf> {
-    let is_class = |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with(class);
-    disk.list(&Path::new(DIR).join("seg")).unwrap().into_iter().filter(is_class).collect()
-}
-
-fn lose_checkpoints(disk: &SimDisk) {
-    for path in disk.list(&Path::new(DIR).join("idx")).unwrap() {
-        disk.remove_file(&path).unwrap();
-    }
-    disk.sync_dir(&Path::new(DIR).join("idx")).unwrap();
-}
 
 #[tokio::test]
 async fn a_deleted_large_shard_gives_its_room_back_for_good() {
@@ -103,7 +35,7 @@ async fn a_deleted_large_shard_gives_its_room_back_for_good() {
         let left: Vec<_> = store.list(None, 10).iter().map(|m| m.key.extent.counter).collect();
         assert_eq!(left, [0, 4, 5, 10], "the scan goes on behind a hole");
         for counter in [0, 4, 5] {
-            super::assert_reads(&store, counter, LARGE).await;
+            assert_reads(&store, counter, LARGE).await;
         }
         disk.cut(CutStyle::DropAll);
     }
@@ -149,7 +81,7 @@ async fn what_a_writer_reserved_and_did_not_fill_comes_back() {
     let first = space.reclaimed_bytes;
     until(&store, "the end of the other", |s| s.reclaimed_bytes > first + 390_000).await;
     assert!(before - used(&disk) > 890_000, "{before} {}", used(&disk));
-    super::assert_reads(&store, 3, 100_000).await;
+    assert_reads(&store, 3, 100_000).await;
     // a cut before that leaves it to the next open
     let mut cut_off = store.begin(meta(4, 500_000)).await.unwrap();
     cut_off.write(content(4, 400_000)).await.unwrap();
@@ -158,7 +90,7 @@ async fn what_a_writer_reserved_and_did_not_fill_comes_back() {
     let store = open(&disk).await;
     until(&store, "what was cut off", |space| space.reclaimed_bytes > 500_000).await;
     for (counter, length) in [(1, LARGE), (3, 100_000), (5, LARGE)] {
-        super::assert_reads(&store, counter, length).await;
+        assert_reads(&store, counter, length).await;
     }
 }
 
@@ -183,65 +115,7 @@ async fn a_large_segment_in_which_nothing_lives_is_removed() {
     disk.cut(CutStyle::DropAll);
     let store = open(&disk).await;
     assert_eq!((store.list(None, 30).len(), store.recovered().damaged), (1, 0));
-    super::assert_reads(&store, 20, 1_900_000).await;
-}
-
-/// What a client knows of a shard after a cut.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Known {
-    There(usize),
-    Gone,
-    /// Being written or deleted when the power went: there as a whole, or not at all.
-    Either(usize),
-}
-
-async fn assert_knows(store: &Store, known: &BTreeMap<u64, Known>, when: &str) {
-    assert_eq!(store.recovered().damaged, 0, "{when}");
-    for (&counter, &known) in known {
-        let length = store.meta(key(counter)).map(|meta| meta.length);
-        let read = store.read(key(counter), 0, length.unwrap_or_default()).await;
-        match known {
-            Known::There(length) => {
-                assert_eq!(read, Ok(content(counter, length)), "{when}: {counter} is there");
-            }
-            Known::Gone => {
-                assert_eq!(read, Err(StoreError::NotFound), "{when}: {counter} is deleted");
-            }
-            Known::Either(length) if read != Err(StoreError::NotFound) => {
-                assert_eq!(read, Ok(content(counter, length)), "{when}: {counter} may be there");
-            }
-            Known::Either(_) => {}
-        }
-    }
-}
-
-/// Puts, or deletes, and notes what is known then. `false`: the power went.
-async fn note_put(
-    store: &Store,
-    known: &mut BTreeMap<u64, Known>,
-    counter: u64,
-    length: usize,
-) -> bool {
-    known.insert(counter, Known::Either(length));
-    let is_done = put(store, counter, length).await.is_ok();
-    if is_done {
-        known.insert(counter, Known::There(length));
-    }
-    is_done
-}
-
-async fn note_delete(store: &Store, known: &mut BTreeMap<u64, Known>, counters: &[u64]) -> bool {
-    for counter in counters {
-        if let Some(Known::There(length)) = known.get(counter).copied() {
-            known.insert(*counter, Known::Either(length));
-        }
-    }
-    let keys: Vec<ShardKey> = counters.iter().copied().map(key).collect();
-    let is_done = store.delete_many(&keys).await.iter().all(Result::is_ok);
-    if is_done {
-        known.extend(counters.iter().map(|&counter| (counter, Known::Gone)));
-    }
-    is_done
+    assert_reads(&store, 20, 1_900_000).await;
 }
 
 /// Deletes large shards, and the room comes back; `false` where the power went before the end.
@@ -262,33 +136,6 @@ async fn delete_large(store: &Store, known: &mut BTreeMap<u64, Known>) -> bool {
         }
     }
     note_delete(store, known, &[20]).await && wait_for_room(store).await
-}
-
-/// Waits until all that can be given back is; `false`: the power went.
-async fn wait_for_room(store: &Store) -> bool {
-    for counter in 1_000.. {
-        let space = store.space();
-        if space.dead_records == 0 && space.waiting_bytes == 0 {
-            return true;
-        }
-        // this fails when the power has gone
-        if put(store, counter, 1).await.is_err() || store.delete(key(counter)).await.is_err() {
-            return false;
-        }
-        store.core.host.clock.sleep(Duration::from_millis(1)).await;
-        if counter > 1_500 {
-            return true;
-        }
-    }
-    false
-}
-
-fn style(step: u64) -> CutStyle {
-    match step % 4 {
-        0 => CutStyle::DropAll,
-        1 => CutStyle::KeepAll,
-        _ => CutStyle::Torn { seed: step },
-    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
