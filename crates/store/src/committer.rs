@@ -640,6 +640,7 @@ impl Committer {
                 tracing::warn!(%error, "the disk was not closed cleanly: the next start recovers it");
             }
         }
+        self.core.save_scrub();
         self.core.release();
         if done.send(()).is_err() {
             tracing::debug!("nobody waits for the disk to close any more");

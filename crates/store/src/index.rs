@@ -100,6 +100,16 @@ impl Entry {
         Ok(())
     }
 
+    /// Verifies the blocks `from..to` of a large shard. Blocks.
+    pub(crate) fn verify_blocks(
+        &self,
+        pool: &Arc<FramePool>,
+        from: u64,
+        to: u64,
+    ) -> Result<(), StoreError> {
+        self.read_blocks(pool, from, to).map(drop)
+    }
+
     /// The content of a small shard as it lies there: a damaged one is moved as it is, and stays damaged. Blocks.
     pub(crate) fn read_unverified(&self) -> Result<Vec<u8>, StoreError> {
         let mut bytes = vec![0; size(self.meta.length)];

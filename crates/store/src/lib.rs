@@ -6,7 +6,7 @@
 //! verified before a reader sees them (D5). The index is in memory; after a crash it is rebuilt from a checkpoint and
 //! the segments (D9). The byte tables are in `docs/formats/store.md`.
 //!
-//! The store knows shards, not objects. Scrub is not here yet.
+//! The store knows shards, not objects.
 
 mod buffer;
 mod checkpoint;
@@ -20,6 +20,7 @@ mod large;
 mod readers;
 mod reclaim;
 mod recovery;
+mod scrub;
 mod segment;
 mod small;
 mod store;
@@ -29,6 +30,7 @@ mod writer;
 pub use error::StoreError;
 pub use format::SMALL_SHARD_BYTES_END;
 pub use recovery::Recovered;
+pub use scrub::{Damage, ScrubProgress, ScrubStep};
 pub use store::{Committed, Owner, ShardKey, ShardMeta, Space, Store, StoreConfig, Usage};
 pub use writer::ShardWriter;
 

@@ -47,6 +47,8 @@ pub(crate) struct State {
     pub(crate) graves: Graves,
     /// What a cut kept from being punched.
     pub(crate) condemned: Vec<Condemned>,
+    /// Shards that are not whole.
+    pub(crate) damaged: BTreeSet<ShardKey>,
     pub(crate) found: Recovered,
 }
 
@@ -283,7 +285,7 @@ fn build(
             "the scan of a disk met records that are not whole"
         );
     }
-    State { index, segments, graves, condemned, found }
+    State { index, segments, graves, condemned, damaged, found }
 }
 
 impl Scan<'_> {

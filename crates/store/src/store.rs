@@ -10,6 +10,7 @@ use crate::large::LargeAllocator;
 use crate::readers::{Readers, Reading};
 use crate::reclaim::{Condemned, Reclaimed, Reclaimer, Recycled};
 use crate::recovery::{self, Recovered};
+use crate::scrub::{Damage, Scrub, ScrubProgress, ScrubStep};
 use crate::segment::{FREE_DIR, SEGMENT_DIR, Segment};
 use crate::small::{Chore, run_chores};
 use crate::superblock::{SUPER_NAME, SuperFile};
@@ -196,6 +197,7 @@ pub(crate) struct Core {
     /// Records up to this sequence are reflected in a checkpoint that is durable.
     pub(crate) checkpointed: AtomicU64,
     pub(crate) chores: SyncSender<Chore>,
+    pub(crate) scrub: Mutex<Scrub>,
     figures: Mutex<Figures>,
     waker: OnceLock<mpsc::WeakSender<Message>>,
     /// Sequences and generations.
@@ -266,7 +268,7 @@ impl Core {
         self.figures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn entry(&self, key: ShardKey) -> Option<Entry> {
+    pub(crate) fn entry(&self, key: ShardKey) -> Option<Entry> {
         self.index.read().unwrap_or_else(PoisonError::into_inner).get(&key).cloned()
     }
 }
@@ -316,6 +318,7 @@ impl Store {
         let active = last(&state.segments, Class::Large);
         let recycled = recycled(disk, &config.dir, before.disk, &state.segments)?;
         let (chores, waiting) = sync_channel(CHORES_MAX);
+        let scrub = Scrub::load(disk, &config.dir, before.disk);
         let core = Arc::new(Core {
             host: host.clone(),
             config,
@@ -332,6 +335,7 @@ impl Store {
             reclaimed: Mutex::default(),
             checkpointed: AtomicU64::new(0),
             chores,
+            scrub: Mutex::new(scrub),
             figures: Mutex::default(),
             waker: OnceLock::new(),
             numbers: AtomicU64::new(first + 1),
@@ -343,6 +347,9 @@ impl Store {
         // what was dropped as a torn tail must not look like damage of what was acknowledged, next time
         if !core.recovered.clean && core.recovered.records > 0 {
             checkpoint::store(&core, checkpoint::capture(&core, &state.graves), false)?;
+        }
+        for entry in state.damaged.into_iter().filter_map(|key| core.entry(key)) {
+            core.note_damage(&entry, Damage::Content);
         }
         let mut reclaimer = Reclaimer::new(state.graves, state.condemned);
         for segment in core.segments.lock().unwrap_or_else(PoisonError::into_inner).values() {
@@ -473,13 +480,13 @@ impl Store {
     async fn damaged(&self, known: Entry, reading: Reading) -> Option<u64> {
         let pool = self.core.pool.clone();
         let sequence = known.sequence;
-        let verify = move || {
+        let core = self.core.clone();
+        let is_damaged = move || {
             let verified = known.verify(&pool);
             drop(reading);
-            verified
+            verified == Err(StoreError::Corrupt) || core.is_listed(&known)
         };
-        let verified = self.core.host.tasks.run_blocking(verify).await;
-        (verified == Err(StoreError::Corrupt)).then_some(sequence)
+        self.core.host.tasks.run_blocking(is_damaged).await.then_some(sequence)
     }
 
     /// Reads a part of a shard; every 64 KiB block that it touches is verified first.
@@ -487,9 +494,13 @@ impl Store {
         let reading = Reading::enter(&self.core);
         let entry = self.core.entry(key).ok_or(StoreError::NotFound)?;
         let pool = self.core.pool.clone();
+        let core = self.core.clone();
         let read = move || {
             let bytes = entry.read(&pool, offset, len);
             drop(reading);
+            if bytes == Err(StoreError::Corrupt) {
+                core.note_damage(&entry, Damage::Content);
+            }
             bytes
         };
         self.core.host.tasks.run_blocking(read).await
@@ -512,6 +523,24 @@ impl Store {
             }
         }
         answers
+    }
+
+    /// Verifies the next shards, in the order of their keys: about `budget_bytes` of them, and at least one piece of one.
+    /// Who calls it, how often, decides how long a pass takes. Its position survives a restart.
+    pub async fn scrub_step(&self, budget_bytes: u64) -> ScrubStep {
+        let core = self.core.clone();
+        self.core.host.tasks.run_blocking(move || core.scrub_step(budget_bytes)).await
+    }
+
+    /// How far the scrub is.
+    pub fn scrub_progress(&self) -> ScrubProgress {
+        self.core.scrub_progress()
+    }
+
+    /// The shards that the scrub, a reader or recovery found damaged, and that were neither replaced nor deleted since.
+    /// Putting one again replaces it.
+    pub fn damaged_shards(&self) -> Vec<(ShardKey, Damage)> {
+        self.core.damaged()
     }
 
     /// Whether a shard is here.

@@ -172,6 +172,34 @@ async fn a_tombstone_stays_while_an_older_record_of_its_key_lies_anywhere() {
 }
 
 #[tokio::test]
+async fn a_tombstone_stays_while_the_checkpoint_still_shows_the_shard() {
+    let disk = new_disk();
+    let store = open(&disk).await;
+    put(&store, 1_000, 300_000).await.unwrap();
+    put(&store, 1_001, SMALL).await.unwrap();
+    store.close().await;
+    // the checkpoint of the close shows both, and stays the newest one
+    let store = open(&disk).await;
+    delete(&store, [1_000, 1_001]).await;
+    let home = store.core.segments.lock().unwrap().keys().next_back().copied().unwrap();
+    fill(&store, 0..300).await;
+    delete(&store, 0..300).await;
+    fill(&store, 300..400).await;
+    until(&store, "the records are gone, and the segment of the tombstones", |space| {
+        let is_there = store.core.segments.lock().unwrap().contains_key(&home);
+        !is_there && space.waiting_bytes == 0
+    })
+    .await;
+    disk.cut(CutStyle::KeepAll);
+    let store = open(&disk).await;
+    assert_eq!(store.recovered().damaged, 0);
+    for counter in [1_000, 1_001] {
+        assert_eq!(store.read(key(counter), 0, 1).await, Err(StoreError::NotFound), "{counter}");
+    }
+    assert_eq!(store.list(None, 1_000).len(), 100);
+}
+
+#[tokio::test]
 async fn a_reader_of_a_moved_shard_reads_on_where_it_was() {
     let disk = new_disk();
     let store = open(&disk).await;
