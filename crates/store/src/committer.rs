@@ -224,6 +224,36 @@ impl Committer {
         Self { core, queue, small, reclaimer, compactor, held, since_checkpoint, measures }
     }
 
+    /// Makes durable what recovery has decided: torn records are none, and the rest is in a checkpoint. A disk that is too
+    /// full for that recovers again next time.
+    pub(crate) fn settle_recovery(&mut self, torn: &[ShardKey]) -> Result<(), StoreError> {
+        let index = self.core.index.read().unwrap_or_else(PoisonError::into_inner);
+        let absent: BTreeSet<ShardKey> =
+            torn.iter().filter(|key| !index.contains_key(key)).copied().collect();
+        drop(index);
+        let acts: Vec<Act> =
+            absent.into_iter().map(|key| Act::Bury(ShardMeta::unknown(key))).collect();
+        let buried = if acts.is_empty() { Ok(()) } else { self.bury(acts) };
+        let image = || checkpoint::capture(&self.core, &self.reclaimer.graves);
+        match buried.and_then(|()| checkpoint::store(&self.core, image(), false)) {
+            Err(StoreError::Full) => {
+                tracing::warn!(
+                    "the disk is too full for a checkpoint: the next start takes as long"
+                );
+                Ok(())
+            }
+            settled => settled,
+        }
+    }
+
+    fn bury(&mut self, acts: Vec<Act>) -> Result<(), StoreError> {
+        let mut batch = Batch::default();
+        batch.add(acts, &self.core);
+        self.write(&mut batch.items)?;
+        self.publish(batch);
+        Ok(())
+    }
+
     /// Runs until the store is closed, or forgotten.
     pub(crate) fn run(mut self) {
         loop {
@@ -345,10 +375,7 @@ impl Committer {
         for Job { work, reply, permit } in jobs {
             match self.judge_one(work, is_full) {
                 Ok((acts, answer)) if !acts.is_empty() => {
-                    batch.items.extend(acts.into_iter().map(|act| {
-                        let sequence = self.core.next_number();
-                        Item { act, sequence, offset: 0, segment: None }
-                    }));
+                    batch.add(acts, &self.core);
                     batch.waiters.push(Waiter { reply, permit, answer });
                 }
                 verdict => Waiter { reply, permit, answer: Vec::new() }
@@ -397,8 +424,7 @@ impl Committer {
     }
 
     /// A tombstone for each key that is there, once. One that is not there needs none: what a scan may still find of it
-    /// lies under a tombstone that stays as long as that. The exception is a torn record, which was never acknowledged:
-    /// a later scan may take it for a damaged shard, until a tombstone lies over it.
+    /// lies under a tombstone that stays as long as that. (So does a torn record: recovery puts one over it.)
     fn judge_delete(&self, keys: &[ShardKey]) -> (Vec<Act>, Vec<bool>) {
         let index = self.core.index.read().unwrap_or_else(PoisonError::into_inner);
         let mut buried = BTreeSet::new();
@@ -407,9 +433,7 @@ impl Committer {
             let is_first = buried.insert(*key);
             let known = index.get(key).filter(|_| is_first).map(|entry| entry.meta);
             existed.push(known.is_some());
-            if known.is_some() || (is_first && self.reclaimer.graves.is_open(*key)) {
-                acts.push(Act::Bury(known.unwrap_or_else(|| ShardMeta::unknown(*key))));
-            }
+            acts.extend(known.map(Act::Bury));
         }
         (acts, existed)
     }
@@ -649,6 +673,14 @@ impl Committer {
 }
 
 impl Batch {
+    /// Gives these their sequences.
+    fn add(&mut self, acts: Vec<Act>, core: &Core) {
+        self.items.extend(acts.into_iter().map(|act| {
+            let sequence = core.next_number();
+            Item { act, sequence, offset: 0, segment: None }
+        }));
+    }
+
     /// None of it is known to be durable.
     fn give_up(self, error: &StoreError) {
         for waiter in self.waiters {

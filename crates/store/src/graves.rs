@@ -120,11 +120,6 @@ impl Graves {
         self.keeps(key).and_then(|_| self.tombstone(key))
     }
 
-    /// Whether copies of a key lie somewhere without a tombstone over them.
-    pub(crate) fn is_open(&self, key: ShardKey) -> bool {
-        self.by_key.get(&key).is_some_and(|grave| grave.tombstone.is_none())
-    }
-
     /// How many tombstones keep a segment.
     pub(crate) fn needed_in(&self, generation: u64) -> u64 {
         self.needed.get(&generation).copied().unwrap_or_default()
@@ -214,7 +209,6 @@ mod tests {
         let mut graves = Graves::default();
         graves.add(copy(1, 10, 0));
         graves.add(copy(1, 11, 0));
-        assert!(graves.is_open(key(1)));
         graves.mark(key(1), Tombstone { sequence: 5, generation: 11 });
         assert_eq!((graves.needed_in(10), graves.needed_in(11)), (0, 1));
         graves.mark(key(1), Tombstone { sequence: 5, generation: 12 });

@@ -1,7 +1,8 @@
 //! Rebuilding the index: checkpoint, then every record of the segments behind it (D9).
 //!
 //! A record whose header is whole but whose content is not: behind the last sequence that is known to have been
-//! acknowledged it is a torn tail, and nobody was promised it; before, it is damage: it stays in the index, so that a
+//! acknowledged it is a torn tail, and nobody was promised it (a tombstone says so before the disk serves, lest a later
+//! scan takes it for damage); before, it is damage: it stays in the index, so that a
 //! reader is told `Corrupt` and not `NotFound`, and repair sees it. Where no header is found the scan goes on behind it:
 //! a lost header must not hide what follows. What a scan found is synced before it counts: it may have been read from
 //! the page cache only, and a retry must not be promised what a power cut would take.
@@ -47,6 +48,10 @@ pub(crate) struct State {
     pub(crate) graves: Graves,
     /// What a cut kept from being punched.
     pub(crate) condemned: Vec<Condemned>,
+    /// Keys of records that were never acknowledged and are not whole.
+    pub(crate) torn: Vec<ShardKey>,
+    /// Everything up to this sequence is known to have been durable.
+    pub(crate) acked: u64,
     /// Shards that are not whole.
     pub(crate) damaged: BTreeSet<ShardKey>,
     pub(crate) found: Recovered,
@@ -259,14 +264,16 @@ fn build(
     }
     scan.records
         .sort_by_key(|record| (record.entry.sequence, record.entry.segment.header.generation));
+    let (mut torn, acked) = (Vec::new(), scan.acked);
     for record in scan.records {
         found.records += 1;
         if record.entry.sequence <= checkpoint.sequence {
             builder.take_again(record);
             continue;
         }
-        if !record.is_whole && record.entry.sequence > scan.acked {
+        if !record.is_whole && record.entry.sequence > acked {
             found.torn += 1;
+            torn.push(record.entry.meta.key);
             // nobody was promised it; a later scan must not take it for what was promised
             builder.graves.add(record.entry.dead_copy());
             continue;
@@ -277,7 +284,7 @@ fn build(
     let Builder { index, graves, condemned, lost, damaged, .. } = builder;
     found.damaged = (damaged.len() + lost.len()) as u64;
     if found.damaged > 0 || found.torn > 0 || abandoned > 0 {
-        let (damaged, torn) = (found.damaged, found.torn);
+        let Recovered { damaged, torn, .. } = found;
         tracing::warn!(
             damaged,
             torn,
@@ -285,7 +292,7 @@ fn build(
             "the scan of a disk met records that are not whole"
         );
     }
-    State { index, segments, graves, condemned, damaged, found }
+    State { index, segments, graves, condemned, torn, acked, damaged, found }
 }
 
 impl Scan<'_> {

@@ -339,15 +339,12 @@ impl Store {
             figures: Mutex::default(),
             waker: OnceLock::new(),
             numbers: AtomicU64::new(first + 1),
-            acked: AtomicU64::new(first),
+            // not yet: nothing may claim that torn records were durable before a tombstone says that they were not
+            acked: AtomicU64::new(if state.torn.is_empty() { first } else { state.acked }),
             writable: AtomicBool::new(true),
             lock: Mutex::new(Some(lock)),
             recovered: state.found,
         });
-        // what was dropped as a torn tail must not look like damage of what was acknowledged, next time
-        if !core.recovered.clean && core.recovered.records > 0 {
-            checkpoint::store(&core, checkpoint::capture(&core, &state.graves), false)?;
-        }
         for entry in state.damaged.into_iter().filter_map(|key| core.entry(key)) {
             core.note_damage(&entry, Damage::Content);
         }
@@ -355,7 +352,7 @@ impl Store {
         for segment in core.segments.lock().unwrap_or_else(PoisonError::into_inner).values() {
             reclaimer.look_at(segment.clone(), 0);
         }
-        Ok(Self::start(core, small, reclaimer, waiting))
+        Self::start(core, small, reclaimer, waiting, &state.torn)
     }
 
     fn start(
@@ -363,16 +360,20 @@ impl Store {
         small: Option<Arc<Segment>>,
         reclaimer: Reclaimer,
         waiting: Receiver<Chore>,
-    ) -> Self {
+        torn: &[ShardKey],
+    ) -> Result<Self, StoreError> {
         let (queue, messages) = mpsc::channel(BATCH_RECORDS_MAX);
         core.waker.set(queue.downgrade()).expect("a store is started once");
         let tasks = core.host.tasks.clone();
         let disk = core.host.disk.clone();
-        let committer = Committer::new(core.clone(), messages, small, reclaimer);
+        let mut committer = Committer::new(core.clone(), messages, small, reclaimer);
+        if !core.recovered.clean && core.recovered.records > 0 {
+            committer.settle_recovery(torn)?;
+        }
         tasks.thread("store helper", Box::new(move || run_chores(disk.as_ref(), &waiting)));
         tasks.thread("store commit", Box::new(move || committer.run()));
         let budget = usize::try_from(BATCH_BYTES_MAX).expect("four MiB fit into memory");
-        Self { core, queue, budget: Arc::new(Semaphore::new(budget)) }
+        Ok(Self { core, queue, budget: Arc::new(Semaphore::new(budget)) })
     }
 
     /// The id in its superblock.
