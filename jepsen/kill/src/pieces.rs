@@ -49,11 +49,11 @@ pub(crate) fn of(body: &[u8], from: u64, candidates: &[u64]) -> Vec<Piece> {
             Some(value) => common(&body[at..], from + at as u64, value),
             None => STRANGE_BYTES.min(body.len() - at),
         };
-        let same = pieces.last_mut().filter(|last| last.value == owner);
-        match same {
+        match pieces.last_mut().filter(|last| last.value == owner) {
             Some(last) => last.length += length as u64,
             None => {
-                pieces.push(Piece { at: from + at as u64, length: length as u64, value: owner })
+                let (at, length) = (from + at as u64, length as u64);
+                pieces.push(Piece { at, length, value: owner });
             }
         }
         at += length;
