@@ -1,8 +1,9 @@
 //! Availability: what succeeded in each second, and the longest gap of each fault (`contract.md` promises some).
 //!
 //! A gap belongs to a key: it begins when somebody wants to write the key and nobody has, and ends with the next
-//! acknowledged write of it. Time in which nobody wanted to write is no gap, and a key that goes on does not hide one
-//! that stalls. The gap of a fault is the longest one that touches the time from its strike to its end.
+//! acknowledged write of it, or when all who wanted to have given up and none has tried again for a moment. Time in
+//! which nobody wanted to write is no gap, and a key that goes on does not hide one that stalls. The gap of a fault is
+//! the longest one that touches the time from its strike to its end.
 
 use crate::history::{Action, Kind, Operation, Why};
 use crate::verdict::{Findings, Sort};
@@ -10,6 +11,8 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 
 const CHECKER: &str = "availability";
+/// Who tries again within this time has not given up.
+const RETRY_US: u64 = 500_000;
 
 /// What clients were told, over time.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -136,9 +139,13 @@ fn waits(operations: &[Operation]) -> Vec<Wait<'_>> {
 fn waits_of<'a>(key: &'a str, moments: &[(u64, Moment)], last: u64, waits: &mut Vec<Wait<'a>>) {
     let mut waiting = 0_u64;
     let mut since = None;
+    let mut given_up = None;
     for &(at, moment) in moments {
         match moment {
             Moment::Wanted => {
+                if let Some(to) = given_up.take().filter(|to| at - to > RETRY_US) {
+                    waits.extend(since.take().map(|from| Wait { key, from, to }));
+                }
                 waiting += 1;
                 since = since.or(Some(at));
             }
@@ -147,8 +154,12 @@ fn waits_of<'a>(key: &'a str, moments: &[(u64, Moment)], last: u64, waits: &mut 
                 waits.extend(since.map(|from| Wait { key, from, to: at }));
                 since = (waiting > 0).then_some(at);
             }
-            Moment::GivenUp => waiting -= 1,
+            Moment::GivenUp => {
+                waiting -= 1;
+                given_up = (waiting == 0).then_some(at);
+            }
         }
     }
-    waits.extend(since.map(|from| Wait { key, from, to: last.max(from) }));
+    let to = given_up.unwrap_or(last);
+    waits.extend(since.map(|from| Wait { key, from, to: to.max(from) }));
 }
