@@ -13,16 +13,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 const CHECKER: &str = "versions";
 
-/// A version that a client was told the id of, or a write whose id is not known.
+/// An acknowledged version, of which a client was told the id; no value for a delete marker.
 struct Written {
     span: Span,
     value: Option<u64>,
-    acknowledged: bool,
 }
 
 #[derive(Default)]
 struct Object<'a> {
-    by_id: HashMap<&'a str, Written>,
+    by_id: BTreeMap<&'a str, Written>,
     /// Writes without a known id, by value.
     open: HashMap<u64, Span>,
     /// Delete markers whose id is not known.
@@ -56,11 +55,11 @@ impl<'a> Object<'a> {
         let (span, ok) = (span_of(operation), operation.end == Kind::Ok);
         match &operation.action {
             Action::Put { value, version: Some(id), .. } if ok => {
-                let written = Written { span, value: Some(*value), acknowledged: true };
+                let written = Written { span, value: Some(*value) };
                 self.by_id.insert(id, written);
             }
             Action::Delete { version: Some(id), .. } if ok => {
-                self.by_id.insert(id, Written { span, value: None, acknowledged: true });
+                self.by_id.insert(id, Written { span, value: None });
             }
             Action::Delete { .. } if operation.end != Kind::Fail => self.open_markers += 1,
             Action::DeleteVersion { version, .. } if operation.end != Kind::Fail => {
@@ -124,8 +123,7 @@ impl<'a> Object<'a> {
             broken.push((C9, Sort::Disorder, what));
         }
         broken.extend(self.against_time(versions));
-        let acknowledged = self.by_id.iter().filter(|(_, written)| written.acknowledged);
-        for (id, written) in acknowledged {
+        for (id, written) in &self.by_id {
             if written.span.to < list.invoked_us
                 && !ids.contains(id)
                 && !self.may_be_removed(id, list.ended_us)
