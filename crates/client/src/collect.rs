@@ -128,10 +128,13 @@ impl Client {
             answer.map_err(|late| late.to_string())?.map_err(|status| status.to_string())?;
         let collected: ShardsCollected =
             decode(&reply.into_inner().body).map_err(|error| error.to_string())?;
-        if collected.ends.len() != count {
-            return Err(format!("{node} answered for {} of {count} shards", collected.ends.len()));
+        if collected.outcomes.len() != count {
+            return Err(format!(
+                "{node} answered for {} of {count} shards",
+                collected.outcomes.len()
+            ));
         }
-        Ok(collected.ends)
+        Ok(collected.outcomes)
     }
 
     /// Tells the range that holds `at` that nothing is left of these extents: it forgets them.

@@ -7,7 +7,7 @@ use crate::DataNode;
 use ashlar_client::Client;
 use ashlar_store::{ShardKey, StoreError};
 use ashlar_types::{
-    COLLECT_SHARDS_MAX, CollectOutcome, CollectShards, ExtentId, KeyPoint, ShardName,
+    COLLECT_SHARDS_MAX, CollectOutcome, CollectShards, DiskId, ExtentId, KeyPoint, ShardName,
 };
 use async_trait::async_trait;
 use futures::future::join_all;
@@ -55,30 +55,42 @@ impl DataNode {
             return Err(CollectError::TooMany(request.shards.len()));
         }
         let may_go = collectable(judge, request).await?;
-        let deletes = request.shards.iter().map(|shard| async {
-            if !may_go.contains(&shard.extent) {
-                return CollectOutcome::NotCollectable;
+        let mut outcomes = vec![CollectOutcome::NotCollectable; request.shards.len()];
+        let mut by_disk: BTreeMap<DiskId, Vec<usize>> = BTreeMap::new();
+        for (number, shard) in request.shards.iter().enumerate() {
+            if may_go.contains(&shard.extent) {
+                by_disk.entry(shard.disk).or_default().push(number);
             }
-            self.delete(shard).await
-        });
-        let ends = join_all(deletes).await;
-        for end in &ends {
-            count(*end);
         }
-        Ok(ends)
+        let deletes = by_disk.into_iter().map(|(disk, numbers)| async move {
+            let shards: Vec<&ShardName> =
+                numbers.iter().map(|&number| &request.shards[number]).collect();
+            (self.delete(disk, &shards).await, numbers)
+        });
+        for (deleted, numbers) in join_all(deletes).await {
+            numbers
+                .into_iter()
+                .zip(deleted)
+                .for_each(|(number, outcome)| outcomes[number] = outcome);
+        }
+        outcomes.iter().for_each(|outcome| count(*outcome));
+        Ok(outcomes)
     }
 
-    async fn delete(&self, shard: &ShardName) -> CollectOutcome {
-        let Some(store) = self.stores().get(&shard.disk) else {
-            return CollectOutcome::UnknownDisk;
+    async fn delete(&self, disk: DiskId, shards: &[&ShardName]) -> Vec<CollectOutcome> {
+        let Some(store) = self.stores().get(&disk) else {
+            return vec![CollectOutcome::UnknownDisk; shards.len()];
         };
-        match store.delete(ShardKey { extent: shard.extent, slot: shard.slot }).await {
-            Ok(_) | Err(StoreError::NotFound) => CollectOutcome::Gone,
+        let key = |shard: &&ShardName| ShardKey { extent: shard.extent, slot: shard.slot };
+        let keys: Vec<ShardKey> = shards.iter().map(key).collect();
+        let outcome = |deleted: Result<bool, StoreError>| match deleted {
+            Ok(_) => CollectOutcome::Gone,
             Err(error) => {
-                tracing::warn!(disk = %shard.disk, extent = %shard.extent, %error, "a shard could not be deleted");
+                tracing::warn!(%disk, %error, "a shard could not be deleted");
                 CollectOutcome::Failed
             }
-        }
+        };
+        store.delete_many(&keys).await.into_iter().map(outcome).collect()
     }
 }
 
@@ -94,12 +106,12 @@ async fn collectable(
     Ok(answers.into_iter().filter_map(|(extent, may_go)| may_go.then_some(extent)).collect())
 }
 
-fn count(end: CollectOutcome) {
-    let end = match end {
+fn count(outcome: CollectOutcome) {
+    let outcome = match outcome {
         CollectOutcome::Gone => "gone",
         CollectOutcome::NotCollectable => "not-collectable",
         CollectOutcome::UnknownDisk => "unknown-disk",
         CollectOutcome::Failed => "failed",
     };
-    metrics::counter!("ashlar_shard_collected_total", "end" => end).increment(1);
+    metrics::counter!("ashlar_shard_collected_total", "outcome" => outcome).increment(1);
 }

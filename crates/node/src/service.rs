@@ -45,9 +45,9 @@ impl Data for DataService {
     ) -> Result<Response<CollectReply>, Status> {
         let request: CollectShards = decode(&request.into_inner().body)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let ends = self.node.collect(&*self.judge, &request).await;
-        let ends = ends.map_err(|error| refused(&error))?;
-        Ok(Response::new(CollectReply { body: encode(&ShardsCollected { ends }).into() }))
+        let outcomes = self.node.collect(&*self.judge, &request).await;
+        let outcomes = outcomes.map_err(|error| refused(&error))?;
+        Ok(Response::new(CollectReply { body: encode(&ShardsCollected { outcomes }).into() }))
     }
 }
 

@@ -169,7 +169,7 @@ async fn d2_only_what_the_range_has_in_its_queue_is_deleted() {
             let body = encode(&request).into();
             let reply = service.collect(tonic::Request::new(CollectRequest { body })).await?;
             let collected: ShardsCollected = decode(&reply.into_inner().body).unwrap();
-            Ok::<_, tonic::Status>(collected.ends)
+            Ok::<_, tonic::Status>(collected.outcomes)
         }
     };
     let refused = collect(None, vec![name(1)]).await.unwrap_err();

@@ -44,7 +44,7 @@ pub enum CollectOutcome {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardsCollected {
     /// One for each shard, in the order of the request.
-    pub ends: Vec<CollectOutcome>,
+    pub outcomes: Vec<CollectOutcome>,
 }
 
 impl Versioned for CollectShards {
