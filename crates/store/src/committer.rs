@@ -32,6 +32,8 @@ pub(crate) const BATCH_BYTES_MAX: u64 = 4 << 20;
 pub(crate) const DELETE_KEYS_MAX: usize = 8192;
 /// A checkpoint is taken after so many records, or a quarter of the index: recovery reads no more than these.
 const CHECKPOINT_RECORDS: usize = 64 * 1024;
+/// Or after so many bytes in small segments: a scan reads all of these, which takes seconds.
+const CHECKPOINT_BYTES: u64 = 2 << 30;
 const ZEROES: [u8; 4096] = [0; 4096];
 
 /// A large shard whose content is written.
@@ -143,6 +145,8 @@ pub(crate) struct Committer {
     /// What came after a batch was full.
     held: Option<Job>,
     since_checkpoint: usize,
+    /// Written to small segments since then.
+    unshown_bytes: u64,
     measures: Measures,
 }
 
@@ -220,8 +224,17 @@ impl Committer {
             moved: metrics::counter!("ashlar_store_moved_bytes_total", "disk" => disk),
         };
         let (small, compactor) = (SmallWriter::new(active), Compactor::new());
-        let (held, since_checkpoint) = (None, 0);
-        Self { core, queue, small, reclaimer, compactor, held, since_checkpoint, measures }
+        Self {
+            core,
+            queue,
+            small,
+            reclaimer,
+            compactor,
+            held: None,
+            since_checkpoint: 0,
+            unshown_bytes: 0,
+            measures,
+        }
     }
 
     /// Makes durable what recovery has decided: torn records are none, and the rest is in a checkpoint. A disk that is too
@@ -503,6 +516,7 @@ impl Committer {
         slices.retain(|slice| !slice.is_empty());
         self.small.write(&self.core, &segment, &slices, start, start + bytes)?;
         self.measures.bytes.increment(bytes);
+        self.unshown_bytes += bytes;
         Ok(Some(segment))
     }
 
@@ -612,11 +626,9 @@ impl Committer {
     }
 
     fn checkpoint_if_due(&mut self) {
-        if self.since_checkpoint < CHECKPOINT_RECORDS {
-            return;
-        }
         let shards = self.core.index.read().unwrap_or_else(PoisonError::into_inner).len();
-        if self.since_checkpoint < shards / 4 {
+        let has_many = self.since_checkpoint >= CHECKPOINT_RECORDS.max(shards / 4);
+        if !has_many && self.unshown_bytes < CHECKPOINT_BYTES {
             return;
         }
         let image = checkpoint::capture(&self.core, &self.reclaimer.graves);
@@ -628,6 +640,7 @@ impl Committer {
         }));
         if self.core.chores.try_send(chore).is_ok() {
             self.since_checkpoint = 0;
+            self.unshown_bytes = 0;
         }
     }
 
