@@ -40,12 +40,12 @@ const SURVEY_ENTRIES: usize = 16 * 1024;
 
 /// Something that lives in a victim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-struct Resident {
+pub(crate) struct Resident {
     /// Of its segment.
-    generation: u64,
+    pub(crate) generation: u64,
     /// Tombstones have none, and come first.
-    offset: Option<u64>,
-    key: ShardKey,
+    pub(crate) offset: Option<u64>,
+    pub(crate) key: ShardKey,
 }
 
 #[derive(Debug)]
@@ -315,7 +315,11 @@ fn candidate(segment: &Arc<Segment>, graves: &Graves) -> Candidate {
 }
 
 /// What is to be written for a resident; `None`: it lives there no more.
-fn judge(core: &Core, graves: &Graves, resident: Resident) -> Result<Option<Act>, StoreError> {
+pub(crate) fn judge(
+    core: &Core,
+    graves: &Graves,
+    resident: Resident,
+) -> Result<Option<Act>, StoreError> {
     let Resident { generation, offset, key } = resident;
     let Some(offset) = offset else {
         let kept = graves.needed_tombstone(key).filter(|found| found.generation == generation);

@@ -4,7 +4,10 @@
 
 use super::sim::*;
 use super::{assert_reads, content, key, meta};
+use crate::committer::Act;
+use crate::compaction::{Resident, judge};
 use crate::format::small_span;
+use crate::graves::Graves;
 use crate::readers::Reading;
 use crate::{Space, Store, StoreError};
 use ashlar_host::{CutStyle, Random, SeededRandom};
@@ -197,6 +200,25 @@ async fn a_tombstone_stays_while_the_checkpoint_still_shows_the_shard() {
         assert_eq!(store.read(key(counter), 0, 1).await, Err(StoreError::NotFound), "{counter}");
     }
     assert_eq!(store.list(None, 1_000).len(), 100);
+}
+
+#[tokio::test]
+async fn what_was_deleted_or_put_again_since_the_survey_is_not_moved() {
+    let disk = new_disk();
+    let store = open(&disk).await;
+    put(&store, 1, SMALL).await.unwrap();
+    let entry = store.core.entry(key(1)).unwrap();
+    let generation = entry.segment.header.generation;
+    let resident = Resident { generation, offset: Some(entry.offset), key: key(1) };
+    let judged = || judge(&store.core, &Graves::default(), resident).unwrap();
+    assert!(matches!(judged(), Some(Act::Move { bytes, .. }) if bytes == content(1, SMALL)));
+    delete(&store, [1]).await;
+    assert!(judged().is_none());
+    put(&store, 1, SMALL).await.unwrap();
+    assert!(judged().is_none(), "it lives, but elsewhere");
+    delete(&store, [1]).await;
+    put(&store, 1, 100_000).await.unwrap();
+    assert!(judged().is_none(), "it is a large shard now");
 }
 
 #[tokio::test]
