@@ -188,7 +188,7 @@ async fn whatever_falls_whenever_what_is_named_is_safe_and_the_rest_abandoned() 
     let fall = || (1_u64..=6, 0_usize..5 * MIB, proptest::bool::weighted(0.3));
     let story = (6 * MIB..40 * MIB, proptest::collection::vec(fall(), 1..4), 0_u64..2000);
     let (mut whole, mut sealed, mut cut) = (0, 0, 0);
-    for _ in 0..20 {
+    for _ in 0..16 {
         let (length, falls, cut_after_ms) = story.new_tree(&mut runner).unwrap().current();
         let cluster = FakeCluster::start(&[]).await;
         let fault = |silent| if silent { Fault::Silent } else { Fault::Dead };
