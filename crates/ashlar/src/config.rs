@@ -107,6 +107,8 @@ pub struct DataSection {
     pub reserve_bytes: u64,
     /// Large shards past the page cache, where the file system allows it.
     pub direct_io: bool,
+    /// Every block of a disk is verified within so many seconds.
+    pub scrub_cycle_seconds: u64,
     /// The profile of extents that are not small, where the cluster's size shall not choose it.
     pub profile: Option<String>,
 }
@@ -197,6 +199,7 @@ impl Default for DataSection {
             large_segment_bytes: 1 << 30,
             reserve_bytes: 1 << 30,
             direct_io: true,
+            scrub_cycle_seconds: 14 * 24 * 3600,
             profile: None,
         }
     }

@@ -219,6 +219,7 @@ fn node_config(
             reserve_bytes: RESERVE_BYTES,
             direct_io: true,
             profile: None,
+            ..DataSection::default()
         },
         founding: Some(founding),
         join: None,

@@ -120,6 +120,11 @@ impl RunningNode {
         // a duty may be dropped at any await: it is idempotent, and its calls wait for a cluster that may be gone
         background("follow the map", until_stop(&host, duty.clone().follow_map()));
         background("register", until_stop(&host, duty.clone().register(identity.clone(), address)));
+        if let Some(data) = &data {
+            let (data, source) = (data.clone(), client.clone());
+            let scrubbing = async move { data.scrub(&source).await };
+            background("scrub", until_stop(&host, scrubbing));
+        }
         if let Some(meta) = &meta {
             background("place", until_stop(&host, duty.clone().place()));
             let leading =
@@ -393,6 +398,7 @@ async fn start_data(
         large_segment_bytes: config.data.large_segment_bytes,
         reserve_bytes: config.data.reserve_bytes,
         direct_io: config.data.direct_io,
+        scrub_cycle: Duration::from_secs(config.data.scrub_cycle_seconds),
     };
     Ok(Some(DataNode::start(host.clone(), data).await?))
 }

@@ -12,6 +12,7 @@ mod buckets;
 mod call;
 mod choose;
 mod collect;
+mod column;
 mod config;
 mod directory;
 mod execute;
@@ -32,6 +33,7 @@ mod window;
 mod writer;
 
 pub use collect::{GarbagePage, GatewayReads};
+pub use column::Column;
 pub use config::ClientConfig;
 pub use execute::Ticket;
 pub use failure::Failure;

@@ -3,15 +3,18 @@
 //! Shard bytes travel as HTTP bodies ([`ashlar_wire::shard`] says how requests are written); everything else is gRPC.
 //! A PUT is answered when the shard is durable and what came is what was sent (D1); a GET sends only verified bytes
 //! (D5); a write under an older epoch of its placement group is refused (R12). A shard is deleted
-//! only when the range that has its extent in the gc queue says so (D2). Repair, migration and scrub are not here yet.
+//! only when the range that has its extent in the gc queue says so (D2). Every block is verified within
+//! a cycle, and what is damaged is healed from other shards. Migration is not here yet.
 
 mod collect;
 mod node;
+mod scrub;
 mod service;
 mod shards;
 
 pub use collect::GarbageJudge;
 pub use node::{DataConfig, DataNode, DataNodeError};
+pub use scrub::ColumnSource;
 pub use service::DataService;
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use futures::future::join_all;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 /// What a data node is started with.
 #[derive(Debug, Clone)]
@@ -30,6 +31,8 @@ pub struct DataConfig {
     pub reserve_bytes: u64,
     /// See [`StoreConfig`].
     pub direct_io: bool,
+    /// Within this time every block of a disk is verified.
+    pub scrub_cycle: Duration,
 }
 
 /// Why a data node does not start.

@@ -21,6 +21,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 use tower::ServiceExt;
 
 fn config(disks: Vec<PathBuf>) -> DataConfig {
@@ -33,6 +34,7 @@ fn config(disks: Vec<PathBuf>) -> DataConfig {
         large_segment_bytes: 8 << 20,
         reserve_bytes: 1 << 20,
         direct_io: true,
+        scrub_cycle: Duration::from_secs(3600),
     }
 }
 

@@ -111,6 +111,11 @@ impl WatchedDisk {
         self.watch.lies_about_shards.store(false, Ordering::SeqCst);
     }
 
+    /// Turns one bit of a file, as rot does.
+    pub fn flip(&self, path: &Path, offset: u64) -> io::Result<()> {
+        self.disk.flip(path, offset)
+    }
+
     /// From now until the next cut these syncs do nothing and answer with success.
     pub fn lie_about(&self, lie: Lie) {
         let switch = match lie {
