@@ -118,6 +118,26 @@ async fn a_large_segment_in_which_nothing_lives_is_removed() {
     assert_reads(&store, 20, 1_900_000).await;
 }
 
+#[tokio::test]
+async fn a_disk_without_a_free_byte_opens_after_a_cut() {
+    let disk = new_disk();
+    let store = open(&disk).await;
+    for counter in 0..20 {
+        put(&store, counter, 5_000).await.unwrap();
+    }
+    put(&store, 20, LARGE).await.unwrap();
+    disk.cut(CutStyle::KeepAll);
+    disk.set_capacity(Some(used(&disk)));
+    let store = open(&disk).await;
+    assert!(store.recovered().records > 20 && store.list(None, 30).len() == 21);
+    assert_reads(&store, 20, LARGE).await;
+    // what was deleted without room for a tombstone is surely not
+    assert_eq!(store.delete(key(20)).await, Err(StoreError::Full));
+    assert_reads(&store, 20, LARGE).await;
+    disk.set_capacity(None);
+    delete(&store, 0..21).await;
+}
+
 /// Deletes large shards, and the room comes back; `false` where the power went before the end.
 async fn delete_large(store: &Store, known: &mut BTreeMap<u64, Known>) -> bool {
     for counter in 0..8 {
