@@ -147,6 +147,8 @@ pub(crate) struct Committer {
     since_checkpoint: usize,
     /// Written to small segments since then.
     unshown_bytes: u64,
+    /// Keys of torn records that no tombstone marks yet.
+    torn: Vec<ShardKey>,
     measures: Measures,
 }
 
@@ -232,23 +234,26 @@ impl Committer {
             compactor,
             held: None,
             since_checkpoint: 0,
+            torn: Vec::new(),
             unshown_bytes: 0,
             measures,
         }
     }
 
-    /// Makes durable what recovery has decided: torn records are none, and the rest is in a checkpoint. A disk that is too
-    /// full for that recovers again next time.
+    /// Makes durable what recovery has decided: torn records are none, and the rest is in a checkpoint. On a disk that is
+    /// too full for that the tombstones go with the first batch that finds room, and the next start takes as long.
     pub(crate) fn settle_recovery(&mut self, torn: &[ShardKey]) -> Result<(), StoreError> {
-        let index = self.core.index.read().unwrap_or_else(PoisonError::into_inner);
-        let absent: BTreeSet<ShardKey> =
-            torn.iter().filter(|key| !index.contains_key(key)).copied().collect();
-        drop(index);
-        let acts: Vec<Act> =
-            absent.into_iter().map(|key| Act::Bury(ShardMeta::unknown(key))).collect();
-        let buried = if acts.is_empty() { Ok(()) } else { self.bury(acts) };
-        let image = || checkpoint::capture(&self.core, &self.reclaimer.graves);
-        match buried.and_then(|()| checkpoint::store(&self.core, image(), false)) {
+        self.torn = torn.to_vec();
+        let mut batch = Batch::default();
+        self.bury_torn(&mut batch);
+        let buried = if batch.items.is_empty() { Ok(()) } else { self.write(&mut batch.items) };
+        let stored = buried.and_then(|()| {
+            self.torn.clear();
+            self.publish(batch);
+            let image = checkpoint::capture(&self.core, &self.reclaimer.graves);
+            checkpoint::store(&self.core, image, false)
+        });
+        match stored {
             Err(StoreError::Full) => {
                 tracing::warn!(
                     "the disk is too full for a checkpoint: the next start takes as long"
@@ -259,12 +264,22 @@ impl Committer {
         }
     }
 
-    fn bury(&mut self, acts: Vec<Act>) -> Result<(), StoreError> {
-        let mut batch = Batch::default();
+    /// Adds a tombstone for each torn record that has none yet, and whose key is neither there nor in the batch.
+    fn bury_torn(&self, batch: &mut Batch) {
+        if self.torn.is_empty() {
+            return;
+        }
+        let taken: BTreeSet<ShardKey> = batch.items.iter().map(|item| item.act.key()).collect();
+        let index = self.core.index.read().unwrap_or_else(PoisonError::into_inner);
+        let absent: BTreeSet<ShardKey> = self
+            .torn
+            .iter()
+            .filter(|key| !index.contains_key(key) && !taken.contains(key))
+            .copied()
+            .collect();
+        drop(index);
+        let acts = absent.into_iter().map(|key| Act::Bury(ShardMeta::unknown(key))).collect();
         batch.add(acts, &self.core);
-        self.write(&mut batch.items)?;
-        self.publish(batch);
-        Ok(())
     }
 
     /// Runs until the store is closed, or forgotten.
@@ -352,10 +367,14 @@ impl Committer {
         if batch.items.is_empty() {
             return;
         }
+        self.bury_torn(&mut batch);
         let written =
             self.small.poll_prefill(&self.core).and_then(|()| self.write(&mut batch.items));
         match written {
-            Ok(()) => self.publish(batch),
+            Ok(()) => {
+                self.torn.clear();
+                self.publish(batch);
+            }
             Err(error) => {
                 batch.give_up(&error);
                 self.compactor.give_up();
