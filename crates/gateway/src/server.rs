@@ -9,8 +9,9 @@ use crate::{Gateway, SlowClients};
 use ashlar_host::{Clock, Connection, Greeted, Host, HttpPort, Listener, serve_http};
 use ashlar_s3::{ResponseBody, S3Service, Summary};
 use futures::future::BoxFuture;
-use http::{Request, Response};
-use hyper::body::Incoming;
+use http::header::{CONNECTION, EXPECT};
+use http::{HeaderValue, Request, Response};
+use hyper::body::{Body, Incoming};
 use rustls::ServerConfig;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -134,8 +135,12 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<ResponseBody>, Infallible> {
     let begun = clock.now();
+    let is_last = expects_what_never_comes(&request);
     let paced = request.map(|body| PacedBody::new(body, Arc::clone(&clock), slow.pace, NAME));
-    let response = service.call(paced).await;
+    let mut response = service.call(paced).await;
+    if is_last {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     let operation = response.extensions().get::<Summary>().map_or("-", |summary| summary.operation);
     let seconds = (clock.now() - begun).as_secs_f64();
     let status = response.status().as_str().to_owned();
@@ -143,4 +148,11 @@ async fn answer(
         .increment(1);
     metrics::histogram!("ashlar_s3_request_seconds", "operation" => operation).record(seconds);
     Ok(response)
+}
+
+/// Whether a client waits for `100 Continue` with a body of no bytes. None is sent, because nothing is read; botocore
+/// then takes the status of this answer for that of the next one on the same connection, and waits a minute for its
+/// rest. So it is the last one.
+fn expects_what_never_comes<B: Body>(request: &Request<B>) -> bool {
+    request.headers().contains_key(EXPECT) && request.body().is_end_stream()
 }

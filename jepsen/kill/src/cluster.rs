@@ -109,10 +109,15 @@ impl Cluster {
         Ok(began.elapsed())
     }
 
-    /// SIGKILL to every node, one right behind the other; says what was seen of the processes then.
-    pub(crate) async fn kill_all(&self) -> Result<String> {
+    /// SIGKILL to every node, one right behind the other: which processes that were.
+    pub(crate) fn kill_all(&self) -> Result<Vec<u32>> {
         let pids = self.demo.pids();
         pids.iter().try_for_each(|pid| signal(*pid, Signal::KILL))?;
+        Ok(pids)
+    }
+
+    /// Waits until killed processes are gone; says what was seen of them.
+    pub(crate) async fn all_gone(&self, pids: Vec<u32>) -> Result<String> {
         for pid in &pids {
             gone(*pid).await?;
         }

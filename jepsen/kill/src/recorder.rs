@@ -445,9 +445,14 @@ impl Told {
 }
 
 impl Strike {
-    /// It has been seen to bite, now.
-    pub(crate) fn bit(&mut self, evidence: impl Into<String>) {
+    /// It bites now; what shows it is seen later.
+    pub(crate) fn bites(&mut self) {
         self.fault.bit_at_us = Some(self.recorder.now_us());
+    }
+
+    /// It has been seen to bite: now, if it was not said before when.
+    pub(crate) fn bit(&mut self, evidence: impl Into<String>) {
+        self.fault.bit_at_us.get_or_insert_with(|| self.recorder.now_us());
         self.fault.evidence = evidence.into();
     }
 

@@ -202,7 +202,10 @@ async fn all_nodes_may_die_at_once(ground: &Ground) -> Result<String> {
         let workload = Workload::start(&recorder);
         a_while().await;
         let mut strike = recorder.strike("kill-all", "every node", true);
-        strike.bit(cluster.kill_all().await?);
+        // before the signals: when the last process is gone, nobody has anything in flight any more
+        strike.bites();
+        let killed = cluster.kill_all()?;
+        strike.bit(cluster.all_gone(killed).await?);
         let before = workload.succeeded();
         let restart = cluster.restart_all().await?;
         strike.healed();

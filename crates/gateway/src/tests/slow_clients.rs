@@ -122,3 +122,26 @@ async fn a_body_that_comes_slowly_but_above_the_rate_is_stored() {
     assert_eq!(client.get("/bkt/k").await.is(200).body.len(), MIB);
     assert_eq!(cluster.state().dropped, 0);
 }
+
+/// botocore takes the status of an answer that came instead of `100 Continue` for that of the next one, too.
+#[tokio::test(start_paused = true)]
+async fn a_connection_ends_where_a_client_expects_to_send_nothing() {
+    let (host, _cluster, _client) = start().await;
+    let expecting = |key: &str, body: &[u8]| {
+        call("PUT", &format!("/bkt/{key}")).body(body).header("expect", "100-continue")
+    };
+    let mut stream = send_head(&host, &expecting("nothing", b"")).await;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
+    assert!(answer.contains("connection: close\r\n"), "{answer}");
+
+    let mut stream = send_head(&host, &expecting("something", b"x")).await;
+    let mut head = [0; 25];
+    stream.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 100 Continue\r\n\r\n");
+    stream.write_all(b"x").await.unwrap();
+    let mut status = [0; 15];
+    stream.read_exact(&mut status).await.unwrap();
+    assert_eq!(&status, b"HTTP/1.1 200 OK");
+}
