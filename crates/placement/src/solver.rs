@@ -28,6 +28,7 @@ pub(crate) struct Solver<'a> {
 /// One member of a level: what it has room for is judged before.
 struct Candidate {
     member: usize,
+    share: f64,
     behind: f64,
     rank: usize,
 }
@@ -157,8 +158,9 @@ impl<'a> Solver<'a> {
         disks: impl Iterator<Item = usize>,
         ranks: &[usize],
     ) -> Candidate {
-        let start = Candidate { member, behind: 0.0, rank: usize::MAX };
+        let start = Candidate { member, share: 0.0, behind: 0.0, rank: usize::MAX };
         disks.fold(start, |sum, at| Candidate {
+            share: sum.share + self.shares[at],
             behind: sum.behind + self.behind(at),
             rank: sum.rank.min(ranks[at]),
             ..sum
@@ -181,13 +183,14 @@ impl<'a> Solver<'a> {
     }
 }
 
-/// The hungriest, if one is hungry; else the first of the ring that is not ahead of its share; else the least ahead.
+/// The hungriest, if one is hungry; else the first of the ring that is not ahead of its share; else the one that is least
+/// ahead for its share: what others have no room for is spread by weight too.
 fn prefer(candidates: impl Iterator<Item = Candidate>) -> Option<usize> {
     let key = |one: &Candidate| {
         let (class, need) = match one.behind {
             behind if behind >= HUNGRY_SLOTS => (0, -behind),
             behind if behind > 0.0 => (1, 0.0),
-            behind => (2, -behind),
+            behind => (2, -behind / one.share.max(f64::MIN_POSITIVE)),
         };
         (class, need, one.rank)
     };
