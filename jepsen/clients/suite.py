@@ -30,6 +30,7 @@ class Cluster:
         self.access_key = facts["access_key"]
         self.secret_key = facts["secret_key"]
         self.region = facts["region"]
+        self.nodes = facts["nodes"]
 
     def client(self, gateway=0, **changes):
         """A boto3 client of one gateway that never retries: a retry would hide what is tested."""

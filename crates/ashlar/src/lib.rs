@@ -9,6 +9,7 @@ pub mod identity;
 mod leading;
 pub mod membership;
 pub mod node;
+pub mod operator;
 pub mod process;
 mod reads;
 mod repair;

@@ -1,11 +1,13 @@
-//! `ashlar server | demo | token`: the command line.
+//! `ashlar server | demo | token | node | disk`: the command line.
 #![expect(clippy::print_stdout, reason = "a command-line tool answers on standard output")]
+
+mod show;
 
 use anyhow::{Context, Result, bail};
 use ashlar::config::{JoinConfig, NodeConfig};
 use ashlar::demo::{self, Demo, DemoFacts, DemoWish};
-use ashlar::identity::NodeDir;
 use ashlar::node::RunningNode;
+use ashlar::operator::{self, Member};
 use ashlar::{membership, process};
 use ashlar_host::Host;
 use ashlar_types::Role;
@@ -40,6 +42,10 @@ enum Command {
     Demo(DemoArgs),
     /// Prints a one-time token with which another node may join.
     Token(TokenArgs),
+    /// Looks at the nodes.
+    Node(NodeArgs),
+    /// Looks at the disks.
+    Disk(DiskArgs),
 }
 
 #[derive(Debug, Args)]
@@ -131,6 +137,45 @@ struct TokenArgs {
     minutes: u64,
 }
 
+/// Which cluster is meant, and how it shall be answered.
+#[derive(Debug, Args)]
+struct AskArgs {
+    /// A member's configuration file, or its first directory. Without it: the demo of this user.
+    #[arg(long, global = true, env = "ASHLAR_MEMBER")]
+    member: Option<PathBuf>,
+    /// Prints JSON instead of a table.
+    #[arg(long, global = true)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct NodeArgs {
+    #[command(flatten)]
+    ask: AskArgs,
+    #[command(subcommand)]
+    verb: NodeVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum NodeVerb {
+    /// Shows all nodes, and whether they answer.
+    Ls,
+}
+
+#[derive(Debug, Args)]
+struct DiskArgs {
+    #[command(flatten)]
+    ask: AskArgs,
+    #[command(subcommand)]
+    verb: DiskVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum DiskVerb {
+    /// Shows all disks, how full they are and what they hold.
+    Ls,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr(cli.log_format);
@@ -169,7 +214,38 @@ async fn run(command: Command) -> Result<()> {
         Command::Server(args) => server(host, args).await,
         Command::Demo(args) => demo_command(host, args).await,
         Command::Token(args) => token(host, args).await,
+        Command::Node(args) => node(host, args).await,
+        Command::Disk(args) => disk(host, args).await,
     }
+}
+
+async fn node(host: Host, args: NodeArgs) -> Result<()> {
+    let member = member(&host, &args.ask)?;
+    match args.verb {
+        NodeVerb::Ls => print!("{}", show::nodes(&member.overview().await?, args.ask.json)?),
+    }
+    Ok(())
+}
+
+async fn disk(host: Host, args: DiskArgs) -> Result<()> {
+    let member = member(&host, &args.ask)?;
+    match args.verb {
+        DiskVerb::Ls => print!("{}", show::disks(&member.overview().await?, args.ask.json)?),
+    }
+    Ok(())
+}
+
+/// The member that is asked: the named one, or a running node of the demo.
+fn member(host: &Host, ask: &AskArgs) -> Result<Member> {
+    if let Some(place) = &ask.member {
+        return Member::of(host, place);
+    }
+    let dir = pointed_dir(host, &pointer_path())
+        .context("name a member of the cluster with --member DIR or --member FILE")?;
+    let facts = DemoFacts::load(host, &dir)?;
+    let running = facts.nodes.iter().find(|node| process::runs(node.pid, &node.config));
+    let running = running.with_context(|| format!("no node of the demo in {} runs", dir.display()));
+    Member::of(host, &running?.config)
 }
 
 async fn server(host: Host, args: ServerArgs) -> Result<()> {
@@ -219,13 +295,7 @@ fn server_config(host: &Host, args: ServerArgs) -> Result<NodeConfig> {
 }
 
 async fn token(host: Host, args: TokenArgs) -> Result<()> {
-    let config = if args.member.is_dir() {
-        NodeConfig::on_disks(&args.member, std::slice::from_ref(&args.member))
-    } else {
-        NodeConfig::load(&host.disk, &args.member)?
-    };
-    let security = NodeDir::security_of(&host, &config.dir, config.internal.tls)?;
-    let address = NodeDir::address_of(&host, &config.dir)?.unwrap_or_else(|| config.address());
+    let (address, security) = operator::door(&host, &args.member)?;
     let valid = Duration::from_secs(args.minutes.max(1) * 60);
     println!("{}", membership::issue_token(&host, &address, &security, valid).await?);
     Ok(())

@@ -10,6 +10,7 @@ use crate::duties;
 use crate::identity::{Identity, NodeDir, RootKey};
 use crate::leading::Leading;
 use crate::membership::{self, MembershipService};
+use crate::operator::OperatorService;
 use crate::reads::ReadsService;
 use crate::repair::Repairer;
 use anyhow::{Context, Result, bail};
@@ -23,6 +24,7 @@ use ashlar_node::{DataConfig, DataNode};
 use ashlar_types::{ClusterId, ClusterMap, Node, NodeId, Role};
 use ashlar_wire::proto::gateway_server::GatewayServer;
 use ashlar_wire::proto::membership_server::MembershipServer;
+use ashlar_wire::proto::operator_server::OperatorServer;
 use ashlar_wire::{Authority, Dialer, Security};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -465,8 +467,10 @@ fn internal_router(
     reads: ReadsService,
 ) -> axum::Router {
     let judge = Arc::new(membership.client.clone());
+    let operator = OperatorService { client: membership.client.clone() };
     let mut routes = tonic::service::Routes::new(MembershipServer::new(membership))
-        .add_service(GatewayServer::new(reads));
+        .add_service(GatewayServer::new(reads))
+        .add_service(OperatorServer::new(operator));
     if let Some(meta) = meta {
         routes = meta.add_routes(routes);
     }

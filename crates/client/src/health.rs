@@ -4,6 +4,7 @@
 //! costs a slower way, one that is believed alive wrongly costs a wait. Nodes are pinged; a connection that cannot be
 //! made tells it earlier.
 
+use crate::Client;
 use crate::inner::Inner;
 use ashlar_types::{ClusterMap, DiskId, DiskState, Node, NodeId, Role};
 use ashlar_wire::Class;
@@ -258,10 +259,28 @@ pub(crate) async fn keep_pinging(client: Weak<Inner>) {
     }
 }
 
+impl Client {
+    /// What each node with disks in `map` answers now. One that does not answer is not among them.
+    pub async fn ping_nodes(&self, map: &ClusterMap) -> Vec<PingReply> {
+        let answers = pings(&self.0, map).collect::<Vec<_>>().await;
+        let mut answers: Vec<_> = answers.into_iter().filter_map(|(_, answer)| answer).collect();
+        answers.sort_by_key(|answer| answer.node);
+        answers
+    }
+}
+
+/// All data nodes of the map, asked at the same time.
+fn pings(
+    inner: &Inner,
+    map: &ClusterMap,
+) -> FuturesUnordered<impl Future<Output = (NodeId, Option<PingReply>)>> {
+    let data_nodes = map.nodes.values().filter(|node| node.roles.contains(&Role::Data));
+    data_nodes.cloned().map(|node| ping(inner, node)).collect()
+}
+
 async fn ping_all(inner: &Inner) {
     let map = inner.map.load_full();
-    let data_nodes = map.nodes.values().filter(|node| node.roles.contains(&Role::Data));
-    let mut pings: FuturesUnordered<_> = data_nodes.map(|node| ping(inner, node)).collect();
+    let mut pings = pings(inner, &map);
     while let Some((node, answer)) = pings.next().await {
         if answer.as_ref().is_some_and(|answer| answer.map_epoch > map.epoch.0) {
             inner.want_map();
@@ -271,7 +290,7 @@ async fn ping_all(inner: &Inner) {
     inner.health.compare_disks();
 }
 
-async fn ping(inner: &Inner, node: &Node) -> (NodeId, Option<PingReply>) {
+async fn ping(inner: &Inner, node: Node) -> (NodeId, Option<PingReply>) {
     let peer = node.id.0.to_string();
     metrics::counter!("ashlar_rpc_sent_total", "peer" => peer, "service" => "data").increment(1);
     let mut client = DataClient::new(inner.dialer.channel(&node.address, Class::Bulk));

@@ -66,5 +66,6 @@ fn status(store: &Store) -> DiskStatus {
         capacity_bytes: usage.capacity,
         free_bytes: usage.free,
         shards: usage.shards,
+        directory: store.dir().display().to_string(),
     }
 }

@@ -1,4 +1,4 @@
-//! The end-to-end stage: AWS CLI and boto3 against a demo, then the kill tests. Its last line sums both.
+//! The end-to-end stage: AWS CLI, boto3 and the operator's commands against a demo, then the kill tests. Its last line sums both.
 
 use crate::demo::Demo;
 use anyhow::{Context, Result, ensure};
@@ -69,7 +69,8 @@ fn clients(python: &Path) -> Result<Sum> {
     )?;
     println!("demo ready in {:.1} s", demo.ready_in.as_secs_f64());
     let mut sum = Sum::default();
-    for script in ["jepsen/clients/boto.py", "jepsen/clients/cli.py"] {
+    for script in ["jepsen/clients/boto.py", "jepsen/clients/cli.py", "jepsen/clients/commands.py"]
+    {
         sum.add(checks(Command::new(python).arg("-u").arg(script).arg(&demo.json))?);
     }
     match demo.stop() {

@@ -1,0 +1,118 @@
+//! What operators ask of a member, and how a command reaches one.
+//!
+//! Any member answers for the whole cluster: it asks the root and the other nodes. Who may ask proves it by the
+//! certificate of a member, which only those can read who may read that member's directory.
+
+use crate::config::NodeConfig;
+use crate::identity::NodeDir;
+use anyhow::{Context, Result, bail};
+use ashlar_client::{Client, Failure};
+use ashlar_host::Host;
+use ashlar_types::{ClusterMap, NodeId, decode, encode};
+use ashlar_wire::proto::operator_client::OperatorClient;
+use ashlar_wire::proto::operator_server::Operator;
+use ashlar_wire::proto::{OverviewReply, OverviewRequest, PingReply};
+use ashlar_wire::{Class, Dialer, Security};
+use std::path::Path;
+use std::time::Duration;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+/// How long a member may take to answer a question.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
+/// A map of very many groups is larger than what a message may be by default.
+const ANSWER_BYTES_MAX: usize = 256 << 20;
+
+/// Answers operators. Runs on every node.
+pub(crate) struct OperatorService {
+    pub(crate) client: Client,
+}
+
+#[tonic::async_trait]
+impl Operator for OperatorService {
+    async fn overview(
+        &self,
+        _: Request<OverviewRequest>,
+    ) -> Result<Response<OverviewReply>, Status> {
+        let map = self.client.map_now().await.map_err(|failure| not_answered(&failure))?;
+        let nodes = self.client.ping_nodes(&map).await;
+        Ok(Response::new(OverviewReply { map: encode(&map).into(), nodes }))
+    }
+}
+
+/// A failure in words that an operator can act on.
+pub(crate) fn not_answered(failure: &Failure) -> Status {
+    match failure {
+        Failure::Root(refusal) => Status::failed_precondition(refusal.to_string()),
+        other => Status::unavailable(other.to_string()),
+    }
+}
+
+/// A member that is asked.
+#[derive(Debug)]
+pub struct Member {
+    host: Host,
+    address: String,
+    channel: Channel,
+}
+
+/// Where the member is dialled whose configuration file, or first directory, `place` is, and what opens its door.
+pub fn door(host: &Host, place: &Path) -> Result<(String, Security)> {
+    let config = if place.is_dir() {
+        NodeConfig::on_disks(place, &[place.to_owned()])
+    } else {
+        NodeConfig::load(&host.disk, place)?
+    };
+    let security = NodeDir::security_of(host, &config.dir, config.internal.tls)?;
+    let address = NodeDir::address_of(host, &config.dir)?.unwrap_or_else(|| config.address());
+    Ok((address, security))
+}
+
+/// What there is, and how it is now.
+#[derive(Debug)]
+pub struct Overview {
+    /// Nodes, disks, groups.
+    pub map: ClusterMap,
+    /// What the nodes with disks have answered; one that is not here has not.
+    pub nodes: Vec<PingReply>,
+}
+
+impl Overview {
+    /// What a node has answered; `None`: nothing, or it has no disks to be asked for.
+    pub fn answer_of(&self, node: NodeId) -> Option<&PingReply> {
+        self.nodes.iter().find(|answer| answer.node == node.0)
+    }
+}
+
+impl Member {
+    /// The member whose configuration file, or first directory, this is.
+    pub fn of(host: &Host, place: &Path) -> Result<Self> {
+        let (address, security) = door(host, place)?;
+        let channel = Dialer::new(host.clone(), &security).channel(&address, Class::Metadata);
+        Ok(Self { host: host.clone(), address, channel })
+    }
+
+    /// What there is.
+    pub async fn overview(&self) -> Result<Overview> {
+        let mut member = self.client();
+        let reply = self.answer(member.overview(OverviewRequest {})).await?;
+        let map = decode(&reply.map).context("the member's answer is not understood")?;
+        Ok(Overview { map, nodes: reply.nodes })
+    }
+
+    fn client(&self) -> OperatorClient<Channel> {
+        OperatorClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
+    }
+
+    /// Waits for an answer, and says whose fault it is that there is none.
+    async fn answer<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T> {
+        match self.host.clock.timeout(ANSWER_PATIENCE, call).await {
+            Ok(Ok(reply)) => Ok(reply.into_inner()),
+            Ok(Err(status)) => bail!("the member at {}: {}", self.address, status.message()),
+            Err(_) => bail!("the member at {} did not answer: does it run?", self.address),
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Answers for people: tables of aligned columns, or JSON with the same facts.
+//!
+//! Only facts go in; every text here is made from them, so that what a person reads and what a program reads agree.
+
+use anyhow::Result;
+use ashlar::operator::Overview;
+use ashlar_types::{ClusterMap, Disk, DiskId, DiskState, Node, Role};
+use ashlar_wire::proto::{DiskStatus, PingReply};
+use serde::Serialize;
+
+/// What is said of a node.
+#[derive(Debug, Serialize)]
+struct NodeLine {
+    node: String,
+    name: String,
+    zone: String,
+    roles: Vec<Role>,
+    address: String,
+    state: &'static str,
+    disks: usize,
+}
+
+/// What is said of a disk. What only its node knows is `None` while that does not answer.
+#[derive(Debug, Serialize)]
+struct DiskLine {
+    disk: String,
+    node: String,
+    zone: String,
+    state: &'static str,
+    capacity_bytes: u64,
+    free_bytes: Option<u64>,
+    shards: Option<u64>,
+    /// Slots of placement groups whose home it is.
+    slots: usize,
+    directory: Option<String>,
+}
+
+/// All nodes.
+pub(crate) fn nodes(overview: &Overview, json: bool) -> Result<String> {
+    let lines: Vec<NodeLine> =
+        overview.map.nodes.values().map(|node| node_line(overview, node)).collect();
+    if json {
+        return as_json(&lines);
+    }
+    let rows = lines.iter().map(|line| {
+        vec![
+            line.node.clone(),
+            line.name.clone(),
+            line.zone.clone(),
+            line.roles
+                .iter()
+                .map(|role| format!("{role:?}").to_lowercase())
+                .collect::<Vec<_>>()
+                .join(","),
+            line.address.clone(),
+            line.disks.to_string(),
+            line.state.to_owned(),
+        ]
+    });
+    Ok(table(&["NODE", "NAME", "ZONE", "ROLES", "ADDRESS", "DISKS", "STATE"], rows))
+}
+
+/// All disks.
+pub(crate) fn disks(overview: &Overview, json: bool) -> Result<String> {
+    let mut disks: Vec<&Disk> = overview.map.disks.values().collect();
+    disks.sort_by_key(|disk| (disk.node, disk.id));
+    let lines: Vec<DiskLine> = disks.into_iter().map(|disk| disk_line(overview, disk)).collect();
+    if json {
+        return as_json(&lines);
+    }
+    let known = |figure: Option<String>| figure.unwrap_or_else(|| "?".to_owned());
+    let rows = lines.iter().map(|line| {
+        vec![
+            line.disk.clone(),
+            line.node.clone(),
+            line.zone.clone(),
+            line.state.to_owned(),
+            bytes(line.capacity_bytes),
+            known(line.free_bytes.map(bytes)),
+            known(line.shards.map(|shards| shards.to_string())),
+            line.slots.to_string(),
+            known(line.directory.clone()),
+        ]
+    });
+    let heads = ["DISK", "NODE", "ZONE", "STATE", "SIZE", "FREE", "SHARDS", "SLOTS", "DIRECTORY"];
+    Ok(table(&heads, rows))
+}
+
+fn node_line(overview: &Overview, node: &Node) -> NodeLine {
+    let answer = overview.answer_of(node.id);
+    let has_disks = node.roles.contains(&Role::Data);
+    let state = match answer {
+        Some(answer) if answer.incarnation == node.incarnation => "up",
+        Some(_) => "starting",
+        None if has_disks => "no answer",
+        None => "not asked (no disks)",
+    };
+    NodeLine {
+        node: node.id.to_string(),
+        name: node.name.clone(),
+        zone: node.zone.clone(),
+        roles: node.roles.clone(),
+        address: node.address.clone(),
+        state,
+        disks: overview.map.disks.values().filter(|disk| disk.node == node.id).count(),
+    }
+}
+
+fn disk_line(overview: &Overview, disk: &Disk) -> DiskLine {
+    let node = overview.map.nodes.get(&disk.node);
+    let status = overview.answer_of(disk.node).and_then(|answer| status_of(answer, disk.id));
+    DiskLine {
+        disk: disk.id.to_string(),
+        node: disk.node.to_string(),
+        zone: node.map(|node| node.zone.clone()).unwrap_or_default(),
+        state: disk_state(disk, status),
+        capacity_bytes: disk.capacity_bytes,
+        free_bytes: status.map(|status| status.free_bytes),
+        shards: status.map(|status| status.shards),
+        slots: slots_of(&overview.map, disk.id),
+        directory: status.map(|status| status.directory.clone()),
+    }
+}
+
+/// What the root has decided comes first, then what its node says now.
+fn disk_state(disk: &Disk, status: Option<&DiskStatus>) -> &'static str {
+    match (disk.state, status) {
+        (DiskState::Dead, _) => "dead",
+        (DiskState::Suspect, _) => "suspect",
+        (DiskState::Healthy, None) => "no answer",
+        (DiskState::Healthy, Some(status)) if !status.writable => "takes no writes",
+        (DiskState::Healthy, Some(status)) if status.free_bytes == 0 => "full",
+        (DiskState::Healthy, Some(_)) => "healthy",
+    }
+}
+
+fn status_of(answer: &PingReply, disk: DiskId) -> Option<&DiskStatus> {
+    answer.disks.iter().find(|status| status.disk[..] == disk.0.to_be_bytes())
+}
+
+fn slots_of(map: &ClusterMap, disk: DiskId) -> usize {
+    map.groups.values().flat_map(|group| &group.homes).filter(|home| **home == disk).count()
+}
+
+fn as_json<T: Serialize>(lines: &[T]) -> Result<String> {
+    Ok(format!("{}\n", serde_json::to_string_pretty(lines)?))
+}
+
+/// Bytes in the unit that leaves at most four digits.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 6] = ["KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    if count < 1024 {
+        return format!("{count} B");
+    }
+    let power = (count.ilog2() / 10).clamp(1, 6) as usize;
+    #[expect(clippy::cast_precision_loss, reason = "one decimal for people")]
+    let value = count as f64 / f64::from(1_u32 << 10).powi(i32::try_from(power).unwrap_or(1));
+    format!("{value:.1} {}", UNITS[power - 1])
+}
+
+/// Columns as wide as their widest text, two spaces apart.
+pub(crate) fn table(heads: &[&str], rows: impl Iterator<Item = Vec<String>>) -> String {
+    let mut lines = vec![heads.iter().map(|head| (*head).to_owned()).collect::<Vec<_>>()];
+    lines.extend(rows);
+    let width = |column: usize| {
+        lines.iter().filter_map(|line| line.get(column)).map(|text| text.chars().count()).max()
+    };
+    let widths: Vec<usize> = (0..heads.len()).map(|at| width(at).unwrap_or(0)).collect();
+    let mut text = String::new();
+    for line in &lines {
+        let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}"));
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_at_most_four_digits_before_the_point() {
+        assert_eq!(bytes(0), "0 B");
+        assert_eq!(bytes(1023), "1023 B");
+        assert_eq!(bytes(1024), "1.0 KiB");
+        assert_eq!(bytes(1536 << 20), "1.5 GiB");
+        assert_eq!(bytes(u64::MAX), "16.0 EiB");
+    }
+
+    #[test]
+    fn columns_are_aligned_and_lines_end_without_blanks() {
+        let rows = vec![
+            vec!["a".to_owned(), "long text".to_owned()],
+            vec!["bcd".to_owned(), "x".to_owned()],
+        ];
+        let text = table(&["ONE", "TWO"], rows.into_iter());
+        assert_eq!(text, "ONE  TWO\na    long text\nbcd  x\n");
+    }
+
+    #[test]
+    fn what_the_root_has_decided_of_a_disk_comes_before_what_its_node_says() {
+        let disk = |state| Disk {
+            id: DiskId(1),
+            node: ashlar_types::NodeId(1),
+            capacity_bytes: 1,
+            incarnation: 1,
+            state,
+        };
+        let well = DiskStatus { writable: true, free_bytes: 1, ..DiskStatus::default() };
+        assert_eq!(disk_state(&disk(DiskState::Dead), Some(&well)), "dead");
+        assert_eq!(disk_state(&disk(DiskState::Healthy), None), "no answer");
+        assert_eq!(disk_state(&disk(DiskState::Healthy), Some(&well)), "healthy");
+        let full = DiskStatus { free_bytes: 0, ..well };
+        assert_eq!(disk_state(&disk(DiskState::Healthy), Some(&full)), "full");
+    }
+}

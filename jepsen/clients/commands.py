@@ -1,0 +1,46 @@
+"""What an operator sees of a cluster with the ashlar command. Run: commands.py DEMO.json [WORD]"""
+
+import json
+import os
+import subprocess
+
+from suite import check, equal, main
+
+ASHLAR = os.path.abspath("target/debug/ashlar")
+
+
+def ashlar(cluster, *words, member=None, fails=False):
+    """Runs the command against the first node or `member`; its standard output. With `fails`, its complaint."""
+    command = [ASHLAR, *words, "--member", member or cluster.nodes[0]["config"]]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    if (done.returncode != 0) != fails:
+        raise AssertionError(f"ashlar {' '.join(words)} ended with {done.returncode}: {done.stderr[:400]}")
+    return done.stderr if fails else done.stdout
+
+
+@check
+def all_nodes_and_disks_are_shown(cluster):
+    nodes = json.loads(ashlar(cluster, "node", "ls", "--json"))
+    equal([node["state"] for node in nodes], ["up"] * 6, "states of nodes")
+    equal([node["disks"] for node in nodes], [2] * 6, "disks of nodes")
+    disks = json.loads(ashlar(cluster, "disk", "ls", "--json"))
+    equal([disk["state"] for disk in disks], ["healthy"] * 12, "states of disks")
+    shown = {disk["directory"] for disk in disks}
+    equal(shown, {path for node in cluster.nodes for path in node["dirs"][1:]}, "directories")
+    assert all(disk["slots"] > 0 for disk in disks), "every disk is home to some slots"
+
+
+@check
+def tables_have_a_line_for_each(cluster):
+    equal(len(ashlar(cluster, "node", "ls").splitlines()), 7, "lines of nodes")
+    equal(len(ashlar(cluster, "disk", "ls").splitlines()), 13, "lines of disks")
+
+
+@check
+def who_is_no_member_is_told_so(cluster):
+    complaint = ashlar(cluster, "disk", "ls", member="/nowhere", fails=True)
+    assert "/nowhere" in complaint, complaint
+
+
+if __name__ == "__main__":
+    main()
