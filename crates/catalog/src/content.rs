@@ -79,6 +79,24 @@ impl Step<'_, '_> {
     }
 }
 
+impl Txn<'_> {
+    /// All extents of a content, in order.
+    pub(crate) fn extents_of(
+        &self,
+        at: &KeyPoint,
+        object: ObjectId,
+        content: &StoredContent,
+    ) -> Result<Vec<Extent>, CatalogError> {
+        let mut extents = content.extents.clone();
+        if content.extents_apart > 0 {
+            for (_, value) in self.rows_under(&key::extents(at, object))? {
+                extents.extend(ashlar_types::decode::<ExtentsRow>(&value)?.extents);
+            }
+        }
+        Ok(extents)
+    }
+}
+
 /// Collects the pieces of a span, at most `limit`.
 pub(crate) struct Pieces {
     from: u64,

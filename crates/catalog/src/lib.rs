@@ -11,6 +11,7 @@
 
 mod bucket;
 mod content;
+mod inventory;
 mod key;
 mod list;
 mod map;

@@ -11,8 +11,8 @@ use crate::step::{Step, Stop};
 use crate::txn::Txn;
 use crate::{APPLY_VERSION, CatalogError, View, Writes};
 use ashlar_types::{
-    Abandon, Applied, Batch, Caller, Command, Content, ExtentId, Generation, Outcome,
-    RangeDescriptor, RangeId, RangeOp, Refusal, encode,
+    Abandon, Applied, Batch, Caller, Command, Content, Extent, ExtentId, Generation, Orphan,
+    Outcome, Ownership, RangeDescriptor, RangeId, RangeOp, Refusal, SlotSet, encode,
 };
 use std::ops::ControlFlow;
 
@@ -222,7 +222,32 @@ impl Range {
             RangeOp::RaiseApplyVersion { version } => self.raise_apply_version(*version),
             RangeOp::ReportHash => Ok(Applied::Done),
             RangeOp::Repaired { extent, slots } => self.step(txn).repaired(extent, *slots),
+            RangeOp::MarkLost(op) => self.step(txn).mark_lost(op),
+            RangeOp::QueueOrphans { orphans } => self.queue_orphans(txn, orphans),
         }
+    }
+
+    /// That nothing names them is what the audit has seen, in every range, after each had refused their sessions for
+    /// ever. That refusal is judged here again; so is the one way of being named that is found by an extent's id.
+    fn queue_orphans(&mut self, txn: &mut Txn<'_>, orphans: &[Orphan]) -> Result<Applied, Stop> {
+        let (range, retry) = (self.descriptor.id, &self.retry);
+        if !orphans.iter().all(|orphan| retry.is_fenced(orphan.id.session)) {
+            return Err(Refusal::SessionLives.into());
+        }
+        let mut step = self.step(txn);
+        for orphan in orphans {
+            for margin in 0..=orphan.profile.parity {
+                if step.txn.get_bytes(&key::repair(range, margin, orphan.id))?.is_some() {
+                    return Err(Refusal::ExtentNamed.into());
+                }
+            }
+        }
+        for orphan in orphans {
+            if step.txn.get_bytes(&key::garbage(range, orphan.id))?.is_none() {
+                step.discard(&as_extent(orphan));
+            }
+        }
+        Ok(Applied::Done)
     }
 
     /// That this runs at all means that the log has not seen the abandoned command: it shares its seq.
@@ -309,7 +334,9 @@ fn named_content(op: &RangeOp) -> Option<&Content> {
         | RangeOp::CollectDone { .. }
         | RangeOp::RaiseApplyVersion { .. }
         | RangeOp::ReportHash
-        | RangeOp::Repaired { .. } => None,
+        | RangeOp::Repaired { .. }
+        | RangeOp::MarkLost(_)
+        | RangeOp::QueueOrphans { .. } => None,
     }
 }
 
@@ -335,7 +362,25 @@ fn frees_extents(refusal: &Refusal) -> bool {
         | Refusal::BucketFenced
         | Refusal::BucketNotEmpty
         | Refusal::Unsupported
-        | Refusal::NotMissing => true,
+        | Refusal::NotMissing
+        | Refusal::ExtentChanged
+        | Refusal::TooFewLeft
+        | Refusal::SessionLives
+        | Refusal::ExtentNamed => true,
+    }
+}
+
+/// What is known of an extent without a record: enough to find its shards.
+fn as_extent(orphan: &Orphan) -> Extent {
+    Extent {
+        id: orphan.id,
+        pg: orphan.pg,
+        profile: orphan.profile,
+        cell_bytes: 0,
+        length: 0,
+        missing: SlotSet::EMPTY,
+        ownership: Ownership::Owned,
+        crc64: 0,
     }
 }
 

@@ -9,7 +9,7 @@ use crate::row::{
     UploadStateRow, UsageRow, summary,
 };
 use crate::txn::Txn;
-use crate::{CatalogError, Range, View};
+use crate::{CatalogError, Range, View, inventory};
 use ashlar_types::{
     BucketId, BucketRow, BucketState, COLLECT_SHARDS_MAX, Epoch, ExtentId, Generation, KeyPoint,
     ListEntry, ListObjects, MissingExtent, ObjectId, PAGE_ENTRIES_MAX, PIECES_MAX, PartSummary,
@@ -108,6 +108,10 @@ impl Read<'_> {
                 let row: Option<UsageRow> = self.txn.get(&key::usage(self.id(), *bucket))?;
                 let UsageRow { objects, bytes } = row.unwrap_or_default();
                 Ok(RangeAnswer::Usage { objects, bytes })
+            }
+            RangeQuery::Inventory { after, limit } => {
+                let descriptor = self.range.descriptor();
+                Ok(inventory::page(&self.txn, descriptor, after.as_ref(), *limit)?)
             }
         }
     }

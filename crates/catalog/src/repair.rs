@@ -1,9 +1,12 @@
-//! The repair index: extents that miss a slot, the worst first, each with whoever names it; and what is told of a repair.
+//! The repair index: extents that miss a slot, the worst first, each with whoever names it; and what is told of a repair
+//! and of a loss.
 
 use crate::row::{ExtentsRow, MissingRow, ObjectContent, ObjectRow, PartRow, StoredContent};
 use crate::step::{Step, Stop, margin};
 use crate::{CatalogError, key};
-use ashlar_types::{Applied, Extent, ExtentOwner, Refusal, SlotSet, decode};
+use ashlar_types::{
+    Applied, Extent, ExtentId, ExtentOwner, MarkLost, Refusal, Slot, SlotSet, decode,
+};
 
 impl Step<'_, '_> {
     /// Enters an extent that misses a slot.
@@ -34,6 +37,55 @@ impl Step<'_, '_> {
         self.txn.remove(row);
         self.note_missing(&mended, &owner);
         Ok(Applied::Done)
+    }
+
+    /// Shards are gone although the record names them: it calls them missing from now on, and they are repaired like
+    /// any other. It is refused unless the extent is named as it was seen. A record never calls more slots missing than
+    /// the code can do without: an extent that has lost more is not readable by the other shards either, and whatever of
+    /// it returns must still be asked for.
+    pub(crate) fn mark_lost(&mut self, op: &MarkLost) -> Result<Applied, Stop> {
+        let seen = &op.extent;
+        if !self.interval.contains(op.owner.at()) {
+            return Err(Refusal::OutsideRange.into());
+        }
+        let new = |slot: Slot| slot.0 < seen.profile.width() && !seen.missing.contains(slot);
+        if op.slots.is_empty() || !op.slots.iter().all(new) {
+            return Err(Refusal::Unsupported.into());
+        }
+        if self.named(&op.owner, seen.id)?.as_ref() != Some(seen) {
+            return Err(Refusal::ExtentChanged.into());
+        }
+        let mut marked = seen.clone();
+        op.slots.iter().for_each(|slot| marked.missing.insert(slot));
+        if marked.missing.count() > u32::from(seen.profile.parity) {
+            return Err(Refusal::TooFewLeft.into());
+        }
+        self.rename(&op.owner, &marked)?;
+        if !seen.missing.is_empty() {
+            self.txn.remove(key::repair(self.range, margin(seen), seen.id));
+        }
+        self.note_missing(&marked, &op.owner);
+        Ok(Applied::Done)
+    }
+
+    /// An extent as its owner names it; `None`: it does not.
+    fn named(&self, owner: &ExtentOwner, id: ExtentId) -> Result<Option<Extent>, CatalogError> {
+        let near = match owner {
+            ExtentOwner::Object { at, object } => match self.txn.get(&key::current(at))? {
+                Some(ObjectRow {
+                    object: current, content: ObjectContent::Plain(content), ..
+                }) if current == *object => content,
+                Some(_) | None => return Ok(None),
+            },
+            ExtentOwner::Part { at, upload, number, object } => {
+                match self.txn.get(&key::part(at, *upload, *number))? {
+                    Some(PartRow { record, content }) if record.object == *object => content,
+                    Some(_) | None => return Ok(None),
+                }
+            }
+        };
+        let extents = self.txn.extents_of(owner.at(), owner.object(), &near)?;
+        Ok(extents.into_iter().find(|extent| extent.id == id))
     }
 
     /// Writes an extent anew where its owner names it.

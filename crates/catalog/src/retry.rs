@@ -158,7 +158,8 @@ impl RetryTable {
         });
     }
 
-    fn is_fenced(&self, session: SessionId) -> bool {
+    /// Whether every command of a session is refused, from now on and for ever.
+    pub(crate) fn is_fenced(&self, session: SessionId) -> bool {
         refused(&self.floor, session)
     }
 }

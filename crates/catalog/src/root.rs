@@ -9,9 +9,10 @@ use crate::txn::{Txn, row_hash};
 use crate::{CatalogError, View, Writes};
 use ashlar_types::{
     Applied, Bucket, BucketId, BucketName, BucketRow, BucketState, ClusterId, ClusterMap, Disk,
-    DiskId, DiskState, Epoch, KeyPoint, Node, NodeId, PAGE_ENTRIES_MAX, PlacementDiff,
-    PlacementGroup, Profile, RangeDescriptor, RangeId, Role, RootAnswer, RootBatch, RootCommand,
-    RootOp, RootOutcome, RootQuery, RootRefusal, SessionId, Versioned, Versioning, decode, encode,
+    DiskId, DiskState, Epoch, KeyPoint, LivingSession, Node, NodeId, PAGE_ENTRIES_MAX,
+    PlacementDiff, PlacementGroup, Profile, RangeDescriptor, RangeId, Role, RootAnswer, RootBatch,
+    RootCommand, RootOp, RootOutcome, RootQuery, RootRefusal, SessionId, Versioned, Versioning,
+    decode, encode,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,6 +34,7 @@ mod field {
     pub(super) const SESSION: u8 = 6;
     pub(super) const TOKEN: u8 = 7;
     pub(super) const ANSWER: u8 = 8;
+    pub(super) const SESSION_FLOOR: u8 = 9;
     pub(super) const HASH: u8 = 255;
 }
 
@@ -69,6 +71,8 @@ struct GroupRow(PlacementGroup);
 #[derive(Serialize, Deserialize)]
 struct TokenRow(u64);
 #[derive(Serialize, Deserialize)]
+struct SessionFloorRow(SessionId);
+#[derive(Serialize, Deserialize)]
 struct RootHash(u128);
 
 macro_rules! rows {
@@ -88,6 +92,7 @@ rows! {
     DiskRow: "disk row",
     GroupRow: "placement group row",
     TokenRow: "join token row",
+    SessionFloorRow: "root session floor row",
     RootHash: "root hash row",
 }
 
@@ -100,6 +105,8 @@ pub struct Root {
     bucket_ids: BTreeSet<BucketId>,
     ranges: BTreeMap<RangeId, RangeDescriptor>,
     sessions: BTreeMap<SessionId, Session>,
+    /// Every session that was opened lies below it.
+    session_floor: SessionId,
     tokens: BTreeMap<[u8; 32], u64>,
     /// Answers in the order in which they were given, and where each nonce's is.
     answers: BTreeMap<u64, Answer>,
@@ -196,6 +203,13 @@ impl Root {
             RootQuery::Sessions => RootAnswer::Sessions(
                 self.sessions.iter().map(|(&id, session)| (id, session.node)).collect(),
             ),
+            RootQuery::LivingSessions => {
+                let living = |(&id, &Session { node, incarnation }): (&SessionId, &Session)| {
+                    LivingSession { id, node, incarnation }
+                };
+                let sessions = self.sessions.iter().map(living).collect();
+                RootAnswer::LivingSessions { floor: self.session_floor, sessions }
+            }
         }
     }
 
@@ -227,6 +241,7 @@ impl Root {
             bucket_ids: BTreeSet::new(),
             ranges: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            session_floor: SessionId(0),
             tokens: BTreeMap::new(),
             answers: BTreeMap::new(),
             nonces: BTreeMap::new(),
@@ -266,6 +281,7 @@ impl Root {
             field::SESSION => {
                 self.sessions.insert(SessionId(short()?), decode(value)?);
             }
+            field::SESSION_FLOOR => self.session_floor = decode::<SessionFloorRow>(value)?.0,
             field::TOKEN => {
                 let hash = id.try_into().map_err(|_| malformed())?;
                 self.tokens.insert(hash, decode::<TokenRow>(value)?.0);
@@ -340,8 +356,7 @@ impl Root {
                 self.open_session(txn, SessionId(id), *node, *incarnation)
             }
             RootOp::EndSession { session } => {
-                self.sessions.remove(session);
-                txn.remove(row_key(field::SESSION, &session.0.to_be_bytes()));
+                self.end_session(txn, *session);
                 Ok(done())
             }
             RootOp::AdvanceTime { now_ms } => {
@@ -465,6 +480,7 @@ impl Root {
         }
         let node = Node { incarnation, address: address.to_owned(), ..known.clone() };
         put_node(txn, &node);
+        self.end_earlier_sessions(txn, id, incarnation);
         let map = self.change_map();
         map.nodes.insert(id, node);
         for disk in disks {
@@ -611,7 +627,26 @@ impl Root {
         let session = Session { node, incarnation };
         self.sessions.insert(id, session);
         txn.put(row_key(field::SESSION, &id.0.to_be_bytes()), &session);
+        self.session_floor = SessionId(id.0.saturating_add(1));
+        txn.put(row_key(field::SESSION_FLOOR, &[]), &SessionFloorRow(self.session_floor));
         Ok(RootOutcome::Session(id))
+    }
+
+    fn end_session(&mut self, txn: &mut Txn<'_>, session: SessionId) {
+        if self.sessions.remove(&session).is_some() {
+            txn.remove(row_key(field::SESSION, &session.0.to_be_bytes()));
+        }
+    }
+
+    /// A node that has booted again has none of the sessions of its earlier lives: nobody else would end them.
+    fn end_earlier_sessions(&mut self, txn: &mut Txn<'_>, node: NodeId, incarnation: u64) {
+        let earlier = |session: &Session| session.node == node && session.incarnation < incarnation;
+        let ended: Vec<SessionId> = self
+            .sessions
+            .iter()
+            .filter_map(|(&id, session)| earlier(session).then_some(id))
+            .collect();
+        ended.into_iter().for_each(|session| self.end_session(txn, session));
     }
 
     fn set_voters(&mut self, txn: &mut Txn<'_>, range: &RangeDescriptor) -> Judged {

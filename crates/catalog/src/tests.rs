@@ -1,5 +1,6 @@
 //! Tests of the state machine: stories, a model, the root, and the bytes of format 1.
 
+mod audit;
 mod format;
 mod model;
 mod root;

@@ -118,6 +118,10 @@ impl Claim {
                 | Refusal::BucketNotEmpty
                 | Refusal::Unsupported
                 | Refusal::NotMissing
+                | Refusal::ExtentChanged
+                | Refusal::TooFewLeft
+                | Refusal::SessionLives
+                | Refusal::ExtentNamed
                 | Refusal::Abandoned => return Ok(()),
             }
         }
@@ -306,6 +310,10 @@ impl Client {
                 | Refusal::ForeignExtent
                 | Refusal::Abandoned
                 | Refusal::NotMissing
+                | Refusal::ExtentChanged
+                | Refusal::TooFewLeft
+                | Refusal::SessionLives
+                | Refusal::ExtentNamed
                 | Refusal::Unsupported => return Ok(Outcome::Refused(refusal)),
             }
         }
@@ -329,6 +337,8 @@ fn set_bucket_epoch(op: &mut RangeOp, epoch: Epoch) {
         | RangeOp::CollectDone { .. }
         | RangeOp::RaiseApplyVersion { .. }
         | RangeOp::ReportHash
-        | RangeOp::Repaired { .. } => {}
+        | RangeOp::Repaired { .. }
+        | RangeOp::MarkLost(_)
+        | RangeOp::QueueOrphans { .. } => {}
     }
 }

@@ -189,6 +189,7 @@ fn set_bucket_epoch(query: &mut RangeQuery, epoch: Epoch) {
         | RangeQuery::Collectable { .. }
         | RangeQuery::AreCollectable { .. }
         | RangeQuery::Missing { .. }
-        | RangeQuery::Usage { .. } => {}
+        | RangeQuery::Usage { .. }
+        | RangeQuery::Inventory { .. } => {}
     }
 }

@@ -46,9 +46,13 @@ fn refused(refusal: &Refusal) -> Failure {
         Refusal::BucketEpoch { .. } | Refusal::Abandoned | Refusal::OutsideRange => {
             Failure::Unavailable(refusal.to_string())
         }
-        Refusal::ForeignExtent | Refusal::Unsupported | Refusal::NotMissing => {
-            Failure::Internal(refusal.to_string())
-        }
+        Refusal::ForeignExtent
+        | Refusal::Unsupported
+        | Refusal::NotMissing
+        | Refusal::ExtentChanged
+        | Refusal::TooFewLeft
+        | Refusal::SessionLives
+        | Refusal::ExtentNamed => Failure::Internal(refusal.to_string()),
     }
 }
 

@@ -987,7 +987,8 @@ fn is_long(query: &RangeQuery) -> bool {
         | RangeQuery::Upload { .. }
         | RangeQuery::Collectable { .. }
         | RangeQuery::AreCollectable { .. }
-        | RangeQuery::Missing { .. } => true,
+        | RangeQuery::Missing { .. }
+        | RangeQuery::Inventory { .. } => true,
     }
 }
 

@@ -5,8 +5,8 @@
 
 use crate::{
     BucketId, Checksum, Content, Description, Epoch, Etag, Extent, ExtentId, Generation, Interval,
-    KeyPoint, NodeId, ObjectId, PartSummary, RangeId, RequestToken, SessionId, SlotSet, UploadId,
-    UploadRecord, Versioned,
+    KeyPoint, MarkLost, NodeId, ObjectId, Orphan, PartSummary, RangeId, RequestToken, SessionId,
+    SlotSet, UploadId, UploadRecord, Versioned,
 };
 use serde::{Deserialize, Serialize};
 
@@ -93,6 +93,13 @@ pub enum RangeOp {
         extent: Extent,
         /// The slots that are no longer missing.
         slots: SlotSet,
+    },
+    /// Shards of an extent are gone from their homes, although the record names them.
+    MarkLost(Box<MarkLost>),
+    /// Extents that nothing names: to the gc queue with them. Only of sessions that this range refuses.
+    QueueOrphans {
+        /// The extents.
+        orphans: Vec<Orphan>,
     },
 }
 
@@ -375,6 +382,18 @@ pub enum Refusal {
     /// The extent is not named so any more, or does not miss these slots.
     #[error("the extent is gone, or does not miss these slots any more")]
     NotMissing,
+    /// The extent is not named as the caller saw it.
+    #[error("the extent is gone, or is named otherwise by now")]
+    ExtentChanged,
+    /// With these slots the extent would miss more than it can.
+    #[error("fewer shards would be left than the extent can be read from")]
+    TooFewLeft,
+    /// The session of an orphan is not refused here, so that it may still be named.
+    #[error("the session of the extent has not been fenced here")]
+    SessionLives,
+    /// What was called an orphan is named here.
+    #[error("the extent is named here")]
+    ExtentNamed,
 }
 
 /// One entry of a range's log.

@@ -1,8 +1,8 @@
 //! What a range is asked to read, and how it answers. Every read sees one view that has applied the read index (R11).
 
 use crate::{
-    BucketId, Epoch, ExtentId, Generation, KeyPoint, ObjectId, ObjectRecord, PartRecord, Piece,
-    UploadId, UploadRecord, Versioned,
+    BucketId, Epoch, ExtentId, Generation, InventoryEntry, InventoryPosition, KeyPoint, ObjectId,
+    ObjectRecord, PartRecord, Piece, UploadId, UploadRecord, Versioned,
 };
 use serde::{Deserialize, Serialize};
 
@@ -87,6 +87,13 @@ pub enum RangeQuery {
     Usage {
         /// The bucket.
         bucket: BucketId,
+    },
+    /// What the range names, in the direction in which names move.
+    Inventory {
+        /// Behind this; `None`: from the start.
+        after: Option<InventoryPosition>,
+        /// At most about so many extents: an entry is given whole.
+        limit: u32,
     },
 }
 
@@ -187,6 +194,13 @@ pub enum RangeAnswer {
     },
     /// The read could not be done.
     Refused(QueryRefusal),
+    /// What the range names.
+    Inventory {
+        /// Some of it.
+        entries: Vec<InventoryEntry>,
+        /// Where to go on; `None`: this was the end.
+        next: Option<InventoryPosition>,
+    },
 }
 
 /// A page, and where the next one begins.

@@ -254,6 +254,8 @@ pub enum RootQuery {
     Sessions,
     /// Buckets whose deletion has begun and not ended, by name.
     BucketsBeingDeleted,
+    /// Open sessions, whose they are, and the floor below which there are no others.
+    LivingSessions,
 }
 
 /// How the root answers.
@@ -271,6 +273,24 @@ pub enum RootAnswer {
     Sessions(Vec<(SessionId, NodeId)>),
     /// There is no cluster yet.
     NotBootstrapped,
+    /// Open sessions.
+    LivingSessions {
+        /// Every session that was opened lies below it, every later one will not.
+        floor: SessionId,
+        /// Those that are open, by id.
+        sessions: Vec<LivingSession>,
+    },
+}
+
+/// A session that is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LivingSession {
+    /// Its id.
+    pub id: SessionId,
+    /// The gateway's node.
+    pub node: NodeId,
+    /// The node's incarnation when it was opened.
+    pub incarnation: u64,
 }
 
 macro_rules! versioned {

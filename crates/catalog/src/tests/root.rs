@@ -164,6 +164,46 @@ fn incarnations_grow_or_it_is_an_old_image() {
 }
 
 #[test]
+fn a_boot_ends_the_sessions_of_earlier_lives_and_the_floor_stays_above_all() {
+    let mut root = Roots::bootstrapped();
+    root.send(boot(1, vec![]));
+    root.send(RootOp::IssueToken { hash: [1; 32], expires_ms: 100 });
+    let RootOutcome::Joined(joined) = root.send(RootOp::Join {
+        token: [1; 32],
+        now_ms: 1,
+        name: "two".into(),
+        zone: "z".into(),
+        address: "a:2".into(),
+        roles: vec![Role::Gateway],
+    }) else {
+        panic!("a token admits once")
+    };
+    let open = |root: &mut Roots, node: NodeId, incarnation: u64| match root
+        .send(RootOp::OpenSession { node, incarnation })
+    {
+        RootOutcome::Session(session) => session,
+        other => panic!("{other:?}"),
+    };
+    let living = |root: &Roots| match root.root.query(&RootQuery::LivingSessions) {
+        RootAnswer::LivingSessions { floor, sessions } => {
+            (floor, sessions.into_iter().map(|session| session.id).collect::<Vec<_>>())
+        }
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(living(&root), (SessionId(0), vec![]));
+    let other = open(&mut root, joined, 0);
+    let first = open(&mut root, NodeId(1), 1);
+    let last = open(&mut root, NodeId(1), 1);
+    root.send(RootOp::EndSession { session: first });
+    assert_eq!(living(&root), (SessionId(last.0 + 1), vec![other, last]));
+    root.send(boot(2, vec![]));
+    assert_eq!(living(&root), (SessionId(last.0 + 1), vec![other]), "the floor never goes back");
+    let next = open(&mut root, NodeId(1), 2);
+    assert!(next > last);
+    assert_eq!(living(&root), (SessionId(next.0 + 1), vec![other, next]));
+}
+
+#[test]
 fn placement_is_checked_against_the_map_it_changes() {
     let mut root = Roots::bootstrapped();
     root.send(boot(1, (1..=4).map(|id| disk(id, 1)).collect()));

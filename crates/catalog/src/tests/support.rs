@@ -156,6 +156,18 @@ impl Replicas {
         }
     }
 
+    /// A page of the inventory, and where it goes on.
+    pub(crate) fn inventory(
+        &self,
+        after: Option<InventoryPosition>,
+        limit: u32,
+    ) -> (Vec<InventoryEntry>, Option<InventoryPosition>) {
+        match self.query(&RangeQuery::Inventory { after, limit }) {
+            RangeAnswer::Inventory { entries, next } => (entries, next),
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// Keys, and common prefixes with a star behind.
     pub(crate) fn list(
         &self,
@@ -220,6 +232,19 @@ pub(crate) fn extent(counter: u64, length: u64, missing: &[u8]) -> Extent {
         missing: missing.iter().map(|&slot| Slot(slot)).collect(),
         ownership: Ownership::Owned,
         crc64: counter,
+    }
+}
+
+/// The extents that an entry of the inventory names.
+pub(crate) fn extents_in(entry: &InventoryEntry) -> Vec<Extent> {
+    match entry {
+        InventoryEntry::Plain { content, .. } | InventoryEntry::Part { content, .. } => {
+            content.extents.clone()
+        }
+        InventoryEntry::Composite { parts, .. } => {
+            parts.iter().flat_map(|part| part.extents.clone()).collect()
+        }
+        InventoryEntry::Garbage(extent) => vec![extent.clone()],
     }
 }
 

@@ -417,6 +417,9 @@ impl Metadata for FakeNode {
                     RootAnswer::Buckets(bucket.cloned().collect())
                 }
                 RootQuery::Sessions => RootAnswer::Sessions(vec![]),
+                RootQuery::LivingSessions => {
+                    RootAnswer::LivingSessions { floor: SessionId(0), sessions: vec![] }
+                }
             });
         }
         let range = shared.ranges.iter().find(|range| range.id.0 == request.range).unwrap();
