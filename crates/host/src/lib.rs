@@ -22,7 +22,7 @@ pub use memory_network::MemoryNetwork;
 pub use network::{Connection, Listener, Network, RealNetwork};
 pub use pace::{Pace, PaceLimits, TooSlow};
 pub use random::{Random, RealRandom, SeededRandom};
-pub use sim_disk::{CutStyle, SimDisk};
+pub use sim_disk::{CutStyle, Moment, SimDisk, sets_of_pieces};
 pub use tasks::{RealTasks, Shutdown, TaskHandle, TaskKind, Tasks};
 
 use std::sync::Arc;

@@ -6,12 +6,18 @@
 //!
 //! It is stricter than any real file system where those differ: a synced file whose name was not synced is gone after
 //! a cut. Directories themselves are durable when made. Reordering is covered by the torn style: each write, and each
-//! name, has its own fate.
+//! name, has its own fate. All fates of a moment, one by one, are given by [`Moment`].
+
+mod moment;
+
+pub use moment::{Moment, sets_of_pieces};
 
 use crate::disk::{Disk, DiskUsage, File, OpenMode};
 use crate::random::{Random, SeededRandom};
+use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -57,9 +63,13 @@ struct Inner {
     bytes_written: u64,
     syncs_until_failure: Option<u64>,
     steps_until_cut: Option<(u64, CutStyle)>,
+    /// The file that was changed last.
+    changed: Option<u64>,
+    /// How it was before each step, where somebody wants to know.
+    moments: Option<Vec<Moment>>,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Content {
     durable: Image,
     now: Image,
@@ -72,12 +82,14 @@ struct Content {
 /// The bytes of a file, and the pages of it that take no room.
 #[derive(Clone, Default)]
 struct Image {
-    bytes: Vec<u8>,
+    /// Shared with the moments that were kept: copied when one of them changes.
+    bytes: Arc<Vec<u8>>,
     holes: BTreeSet<usize>,
 }
 
+#[derive(Clone)]
 enum Change {
-    Write { offset: usize, bytes: Vec<u8> },
+    Write { offset: usize, bytes: Bytes },
     Length(usize),
     Punch { offset: usize, count: usize },
 }
@@ -159,7 +171,7 @@ impl SimDisk {
         let content = inner.content(path)?;
         let at = usize::try_from(offset).map_err(io::Error::other)?;
         for image in [&mut content.durable, &mut content.now] {
-            if let Some(byte) = image.bytes.get_mut(at) {
+            if let Some(byte) = Arc::make_mut(&mut image.bytes).get_mut(at) {
                 *byte ^= 0xff;
             }
         }
@@ -204,15 +216,23 @@ impl Inner {
         self.locks.clear();
         self.syncs_until_failure = None;
         self.steps_until_cut = None;
-        let mut dice = Dice::new(style);
-        self.settle_names(&mut dice);
+        self.settle(&mut Dice::new(style));
+    }
+
+    /// What was not synced meets its fate.
+    fn settle(&mut self, fate: &mut dyn Fate) {
+        self.settle_names(fate);
         for content in self.contents.values_mut() {
-            content.settle(&mut dice);
+            content.settle(fate);
         }
     }
 
     /// Counts something that a cut may come before.
     fn step(&mut self) -> io::Result<()> {
+        if self.moments.is_some() {
+            let now = Moment::of(self);
+            self.moments.get_or_insert_default().push(now);
+        }
         match &mut self.steps_until_cut {
             None => Ok(()),
             Some((0, style)) => {
@@ -234,12 +254,12 @@ impl Inner {
     }
 
     /// Each name is as it was synced, or as it is now.
-    fn settle_names(&mut self, dice: &mut Dice) {
+    fn settle_names(&mut self, fate: &mut dyn Fate) {
         let all: BTreeSet<PathBuf> =
             self.names.keys().chain(self.durable_names.keys()).cloned().collect();
         for path in all {
             let (now, durable) = (self.names.get(&path), self.durable_names.get(&path));
-            if now != durable && dice.keeps() {
+            if now != durable && fate.keeps() {
                 match now.copied() {
                     Some(id) => self.durable_names.insert(path, id),
                     None => self.durable_names.remove(&path),
@@ -263,6 +283,12 @@ impl Image {
         (filled * PAGE_BYTES + end.saturating_sub(self.bytes.len())) as u64
     }
 
+    /// Whether nothing but zeroes stands there; so it is behind the end.
+    fn is_blank(&self, offset: usize, end: usize) -> bool {
+        let length = self.bytes.len();
+        self.bytes[offset.min(length)..end.min(length)].iter().all(|byte| *byte == 0)
+    }
+
     fn fill(&mut self, offset: usize, end: usize) {
         for page in offset / PAGE_BYTES..end.div_ceil(PAGE_BYTES) {
             self.holes.remove(&page);
@@ -273,20 +299,21 @@ impl Image {
         match change {
             Change::Write { offset, bytes } => {
                 let end = offset + bytes.len();
-                if self.bytes.len() < end {
-                    self.bytes.resize(end, 0);
+                let known = Arc::make_mut(&mut self.bytes);
+                if known.len() < end {
+                    known.resize(end, 0);
                 }
-                self.bytes[*offset..end].copy_from_slice(bytes);
+                known[*offset..end].copy_from_slice(bytes);
                 self.fill(*offset, end);
             }
             Change::Length(length) => {
-                self.bytes.resize(*length, 0);
+                Arc::make_mut(&mut self.bytes).resize(*length, 0);
                 self.holes.retain(|page| page * PAGE_BYTES < *length);
             }
             Change::Punch { offset, count } => {
                 let end = (offset + count).min(self.bytes.len());
                 if *offset < end {
-                    self.bytes[*offset..end].fill(0);
+                    Arc::make_mut(&mut self.bytes)[*offset..end].fill(0);
                     self.holes.extend(offset.div_ceil(PAGE_BYTES)..end / PAGE_BYTES);
                 }
             }
@@ -306,13 +333,15 @@ impl Content {
         }
     }
 
-    fn settle(&mut self, dice: &mut Dice) {
+    fn settle(&mut self, fate: &mut dyn Fate) {
         let mut kept = Vec::new();
         for change in self.pending.drain(..) {
             match change {
-                Change::Write { offset, bytes } => dice.tear(offset, bytes, &mut kept),
-                Change::Punch { offset, count } => dice.tear_punch(offset, count, &mut kept),
-                length @ Change::Length(_) if dice.keeps() => kept.push(length),
+                Change::Write { offset, bytes } => {
+                    tear(&self.durable, offset, &bytes, fate, &mut kept);
+                }
+                Change::Punch { offset, count } => tear_punch(offset, count, fate, &mut kept),
+                length @ Change::Length(_) if fate.keeps() => kept.push(length),
                 Change::Length(_) => {}
             }
         }
@@ -325,6 +354,14 @@ impl Content {
 }
 
 /// Decides what survives.
+trait Fate {
+    /// Whether the next thing, or piece of one, is kept.
+    fn keeps(&mut self) -> bool;
+    /// Whether the next write, or hole, is kept or dropped piece by piece.
+    fn splits(&mut self) -> bool;
+}
+
+/// The fate that a style throws.
 struct Dice {
     style: CutStyle,
     random: SeededRandom,
@@ -338,7 +375,9 @@ impl Dice {
         };
         Self { style, random: SeededRandom::new(seed) }
     }
+}
 
+impl Fate for Dice {
     fn keeps(&mut self) -> bool {
         match self.style {
             CutStyle::DropAll => false,
@@ -347,47 +386,67 @@ impl Dice {
         }
     }
 
-    /// Kept, dropped, or page by page one or the other.
-    fn tear_punch(&mut self, offset: usize, count: usize, kept: &mut Vec<Change>) {
-        let third =
-            matches!(self.style, CutStyle::Torn { .. }) && self.random.next_u64().is_multiple_of(3);
-        if !third {
-            if self.keeps() {
-                kept.push(Change::Punch { offset, count });
-            }
-            return;
-        }
-        let (mut from, end) = (offset, offset + count);
-        while from < end {
-            let until = ((from / PAGE_BYTES + 1) * PAGE_BYTES).min(end);
-            if self.keeps() {
-                kept.push(Change::Punch { offset: from, count: until - from });
-            }
-            from = until;
-        }
+    fn splits(&mut self) -> bool {
+        matches!(self.style, CutStyle::Torn { .. }) && self.random.next_u64().is_multiple_of(3)
     }
+}
 
-    /// Kept, dropped, or sector by sector one or the other.
-    fn tear(&mut self, offset: usize, bytes: Vec<u8>, kept: &mut Vec<Change>) {
-        let third =
-            matches!(self.style, CutStyle::Torn { .. }) && self.random.next_u64().is_multiple_of(3);
-        if !third {
-            if self.keeps() {
-                kept.push(Change::Write { offset, bytes });
-            }
-            return;
+/// Kept, dropped, or page by page one or the other.
+fn tear_punch(offset: usize, count: usize, fate: &mut dyn Fate, kept: &mut Vec<Change>) {
+    if !fate.splits() {
+        if fate.keeps() {
+            kept.push(Change::Punch { offset, count });
         }
-        let mut from = 0;
-        while from < bytes.len() {
-            let to_boundary = SECTOR_BYTES - (offset + from) % SECTOR_BYTES;
-            let until = (from + to_boundary).min(bytes.len());
-            if self.keeps() {
-                let bytes = bytes[from..until].to_vec();
-                kept.push(Change::Write { offset: offset + from, bytes });
-            }
-            from = until;
+        return;
+    }
+    let (mut from, end) = (offset, offset + count);
+    while from < end {
+        let until = ((from / PAGE_BYTES + 1) * PAGE_BYTES).min(end);
+        if fate.keeps() {
+            kept.push(Change::Punch { offset: from, count: until - from });
+        }
+        from = until;
+    }
+}
+
+/// Kept, dropped, or sector by sector one or the other.
+fn tear(
+    before: &Image,
+    offset: usize,
+    bytes: &Bytes,
+    fate: &mut dyn Fate,
+    kept: &mut Vec<Change>,
+) {
+    if !fate.splits() {
+        if fate.keeps() {
+            kept.push(Change::Write { offset, bytes: bytes.clone() });
+        }
+        return;
+    }
+    for piece in pieces(before, offset, bytes) {
+        if fate.keeps() {
+            let offset = offset + piece.start;
+            kept.push(Change::Write { offset, bytes: bytes.slice(piece) });
         }
     }
+}
+
+/// The sectors of a write. Zeroes over zeroes are one piece, however many sectors: each part of it reads the same.
+fn pieces(before: &Image, offset: usize, bytes: &[u8]) -> Vec<Range<usize>> {
+    let mut pieces: Vec<Range<usize>> = Vec::new();
+    let (mut from, mut was_blank) = (0, false);
+    while from < bytes.len() {
+        let to_boundary = SECTOR_BYTES - (offset + from) % SECTOR_BYTES;
+        let until = (from + to_boundary).min(bytes.len());
+        let is_blank = bytes[from..until].iter().all(|byte| *byte == 0)
+            && before.is_blank(offset + from, offset + until);
+        match pieces.last_mut().filter(|_| is_blank && was_blank) {
+            Some(last) => last.end = until,
+            None => pieces.push(from..until),
+        }
+        (from, was_blank) = (until, is_blank);
+    }
+    pieces
 }
 
 impl Disk for SimDisk {
@@ -532,6 +591,7 @@ impl SimFile {
                 return Err(io::ErrorKind::StorageFull.into());
             }
             change(content);
+            inner.changed = Some(self.id);
             Ok(())
         })
     }
@@ -553,7 +613,7 @@ impl File for SimFile {
         let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).collect();
         let count = bytes.len() as u64;
         let offset = usize::try_from(offset).map_err(io::Error::other)?;
-        let change = Change::Write { offset, bytes };
+        let change = Change::Write { offset, bytes: bytes.into() };
         self.change(offset, end_of(offset, count)?, |content| content.change(change))?;
         self.with(|inner| {
             inner.bytes_written += count;
