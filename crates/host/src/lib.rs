@@ -7,6 +7,7 @@
 
 mod clock;
 mod disk;
+mod faulty_disk;
 mod http_port;
 mod memory_network;
 mod network;
@@ -17,6 +18,7 @@ mod tasks;
 
 pub use clock::{Clock, Elapsed, Monotonic, RealClock};
 pub use disk::{Disk, DiskUsage, File, OpenMode, RealDisk};
+pub use faulty_disk::{Fault, FaultyDisk, Operation, Trouble};
 pub use http_port::{Greeted, Http2, HttpPort, count_too_slow, serve_http};
 pub use memory_network::MemoryNetwork;
 pub use network::{Connection, Listener, Network, RealNetwork};
