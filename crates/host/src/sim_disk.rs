@@ -219,12 +219,20 @@ impl Inner {
         self.settle(&mut Dice::new(style));
     }
 
-    /// What was not synced meets its fate.
+    /// What was not synced meets its fate: contents first, so that what they are asked does not depend on the names.
     fn settle(&mut self, fate: &mut dyn Fate) {
-        self.settle_names(fate);
+        self.forget_nameless();
         for content in self.contents.values_mut() {
             content.settle(fate);
         }
+        self.settle_names(fate);
+        self.forget_nameless();
+    }
+
+    fn forget_nameless(&mut self) {
+        let names = self.names.values().chain(self.durable_names.values());
+        let named: BTreeSet<u64> = names.copied().collect();
+        self.contents.retain(|id, _| named.contains(id));
     }
 
     /// Counts something that a cut may come before.
@@ -267,8 +275,6 @@ impl Inner {
             }
         }
         self.names = self.durable_names.clone();
-        let named: BTreeSet<u64> = self.names.values().copied().collect();
-        self.contents.retain(|id, _| named.contains(id));
     }
 }
 
@@ -410,13 +416,7 @@ fn tear_punch(offset: usize, count: usize, fate: &mut dyn Fate, kept: &mut Vec<C
 }
 
 /// Kept, dropped, or sector by sector one or the other.
-fn tear(
-    before: &Image,
-    offset: usize,
-    bytes: &Bytes,
-    fate: &mut dyn Fate,
-    kept: &mut Vec<Change>,
-) {
+fn tear(before: &Image, offset: usize, bytes: &Bytes, fate: &mut dyn Fate, kept: &mut Vec<Change>) {
     if !fate.splits() {
         if fate.keeps() {
             kept.push(Change::Write { offset, bytes: bytes.clone() });

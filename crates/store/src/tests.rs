@@ -1,6 +1,7 @@
 //! What the store promises, on real files: bytes, idempotence, refusals, damage, recycling, restarts, and failing disks.
 
 mod compaction;
+mod crash_states;
 mod model;
 mod power_cut;
 mod scrub;

@@ -1,6 +1,7 @@
 //! The log against a tiny model, on a disk that forgets what was not synced.
 
 mod crash;
+mod crash_states;
 mod damage;
 mod group_commit;
 

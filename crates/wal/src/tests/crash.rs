@@ -9,24 +9,24 @@ use std::collections::BTreeMap;
 
 /// What the log must say of a group.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-struct Model {
+pub(super) struct Model {
     vote: Option<Bytes>,
     committed: Option<Bytes>,
     purged: Option<(u64, Bytes)>,
     installing: Option<Bytes>,
-    dropped: bool,
+    pub(super) dropped: bool,
     entries: BTreeMap<u64, Entry>,
 }
 
-type Models = BTreeMap<u64, Model>;
+pub(super) type Models = BTreeMap<u64, Model>;
 
 impl Model {
-    fn next_index(&self) -> u64 {
+    pub(super) fn next_index(&self) -> u64 {
         let after_purge = self.purged.as_ref().map_or(1, |(upto, _)| upto + 1);
         self.entries.last_key_value().map_or(after_purge, |(last, _)| last + 1)
     }
 
-    fn apply(&mut self, record: &Record) {
+    pub(super) fn apply(&mut self, record: &Record) {
         match record {
             Record::Append(entries) => {
                 self.entries.extend(entries.iter().map(|entry| (entry.index, entry.clone())));
@@ -64,7 +64,7 @@ fn seen(wal: &Wal, group: u64) -> Model {
     }
 }
 
-fn all_seen(wal: &Wal) -> Models {
+pub(super) fn all_seen(wal: &Wal) -> Models {
     (0..3).map(|group| (group, seen(wal, group))).collect()
 }
 
