@@ -440,9 +440,9 @@ mod tests {
                     std::thread::yield_now();
                 }
                 if is_removed {
-                    disk.remove()
+                    disk.remove();
                 } else {
-                    disk.heal()
+                    disk.heal();
                 }
                 writing.join().expect("nobody panics")
             });

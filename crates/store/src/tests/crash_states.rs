@@ -198,7 +198,6 @@ impl Tally {
         compare(&self.seen[&fingerprint], known, &when);
     }
 
-    #[expect(clippy::print_stdout, reason = "the figures are wanted by who runs it")]
     fn is_at_least(&self, floor: usize) {
         let Self { name, tried, seen } = self;
         println!("{name}: {} distinct images of {tried}", seen.len());
