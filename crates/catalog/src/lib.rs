@@ -19,6 +19,7 @@ mod object;
 mod placed;
 mod range;
 mod read;
+mod recode;
 mod repair;
 mod retry;
 mod root;

@@ -224,6 +224,7 @@ impl Range {
             RangeOp::Repaired { extent, slots } => self.step(txn).repaired(extent, *slots),
             RangeOp::MarkLost(op) => self.step(txn).mark_lost(op),
             RangeOp::QueueOrphans { orphans } => self.queue_orphans(txn, orphans),
+            RangeOp::Recode(op) => self.step(txn).recode(op),
         }
     }
 
@@ -322,6 +323,7 @@ fn named_content(op: &RangeOp) -> Option<&Content> {
         RangeOp::Put(op) => Some(&op.content),
         RangeOp::PutPart(op) => Some(&op.content),
         RangeOp::Abandon(op) => Some(&op.content),
+        RangeOp::Recode(op) => Some(&op.content),
         RangeOp::Delete(_)
         | RangeOp::CreateUpload(_)
         | RangeOp::CompleteUpload(_)

@@ -33,7 +33,7 @@ impl Step<'_, '_> {
         }
         let mut mended = extent;
         slots.iter().for_each(|slot| mended.missing.remove(slot));
-        self.rename(&owner, &mended)?;
+        self.rename(&owner, mended.id, &mended)?;
         self.txn.remove(row);
         self.note_missing(&mended, &owner);
         Ok(Applied::Done)
@@ -60,7 +60,7 @@ impl Step<'_, '_> {
         if marked.missing.count() > u32::from(seen.profile.parity) {
             return Err(Refusal::TooFewLeft.into());
         }
-        self.rename(&op.owner, &marked)?;
+        self.rename(&op.owner, marked.id, &marked)?;
         if !seen.missing.is_empty() {
             self.txn.remove(key::repair(self.range, margin(seen), seen.id));
         }
@@ -69,7 +69,11 @@ impl Step<'_, '_> {
     }
 
     /// An extent as its owner names it; `None`: it does not.
-    fn named(&self, owner: &ExtentOwner, id: ExtentId) -> Result<Option<Extent>, CatalogError> {
+    pub(crate) fn named(
+        &self,
+        owner: &ExtentOwner,
+        id: ExtentId,
+    ) -> Result<Option<Extent>, CatalogError> {
         let near = match owner {
             ExtentOwner::Object { at, object } => match self.txn.get(&key::current(at))? {
                 Some(ObjectRow {
@@ -88,10 +92,14 @@ impl Step<'_, '_> {
         Ok(extents.into_iter().find(|extent| extent.id == id))
     }
 
-    /// Writes an extent anew where its owner names it.
-    fn rename(&mut self, owner: &ExtentOwner, extent: &Extent) -> Result<(), CatalogError> {
-        let lost =
-            || CatalogError::Inconsistent("the owner of an extent that misses a slot is gone");
+    /// Writes `extent` where its owner names the one of this id.
+    pub(crate) fn rename(
+        &mut self,
+        owner: &ExtentOwner,
+        id: ExtentId,
+        extent: &Extent,
+    ) -> Result<(), CatalogError> {
+        let lost = || CatalogError::Inconsistent("the owner of an extent does not name it");
         match owner {
             ExtentOwner::Object { at, object } => {
                 let row = key::current(at);
@@ -100,7 +108,7 @@ impl Step<'_, '_> {
                 if record.object != *object {
                     return Err(lost());
                 }
-                if replace(&mut content.extents, extent) {
+                if replace(&mut content.extents, id, extent) {
                     self.txn.put(row, &record);
                     return Ok(());
                 }
@@ -112,7 +120,7 @@ impl Step<'_, '_> {
                     return Err(lost());
                 }
                 let StoredContent { extents, .. } = &mut part.content;
-                if replace(extents, extent) {
+                if replace(extents, id, extent) {
                     self.txn.put(row, &part);
                     return Ok(());
                 }
@@ -120,7 +128,7 @@ impl Step<'_, '_> {
         }
         for (row, value) in self.txn.rows_under(&key::extents(owner.at(), owner.object()))? {
             let mut chunk: ExtentsRow = decode(&value)?;
-            if replace(&mut chunk.extents, extent) {
+            if replace(&mut chunk.extents, id, extent) {
                 self.txn.put(row, &chunk);
                 return Ok(());
             }
@@ -129,9 +137,9 @@ impl Step<'_, '_> {
     }
 }
 
-/// Puts `extent` in the place of the one that has its id. `false`: there is none.
-fn replace(extents: &mut [Extent], extent: &Extent) -> bool {
-    let found = extents.iter_mut().find(|other| other.id == extent.id);
+/// Puts `extent` in the place of the one that has this id. `false`: there is none.
+fn replace(extents: &mut [Extent], id: ExtentId, extent: &Extent) -> bool {
+    let found = extents.iter_mut().find(|other| other.id == id);
     found.is_some_and(|other| {
         other.clone_from(extent);
         true

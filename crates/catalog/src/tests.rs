@@ -3,6 +3,7 @@
 mod audit;
 mod format;
 mod model;
+mod recode;
 mod root;
 mod stories;
 mod support;

@@ -338,6 +338,7 @@ fn set_bucket_epoch(op: &mut RangeOp, epoch: Epoch) {
         | RangeOp::RaiseApplyVersion { .. }
         | RangeOp::ReportHash
         | RangeOp::Repaired { .. }
+        | RangeOp::Recode(_)
         | RangeOp::MarkLost(_)
         | RangeOp::QueueOrphans { .. } => {}
     }

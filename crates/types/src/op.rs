@@ -4,9 +4,9 @@
 //! values here; unknown is what a caller is left with when no answer arrives (C7).
 
 use crate::{
-    BucketId, Checksum, Content, Description, Epoch, Etag, Extent, ExtentId, Generation, Interval,
-    KeyPoint, MarkLost, NodeId, ObjectId, Orphan, PartSummary, RangeId, RequestToken, SessionId,
-    SlotSet, UploadId, UploadRecord, Versioned,
+    BucketId, Checksum, Content, Description, Epoch, Etag, Extent, ExtentId, ExtentOwner,
+    Generation, Interval, KeyPoint, MarkLost, NodeId, ObjectId, Orphan, PartSummary, RangeId,
+    RequestToken, SessionId, SlotSet, UploadId, UploadRecord, Versioned,
 };
 use serde::{Deserialize, Serialize};
 
@@ -101,6 +101,8 @@ pub enum RangeOp {
         /// The extents.
         orphans: Vec<Orphan>,
     },
+    /// The content of an extent, written again under another code, takes its place.
+    Recode(Box<Recode>),
 }
 
 /// The condition of a write, judged where the write is ordered (C3).
@@ -261,6 +263,17 @@ pub struct Abandon {
     /// The seq under which it would have been sent. The abandoning command is sent under this seq itself.
     pub seq: u64,
     /// What it would have named.
+    pub content: Content,
+}
+
+/// See [`RangeOp::Recode`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Recode {
+    /// Who names the extent.
+    pub owner: ExtentOwner,
+    /// The extent as it was seen: where it is named otherwise by now, nothing is changed.
+    pub extent: Extent,
+    /// The copy: one extent of the same length and checksum.
     pub content: Content,
 }
 

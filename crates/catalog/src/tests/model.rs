@@ -24,6 +24,7 @@ enum Act {
     Collect,
     Repair { at: usize, all: bool },
     Lose { at: usize, slot: u8 },
+    Recode { at: usize, missing: bool },
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -44,6 +45,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => Just(Act::Collect),
         2 => (0..4_usize, any::<bool>()).prop_map(|(at, all)| Act::Repair { at, all }),
         2 => (0..8_usize, 0..6_u8).prop_map(|(at, slot)| Act::Lose { at, slot }),
+        2 => (0..8_usize, any::<bool>()).prop_map(|(at, missing)| Act::Recode { at, missing }),
     ]
 }
 
@@ -223,6 +225,10 @@ fn run(range: &mut Replicas, model: &mut Model, act: &Act) {
             lose(range, at, Slot(slot));
             return;
         }
+        Act::Recode { at, missing } => {
+            recode_one(range, model, at, missing);
+            return;
+        }
         Act::Collect => {
             let ids: Vec<_> = range
                 .garbage()
@@ -257,8 +263,8 @@ fn repair(range: &mut Replicas, at: usize, all: bool) {
     assert_eq!(range.duty(op), Outcome::Refused(Refusal::NotMissing));
 }
 
-/// Loses a shard of one of the extents that are named. What the record missed before decides whether it may be told.
-fn lose(range: &mut Replicas, at: usize, slot: Slot) {
+/// The extents that objects and parts name, with their owners; those of completed uploads once.
+fn named_with_owners(range: &Replicas) -> Vec<(ExtentOwner, Extent)> {
     let (entries, _) = range.inventory(Some(InventoryPosition::Objects), 1000);
     let (objects, _) = range.inventory(None, 1000);
     let named = entries.into_iter().chain(objects).filter_map(|entry| match entry {
@@ -267,17 +273,22 @@ fn lose(range: &mut Replicas, at: usize, slot: Slot) {
         }
         InventoryEntry::Composite { .. } | InventoryEntry::Garbage(_) => None,
     });
-    let mut named = named.flat_map(|content| {
+    let each = named.flat_map(|content| {
         let owner = content.owner;
         content.extents.into_iter().map(move |extent| (owner.clone(), extent))
     });
-    let Some((owner, extent)) = named.nth(at) else { return };
-    let missing = extent.missing;
+    each.collect()
+}
+
+/// Loses a shard of one of the extents that are named. What the record missed before decides whether it may be told.
+fn lose(range: &mut Replicas, at: usize, slot: Slot) {
+    let Some((owner, extent)) = named_with_owners(range).into_iter().nth(at) else { return };
+    let (missing, profile) = (extent.missing, extent.profile);
     let slots: SlotSet = [slot].into_iter().collect();
     let op = RangeOp::MarkLost(Box::new(MarkLost { owner, extent, slots }));
-    let expected = if missing.contains(slot) {
+    let expected = if missing.contains(slot) || slot.0 >= profile.width() {
         Outcome::Refused(Refusal::Unsupported)
-    } else if missing.count() == 2 {
+    } else if missing.count() == u32::from(profile.parity) {
         Outcome::Refused(Refusal::TooFewLeft)
     } else {
         Outcome::Applied(Applied::Done)
@@ -286,6 +297,21 @@ fn lose(range: &mut Replicas, at: usize, slot: Slot) {
     if expected == Outcome::Applied(Applied::Done) {
         assert_eq!(range.duty(op), Outcome::Refused(Refusal::ExtentChanged), "as it was seen");
     }
+}
+
+/// A copy under another code takes the place of one of the extents that are named; a second one comes too late, and is
+/// garbage.
+fn recode_one(range: &mut Replicas, model: &mut Model, at: usize, missing: bool) {
+    let Some((owner, extent)) = named_with_owners(range).into_iter().nth(at) else { return };
+    let mut copies = [model.fresh(), model.fresh()]
+        .map(|counter| recoded(&extent, counter, if missing { &[2] } else { &[] }));
+    model.named.extend(copies.iter().map(|copy| copy.id));
+    let [first, second] =
+        copies.each_mut().map(|copy| recode(owner.clone(), extent.clone(), copy.clone()));
+    let caller = range.caller();
+    assert_eq!(range.send_as(caller, first.clone()), Outcome::Applied(Applied::Done));
+    assert_eq!(range.send_as(caller, first), Outcome::Applied(Applied::Done), "a resend");
+    assert_eq!(range.send(second), Outcome::Refused(Refusal::ExtentChanged));
 }
 
 fn check(range: &Replicas, model: &Model) {

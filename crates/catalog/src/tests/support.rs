@@ -235,6 +235,22 @@ pub(crate) fn extent(counter: u64, length: u64, missing: &[u8]) -> Extent {
     }
 }
 
+/// What the same content is under another code.
+pub(crate) fn recoded(extent: &Extent, counter: u64, missing: &[u8]) -> Extent {
+    Extent {
+        id: ExtentId { session: SESSION, counter },
+        pg: PgId(2),
+        profile: Profile::RS_1_2,
+        missing: missing.iter().map(|&slot| Slot(slot)).collect(),
+        ..extent.clone()
+    }
+}
+
+pub(crate) fn recode(owner: ExtentOwner, extent: Extent, copy: Extent) -> RangeOp {
+    let content = Content { extents: vec![copy], tail: Bytes::new() };
+    RangeOp::Recode(Box::new(Recode { owner, extent, content }))
+}
+
 /// The extents that an entry of the inventory names.
 pub(crate) fn extents_in(entry: &InventoryEntry) -> Vec<Extent> {
     match entry {
