@@ -9,7 +9,7 @@ use ashlar_types::{
 use std::collections::BTreeSet;
 
 /// The profiles for an extent of `length` bytes, the wanted one first.
-fn profiles(map: &ClusterMap, length: u64) -> Vec<Profile> {
+pub(crate) fn profiles(map: &ClusterMap, length: u64) -> Vec<Profile> {
     let small = small_profile(map);
     let order =
         if length <= SMALL_EXTENT_BYTES_MAX { [small, map.wide] } else { [map.wide, small] };
@@ -25,6 +25,15 @@ fn small_profile(map: &ClusterMap) -> Option<Profile> {
 }
 
 impl Inner {
+    /// A group of this very profile all of whose homes take writes now: for copies, which can wait.
+    pub(crate) fn whole_group(&self, id: ExtentId, profile: Profile) -> Option<PlacementGroup> {
+        let (map, chooser) = (self.map.load_full(), self.chooser.load_full());
+        let live = |disk| self.health.is_writable(&map, disk);
+        let chosen =
+            chooser.choose(id, profile, &live, &|disk| self.health.free_per_mille(disk))?;
+        chosen.homes.iter().all(|&disk| live(disk)).then(|| chosen.clone())
+    }
+
     /// The group for a new extent. `tried`: groups that have failed this very content.
     pub(crate) async fn choose_group(
         &self,

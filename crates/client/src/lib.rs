@@ -25,6 +25,7 @@ mod pool;
 mod query;
 mod reader;
 mod rebuild;
+mod recode;
 mod session;
 mod shard;
 mod silence;

@@ -17,7 +17,10 @@ use crate::extent::{ExtentFailed, ExtentWriter, Sealed};
 use crate::inner::Inner;
 use crate::session::OpenSeq;
 use crate::{Client, Failure};
-use ashlar_types::{BucketId, Content, EXTENT_BYTES_MAX, Extent, ExtentId, INLINE_BYTES_MAX, PgId};
+use ashlar_types::{
+    BucketId, Content, EXTENT_BYTES_MAX, Extent, ExtentId, INLINE_BYTES_MAX, PgId, PlacementGroup,
+    Profile,
+};
 use bytes::{Bytes, BytesMut};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -134,12 +137,48 @@ impl ObjectWriter {
     }
 
     async fn open_extent(&mut self, length: u64) -> Result<ExtentWriter, Failure> {
-        let seq = self.seq.as_ref().expect("a writer has its seq until it is finished");
-        let id = seq.session.next_extent();
+        let id = self.next_extent();
         let group = self.inner.choose_group(id, length, &self.failed_groups).await?;
+        Ok(self.extent_in(group, id, length))
+    }
+
+    fn next_extent(&self) -> ExtentId {
+        let seq = self.seq.as_ref().expect("a writer has its seq until it is finished");
+        seq.session.next_extent()
+    }
+
+    fn extent_in(&mut self, group: PlacementGroup, id: ExtentId, length: u64) -> ExtentWriter {
         let writer = ExtentWriter::new(self.inner.clone(), group, id, self.bucket, length);
         self.unnamed.insert(id, writer.as_abandoned());
-        Ok(writer)
+        writer
+    }
+
+    /// All of the content is that of `source`, in one extent of this profile that misses no slot. Where that cannot be
+    /// had now, nothing is written that anything names.
+    pub(crate) async fn copy_from(
+        &mut self,
+        source: &Extent,
+        profile: Profile,
+    ) -> Result<(), Failure> {
+        let id = self.next_extent();
+        let group = self.inner.whole_group(id, profile);
+        let group = group.ok_or_else(|| {
+            Failure::unavailable(format!("no group of {profile} has all of its homes now"))
+        })?;
+        let writer = self.extent_in(group, id, source.length);
+        let copied = match copy(&self.inner, source, writer).await {
+            Ok(extent) => extent,
+            Err(CopyFailed::Source(failure)) => return Err(failure),
+            Err(CopyFailed::Target(failed)) => {
+                return Err(Failure::unavailable(failed.to_string()));
+            }
+        };
+        if !copied.missing.is_empty() {
+            return Err(Failure::unavailable("a home failed while the copy was written"));
+        }
+        self.written = copied.length;
+        self.name(copied);
+        Ok(())
     }
 
     /// Puts as much of `bytes` into the current extent as it takes.

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests: where they fail, the test fails")]
 
 mod fake;
+mod recode;
 mod sealing;
 
 use ashlar_client::{Failure, Ticket};
