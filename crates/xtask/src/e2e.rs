@@ -1,4 +1,5 @@
-//! The end-to-end stage: AWS CLI, boto3 and the operator's commands against a demo, then the kill tests. Its last line sums both.
+//! The end-to-end stage: AWS CLI, boto3 and the operator's commands against a demo, the kill tests, some power cuts. Its
+//! last line sums all.
 
 use crate::demo::Demo;
 use anyhow::{Context, Result, ensure};
@@ -23,6 +24,7 @@ pub(crate) fn run() -> Result<()> {
     let mut sum = Sum::default();
     sum.add(clients(&python)?);
     sum.add(kills()?);
+    sum.add(power_cuts()?);
     println!("{} passed, {} failed", sum.passed, sum.failed);
     ensure!(sum.failed == 0, "{} end-to-end checks failed", sum.failed);
     Ok(())
@@ -88,6 +90,12 @@ fn clients(python: &Path) -> Result<Sum> {
 
 fn kills() -> Result<Sum> {
     checks(Command::new("target/debug/ashlar-kill").args(["--ashlar", "target/debug/ashlar"]))
+}
+
+/// A short run of what `cargo xtask powercut` does at length.
+fn power_cuts() -> Result<Sum> {
+    let arguments = ["--cuts", "48", "--seconds", "15"];
+    checks(Command::new("target/debug/ashlar-powercut").args(arguments))
 }
 
 /// Runs a suite that ends with `N passed, N failed`. One that ends without it counts as one failure, so that a crash
