@@ -7,6 +7,7 @@
 use std::io::{self, IoSlice};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -93,6 +94,10 @@ pub trait Disk: Send + Sync {
     fn exists(&self, path: &Path) -> bool;
     /// Room on the file system of `path`.
     fn usage(&self, path: &Path) -> io::Result<DiskUsage>;
+    /// How much longer the calls since the last such question would have taken: of a real disk, no longer than they have.
+    fn lag(&self) -> Duration {
+        Duration::ZERO
+    }
     /// Takes an exclusive lock that dies with the process; held until the value is dropped. May block for two seconds: a
     /// process that was killed a moment ago holds its locks until the kernel has taken it down.
     fn lock(&self, path: &Path) -> io::Result<Box<dyn Send + Sync>>;
@@ -143,7 +148,7 @@ impl dyn Disk {
 const SLICES_MAX: usize = 1024;
 /// Together the two seconds that [`Disk::lock`] waits.
 const LOCK_TRIES_MAX: u32 = 100;
-const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
 /// The machine's file systems.
 #[derive(Debug, Clone, Copy)]

@@ -13,6 +13,7 @@ mod memory_network;
 mod network;
 mod pace;
 mod random;
+mod sim;
 mod sim_disk;
 mod tasks;
 
@@ -24,6 +25,7 @@ pub use memory_network::MemoryNetwork;
 pub use network::{Connection, Listener, Network, RealNetwork};
 pub use pace::{Pace, PaceLimits, TooSlow};
 pub use random::{Random, RealRandom, SeededRandom};
+pub use sim::{DiskConduct, DiskPace, Fabric, Life, Passage, SimHost, WallSkew, Weather};
 pub use sim_disk::{CutStyle, Moment, SimDisk, sets_of_pieces};
 pub use tasks::{RealTasks, Shutdown, TaskHandle, TaskKind, Tasks};
 
@@ -64,6 +66,15 @@ impl Host {
     pub fn with_disk(mut self, disk: Arc<dyn Disk>) -> Self {
         self.disk = disk;
         self
+    }
+
+    /// Waits as long as what was asked of the disk would have taken. Who calls the disk and then answers for it awaits
+    /// this in between; with a real disk it is over at once.
+    pub async fn disk_time(&self) {
+        let lag = self.disk.lag();
+        if !lag.is_zero() {
+            self.clock.sleep(lag).await;
+        }
     }
 
     /// The same machine with another network.

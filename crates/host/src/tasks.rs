@@ -1,13 +1,19 @@
-//! Tasks and threads, each of a named kind, and the signal that stops them.
+//! Tasks and workers, each of a named kind, and the signal that stops them.
 //!
 //! | kind | on cancel | on panic |
 //! |---|---|---|
 //! | `Request` | dropped at its next await | the caller sees a cut connection |
 //! | `Background` | watches [`Shutdown`] and returns | logged, counted; its owner's handle reports it |
-//! | `Thread` | its queue closes | the process ends: it owned a disk or a log |
+//! | worker | its queue closes | the process ends: it owned a disk or a log |
+//!
+//! A worker is one who blocks: it waits for its queue by an await, and calls the disk without one. In production it has
+//! a thread of its own, so that nobody else waits with it; a simulation runs it as one task among the others.
 
 use futures::future::BoxFuture;
 use std::future::Future;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
 use tokio_util::sync::CancellationToken;
 
 /// What a task is for; also its label in logs.
@@ -33,6 +39,10 @@ impl TaskKind {
 pub struct TaskHandle(tokio::task::JoinHandle<()>);
 
 impl TaskHandle {
+    pub(crate) fn new(task: tokio::task::JoinHandle<()>) -> Self {
+        Self(task)
+    }
+
     /// Drops the task at its next await.
     pub fn abort(&self) {
         self.0.abort();
@@ -53,8 +63,9 @@ impl TaskHandle {
 pub trait Tasks: Send + Sync {
     /// Starts a task.
     fn spawn(&self, kind: TaskKind, task: BoxFuture<'static, ()>) -> TaskHandle;
-    /// Starts a thread of its own, for work that blocks for as long as the node lives.
-    fn thread(&self, name: &str, work: Box<dyn FnOnce() + Send>);
+    /// Starts a worker, for as long as the node lives. Its awaits must not be those of a runtime (timers, sockets), but
+    /// for [`crate::Host::disk_time`], which waits in simulations only.
+    fn worker(&self, name: &str, work: BoxFuture<'static, ()>);
     /// Starts work that blocks for a moment.
     fn blocking(&self, work: Box<dyn FnOnce() + Send>);
 }
@@ -83,15 +94,36 @@ impl Tasks for RealTasks {
         TaskHandle(tokio::spawn(task))
     }
 
-    fn thread(&self, name: &str, work: Box<dyn FnOnce() + Send>) {
+    fn worker(&self, name: &str, work: BoxFuture<'static, ()>) {
         std::thread::Builder::new()
             .name(name.to_owned())
-            .spawn(work)
+            .spawn(move || drive(work))
             .expect("the system starts a thread");
     }
 
     fn blocking(&self, work: Box<dyn FnOnce() + Send>) {
         drop(tokio::task::spawn_blocking(work));
+    }
+}
+
+/// Polls a worker on this thread until it has ended; sleeps while it waits.
+fn drive(mut work: BoxFuture<'static, ()>) {
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut context = Context::from_waker(&waker);
+    while let Poll::Pending = work.as_mut().poll(&mut context) {
+        std::thread::park();
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.0.unpark();
     }
 }
 

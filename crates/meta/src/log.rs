@@ -191,6 +191,7 @@ impl RaftLogStorage<Types> for LogStore {
                 payload: payload_bytes(&entry),
             })
             .collect();
+        self.reader.wal.room().await;
         let (clock, seconds, began) =
             (self.clock.clone(), self.append_seconds.clone(), self.clock.now());
         let done = move |result: Result<(), WalError>| {
@@ -270,7 +271,8 @@ mod tests {
         append(&mut log, 0).await.await.expect("answered").expect("synced");
         disk.fail_sync_after(1);
         let mut waiting = vec![append(&mut log, 1).await];
-        for index in 2.. {
+        // some of them wait behind the sync that fails, however slowly the writer gets its turn
+        for index in 2..1_000 {
             let (sender, flushed) = Types::oneshot();
             let entry = Entry::new(log_id(1, index), EntryPayload::Blank);
             // an append that is refused at once says so itself, and has no later answer

@@ -19,7 +19,6 @@ use bytes::Bytes;
 use metrics::{Counter, Histogram};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::IoSlice;
-use std::sync::mpsc::sync_channel;
 use std::sync::{Arc, PoisonError};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
@@ -242,11 +241,12 @@ impl Committer {
 
     /// Makes durable what recovery has decided: torn records are none, and the rest is in a checkpoint. On a disk that is
     /// too full for that the tombstones go with the first batch that finds room, and the next start takes as long.
-    pub(crate) fn settle_recovery(&mut self, torn: &[ShardKey]) -> Result<(), StoreError> {
+    pub(crate) async fn settle_recovery(&mut self, torn: &[ShardKey]) -> Result<(), StoreError> {
         self.torn = torn.to_vec();
         let mut batch = Batch::default();
         self.bury_torn(&mut batch);
-        let buried = if batch.items.is_empty() { Ok(()) } else { self.write(&mut batch.items) };
+        let buried =
+            if batch.items.is_empty() { Ok(()) } else { self.write(&mut batch.items).await };
         let stored = buried.and_then(|()| {
             self.torn.clear();
             self.publish(batch);
@@ -283,40 +283,40 @@ impl Committer {
     }
 
     /// Runs until the store is closed, or forgotten.
-    pub(crate) fn run(mut self) {
+    pub(crate) async fn run(mut self) {
         loop {
             self.reclaim();
-            let first = match self.next() {
+            let first = match self.next().await {
                 Ok(Message::Job(job)) => job,
                 Ok(Message::Wake) => {
                     self.compactor.resume();
                     continue;
                 }
-                Ok(Message::Close(done)) => return self.close(done),
+                Ok(Message::Close(done)) => return self.close(done).await,
                 Err(TryRecvError::Empty) => {
-                    self.commit(Vec::new());
+                    self.commit(Vec::new()).await;
                     continue;
                 }
                 Err(TryRecvError::Disconnected) => return,
             };
             let (batch, close) = self.gather(first);
-            self.commit(batch);
+            self.commit(batch).await;
             if let Some(done) = close {
-                self.drain();
-                return self.close(done);
+                self.drain().await;
+                return self.close(done).await;
             }
         }
     }
 
     /// What comes next. Waits, but where compaction can use the time.
-    fn next(&mut self) -> Result<Message, TryRecvError> {
+    async fn next(&mut self) -> Result<Message, TryRecvError> {
         if let Some(job) = self.held.take() {
             return Ok(Message::Job(job));
         }
         if self.compactor.has_work(&self.core) {
             return self.queue.try_recv();
         }
-        self.queue.blocking_recv().ok_or(TryRecvError::Disconnected)
+        self.queue.recv().await.ok_or(TryRecvError::Disconnected)
     }
 
     /// One batch: as much as has come, up to its limits, and no key twice.
@@ -345,7 +345,7 @@ impl Committer {
     }
 
     /// What is left in the queue when it closes.
-    fn drain(&mut self) {
+    async fn drain(&mut self) {
         self.queue.close();
         loop {
             let next =
@@ -353,7 +353,7 @@ impl Committer {
             match next {
                 Ok(Message::Job(job)) => {
                     let (batch, _) = self.gather(job);
-                    self.commit(batch);
+                    self.commit(batch).await;
                 }
                 Ok(Message::Wake | Message::Close(_)) => {}
                 Err(_) => return,
@@ -361,15 +361,18 @@ impl Committer {
         }
     }
 
-    fn commit(&mut self, jobs: Vec<Job>) {
+    async fn commit(&mut self, jobs: Vec<Job>) {
         let mut batch = self.judge(jobs);
         self.add_moves(&mut batch);
         if batch.items.is_empty() {
             return;
         }
         self.bury_torn(&mut batch);
-        let written =
-            self.small.poll_prefill(&self.core).and_then(|()| self.write(&mut batch.items));
+        let written = match self.small.poll_prefill(&self.core) {
+            Ok(()) => self.write(&mut batch.items).await,
+            Err(error) => Err(error),
+        };
+        self.core.host.disk_time().await;
         match written {
             Ok(()) => {
                 self.torn.clear();
@@ -479,9 +482,9 @@ impl Committer {
         wanted > 0 && free < self.core.config.reserve_bytes.saturating_add(wanted)
     }
 
-    fn write(&mut self, items: &mut [Item]) -> Result<(), StoreError> {
+    async fn write(&mut self, items: &mut [Item]) -> Result<(), StoreError> {
         let mut touched = BTreeMap::new();
-        if let Some(segment) = self.write_small(items)? {
+        if let Some(segment) = self.write_small(items).await? {
             touched.insert(segment.header.generation, segment);
         }
         for item in items.iter_mut() {
@@ -505,13 +508,16 @@ impl Committer {
     }
 
     /// Writes the records of the small class with one call.
-    fn write_small(&mut self, items: &mut [Item]) -> Result<Option<Arc<Segment>>, StoreError> {
+    async fn write_small(
+        &mut self,
+        items: &mut [Item],
+    ) -> Result<Option<Arc<Segment>>, StoreError> {
         let used: u64 = items.iter().map(|item| item.act.small_bytes()).sum();
         if used == 0 {
             return Ok(None);
         }
         let bytes = round_up(used, PAGE);
-        let (segment, start) = self.small.place(&self.core, bytes)?;
+        let (segment, start) = self.small.place(&self.core, bytes).await?;
         let mut at = start;
         let mut headers = Vec::with_capacity(items.len());
         for item in items.iter_mut().filter(|item| item.act.small_bytes() > 0) {
@@ -533,7 +539,7 @@ impl Committer {
         }
         slices.push(IoSlice::new(&ZEROES[..size(bytes - used)]));
         slices.retain(|slice| !slice.is_empty());
-        self.small.write(&self.core, &segment, &slices, start, start + bytes)?;
+        self.small.write(&self.core, &segment, &slices, start, start + bytes).await?;
         self.measures.bytes.increment(bytes);
         self.unshown_bytes += bytes;
         Ok(Some(segment))
@@ -674,21 +680,21 @@ impl Committer {
     }
 
     /// Waits until the helper has done all that it was given.
-    fn await_helper(&mut self) {
-        let (done, all) = sync_channel(1);
+    async fn await_helper(&mut self) {
+        let (done, all) = oneshot::channel();
         let last = Chore::Other(Box::new(move || done.send(()).unwrap_or_default()));
-        if self.core.chores.send(last).is_ok() {
+        if self.core.chores.send(last).await.is_ok() {
             // an error is a helper that has died: it does nothing more either
-            all.recv().unwrap_or_default();
+            all.await.unwrap_or_default();
         }
         self.reclaimer.take_results(&self.core);
     }
 
     /// Leaves the disk so that the next open reads the checkpoint only.
-    fn close(mut self, done: oneshot::Sender<()>) {
+    async fn close(mut self, done: oneshot::Sender<()>) {
         self.queue.close();
-        let settled = self.small.await_prefill(&self.core);
-        self.await_helper();
+        let settled = self.small.await_prefill(&self.core).await;
+        self.await_helper().await;
         // a disk that has failed is not clean: the next open shall look at everything
         if settled.is_ok() && self.core.is_writable() {
             let image = checkpoint::capture(&self.core, &self.reclaimer.graves);

@@ -7,11 +7,11 @@ use crate::StoreError;
 use crate::format::{Class, PAGE};
 use crate::segment::Segment;
 use crate::store::Core;
-use ashlar_host::{Disk, OpenMode};
+use ashlar_host::{Disk, Host, OpenMode};
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use tokio::sync::{mpsc, oneshot};
 
 /// Prefilled at once: long enough to be worth a sync, short enough to be done in some milliseconds.
 const PREFILL_BYTES: u64 = 4 << 20;
@@ -19,23 +19,28 @@ const PREFILL_BYTES: u64 = 4 << 20;
 const PREFILL_BELOW: u64 = 4 << 20;
 const ZEROES_BYTES: usize = 1 << 20;
 
-/// What the helper thread of a disk does, so that the committer does not wait for it.
+/// What the helper of a disk does, so that the committer does not wait for it.
 pub(crate) enum Chore {
     /// Writes zeroes.
-    Prefill { path: PathBuf, from: u64, to: u64, done: SyncSender<io::Result<()>> },
+    Prefill { path: PathBuf, from: u64, to: u64, done: oneshot::Sender<io::Result<()>> },
     /// Anything else.
     Other(Box<dyn FnOnce() + Send>),
 }
 
 /// Runs chores until nobody can send any.
-pub(crate) fn run_chores(disk: &dyn Disk, chores: &Receiver<Chore>) {
-    for chore in chores {
+pub(crate) async fn run_chores(host: Host, mut chores: mpsc::Receiver<Chore>) {
+    while let Some(chore) = chores.recv().await {
         match chore {
-            // the writer may be gone, and then does not care
             Chore::Prefill { path, from, to, done } => {
-                drop(done.send(prefill(disk, &path, from, to)));
+                let written = prefill(host.disk.as_ref(), &path, from, to);
+                host.disk_time().await;
+                // the writer may be gone, and then does not care
+                drop(done.send(written));
             }
-            Chore::Other(work) => work(),
+            Chore::Other(work) => {
+                work();
+                host.disk_time().await;
+            }
         }
     }
 }
@@ -57,7 +62,7 @@ fn prefill(disk: &dyn Disk, path: &Path, from: u64, to: u64) -> io::Result<()> {
 pub(crate) struct SmallWriter {
     active: Option<Arc<Segment>>,
     prefilled: u64,
-    running: Option<(u64, Receiver<io::Result<()>>)>,
+    running: Option<(u64, oneshot::Receiver<io::Result<()>>)>,
 }
 
 impl SmallWriter {
@@ -79,7 +84,7 @@ impl SmallWriter {
     }
 
     /// The segment and offset at which the next `bytes` go.
-    pub(crate) fn place(
+    pub(crate) async fn place(
         &mut self,
         core: &Core,
         bytes: u64,
@@ -88,7 +93,7 @@ impl SmallWriter {
             let end = segment.taken().end;
             return Ok((segment.clone(), end));
         }
-        self.await_prefill(core)?;
+        self.await_prefill(core).await?;
         let size = core.config.small_segment_bytes.max(PAGE + bytes);
         let segment = core.new_segment(Class::Small, size)?;
         let length = segment.file.len();
@@ -98,7 +103,7 @@ impl SmallWriter {
     }
 
     /// Writes a batch where [`SmallWriter::place`] said. Not durable by itself.
-    pub(crate) fn write(
+    pub(crate) async fn write(
         &mut self,
         core: &Core,
         segment: &Arc<Segment>,
@@ -107,7 +112,7 @@ impl SmallWriter {
         end: u64,
     ) -> Result<(), StoreError> {
         if end > self.prefilled {
-            self.await_prefill(core)?;
+            self.await_prefill(core).await?;
         }
         if let Err(error) = segment.file.write_vectored_at(slices, offset) {
             if error.kind() == io::ErrorKind::StorageFull && self.take_back(segment, offset).is_ok()
@@ -143,7 +148,7 @@ impl SmallWriter {
         if spare < core.config.reserve_bytes + PREFILL_BYTES {
             return;
         }
-        let (done, running) = sync_channel(1);
+        let (done, running) = oneshot::channel();
         let chore = Chore::Prefill { path: segment.path.clone(), from: self.prefilled, to, done };
         if core.chores.try_send(chore).is_ok() {
             self.running = Some((to, running));
@@ -152,7 +157,7 @@ impl SmallWriter {
 
     /// Takes the end of a prefill, if it has come.
     pub(crate) fn poll_prefill(&mut self, core: &Core) -> Result<(), StoreError> {
-        let Some((to, running)) = &self.running else { return Ok(()) };
+        let Some((to, running)) = &mut self.running else { return Ok(()) };
         let Ok(result) = running.try_recv() else { return Ok(()) };
         let to = *to;
         self.running = None;
@@ -160,9 +165,9 @@ impl SmallWriter {
     }
 
     /// Waits for the prefill that runs.
-    pub(crate) fn await_prefill(&mut self, core: &Core) -> Result<(), StoreError> {
+    pub(crate) async fn await_prefill(&mut self, core: &Core) -> Result<(), StoreError> {
         let Some((to, running)) = self.running.take() else { return Ok(()) };
-        let result = running.recv().unwrap_or_else(|_| Err(io::Error::other("it was given up")));
+        let result = running.await.unwrap_or_else(|_| Err(io::Error::other("it was given up")));
         self.prefill_ended(core, to, result)
     }
 

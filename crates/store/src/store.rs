@@ -19,12 +19,12 @@ use crate::{StoreError, checkpoint};
 use ashlar_host::{Disk, DiskUsage, Host, OpenMode};
 use ashlar_types::{BucketId, ClusterId, DiskId, Epoch, ExtentId, NodeId, PgId, Profile, Slot};
 use bytes::Bytes;
+use futures::FutureExt;
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
@@ -196,7 +196,7 @@ pub(crate) struct Core {
     pub(crate) reclaimed: Mutex<Option<Reclaimed>>,
     /// Records up to this sequence are reflected in a checkpoint that is durable.
     pub(crate) checkpointed: AtomicU64,
-    pub(crate) chores: SyncSender<Chore>,
+    pub(crate) chores: mpsc::Sender<Chore>,
     pub(crate) scrub: Mutex<Scrub>,
     figures: Mutex<Figures>,
     waker: OnceLock<mpsc::WeakSender<Message>>,
@@ -317,7 +317,7 @@ impl Store {
         let small = last(&state.segments, Class::Small).filter(|_| state.found.clean);
         let active = last(&state.segments, Class::Large);
         let recycled = recycled(disk, &config.dir, before.disk, &state.segments)?;
-        let (chores, waiting) = sync_channel(CHORES_MAX);
+        let (chores, waiting) = mpsc::channel(CHORES_MAX);
         let scrub = Scrub::load(disk, &config.dir, before.disk);
         let core = Arc::new(Core {
             host: host.clone(),
@@ -359,19 +359,20 @@ impl Store {
         core: Arc<Core>,
         small: Option<Arc<Segment>>,
         reclaimer: Reclaimer,
-        waiting: Receiver<Chore>,
+        waiting: mpsc::Receiver<Chore>,
         torn: &[ShardKey],
     ) -> Result<Self, StoreError> {
         let (queue, messages) = mpsc::channel(BATCH_RECORDS_MAX);
         core.waker.set(queue.downgrade()).expect("a store is started once");
         let tasks = core.host.tasks.clone();
-        let disk = core.host.disk.clone();
+        let host = core.host.clone();
         let mut committer = Committer::new(core.clone(), messages, small, reclaimer);
         if !core.recovered.clean && core.recovered.records > 0 {
-            committer.settle_recovery(torn)?;
+            let settled = committer.settle_recovery(torn).now_or_never();
+            settled.expect("nothing runs yet that it could wait for")?;
         }
-        tasks.thread("store helper", Box::new(move || run_chores(disk.as_ref(), &waiting)));
-        tasks.thread("store commit", Box::new(move || committer.run()));
+        tasks.worker("store helper", Box::pin(run_chores(host, waiting)));
+        tasks.worker("store commit", Box::pin(committer.run()));
         let budget = usize::try_from(BATCH_BYTES_MAX).expect("four MiB fit into memory");
         Ok(Self { core, queue, budget: Arc::new(Semaphore::new(budget)) })
     }

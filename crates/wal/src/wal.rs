@@ -12,36 +12,36 @@ use ashlar_host::Host;
 use ashlar_types::RangeId;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use tokio::sync::{oneshot, watch};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::sync::{Notify, oneshot, watch};
 
-/// Called once, in submission order, when the record is on stable storage or never will be. It runs on the writer
-/// thread: it must not block, and not submit.
+/// Called once, in submission order, when the record is on stable storage or never will be. The writer calls it: it must
+/// not block, and not submit.
 pub type Done = Box<dyn FnOnce(Result<(), WalError>) + Send>;
 
 /// The log; cheap to clone. When the last handle is dropped the writer writes what waits, and stops.
 #[derive(Clone)]
 pub struct Wal {
     shared: Arc<Shared>,
-    /// Dropped with the last handle; the threads hold only `shared`.
+    /// Dropped with the last handle; the workers hold only `shared`.
     _handle: Arc<Handle>,
 }
 
 struct Handle(Arc<Shared>);
 
-/// What handles, writer and zeroing thread share.
+/// What handles, writer and zeroing worker share.
 pub(crate) struct Shared {
     pub(crate) host: Host,
     pub(crate) config: WalConfig,
     pub(crate) limits: Limits,
     pub(crate) state: Mutex<State>,
     /// Something waits for the writer, or it shall stop.
-    pub(crate) work: Condvar,
+    pub(crate) work: Notify,
     /// The queue was taken.
-    pub(crate) room: Condvar,
-    /// A spare is wanted, or the zeroing thread shall stop.
-    pub(crate) spare_wanted: Condvar,
-    /// Threads that still run.
+    pub(crate) room: Notify,
+    /// A spare is wanted, or the zeroing worker shall stop.
+    pub(crate) spare_wanted: Notify,
+    /// Workers that still run.
     pub(crate) running: watch::Sender<u8>,
 }
 
@@ -85,7 +85,7 @@ pub(crate) struct Located {
 }
 
 impl Wal {
-    /// Opens the log, or makes it, and recovers. Blocks; the writer thread runs when it returns.
+    /// Opens the log, or makes it, and recovers. Blocks; the writer runs when it returns.
     pub fn open(host: &Host, config: WalConfig) -> Result<Self, WalError> {
         Self::open_with(host, config, Limits::default())
     }
@@ -123,15 +123,14 @@ impl Wal {
             config,
             limits,
             state: Mutex::new(state),
-            work: Condvar::new(),
-            room: Condvar::new(),
-            spare_wanted: Condvar::new(),
+            work: Notify::new(),
+            room: Notify::new(),
+            spare_wanted: Notify::new(),
             running: watch::channel(2).0,
         });
         let writer = Writer::new(Arc::clone(&shared), recovered.end);
-        host.tasks.thread("wal-writer", Box::new(move || writer.run()));
-        let zeroing = Arc::clone(&shared);
-        host.tasks.thread("wal-zeroing", Box::new(move || writer::zero_spares(&zeroing)));
+        host.tasks.worker("wal-writer", Box::pin(writer.run()));
+        host.tasks.worker("wal-zeroing", Box::pin(writer::zero_spares(Arc::clone(&shared))));
         Ok(Self { _handle: Arc::new(Handle(Arc::clone(&shared))), shared })
     }
 
@@ -151,8 +150,8 @@ impl Wal {
     }
 
     /// The record is readable when this returns; `done` is called once it is on stable storage, or never will be.
-    /// Where this returns an error nothing was taken in and `done` is not called. Waits (milliseconds) while the
-    /// queue is full.
+    /// Where this returns an error nothing was taken in and `done` is not called. Who submits much awaits
+    /// [`Wal::room`] before.
     pub fn submit(&self, group: RangeId, record: Record, done: Done) -> Result<(), WalError> {
         self.submit_all(group, vec![record], done)
     }
@@ -185,9 +184,6 @@ impl Wal {
         take_in: impl FnOnce(&mut Table) -> Result<Vec<Item>, WalError>,
     ) -> Result<(), WalError> {
         let mut state = self.shared.lock();
-        while state.queue_bytes > self.shared.limits.queue_bytes && state.accepts().is_ok() {
-            state = self.shared.room.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
         state.accepts()?;
         let items = take_in(&mut state.table)?;
         state.queue_bytes += bytes;
@@ -197,6 +193,19 @@ impl Wal {
         Ok(())
     }
 
+    /// Waits (milliseconds) while the queue is full. It then has room for one submission of each who waited: the queue
+    /// is bounded by its limit and one submission a group.
+    pub async fn room(&self) {
+        loop {
+            // listens before it looks, so that a queue that is taken in between is not missed
+            let taken = self.shared.room.notified();
+            if self.shared.has_room() {
+                return;
+            }
+            taken.await;
+        }
+    }
+
     /// What the node has noted, by key; with what was submitted.
     pub fn notes(&self) -> BTreeMap<u64, Note> {
         self.shared.lock().table.notes().clone()
@@ -204,6 +213,7 @@ impl Wal {
 
     /// Notes something of the node under a key, in place of what was noted before; waits until it is on stable storage.
     pub async fn note_durable(&self, key: u64, note: Note) -> Result<(), WalError> {
+        self.room().await;
         let (done, answer) = awaited();
         self.enqueue(writer::NOTE_BYTES, done, |table| {
             table.note(key, note);
@@ -223,6 +233,7 @@ impl Wal {
         group: RangeId,
         records: Vec<Record>,
     ) -> Result<(), WalError> {
+        self.room().await;
         let (done, answer) = awaited();
         self.submit_all(group, records, done)?;
         answer.await.unwrap_or(Err(WalError::Closed))
@@ -281,7 +292,7 @@ impl Wal {
         Ok(Some(entries))
     }
 
-    /// Writes what waits, stops the threads and releases the directory. Later submits fail.
+    /// Writes what waits, stops the workers and releases the directory. Later submits fail.
     pub async fn close(&self) {
         self.shared.begin_close();
         let mut running = self.shared.running.subscribe();
@@ -313,11 +324,17 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a submission need not wait, be it because it will be refused.
+    fn has_room(&self) -> bool {
+        let state = self.lock();
+        state.queue_bytes <= self.limits.queue_bytes || state.accepts().is_err()
+    }
+
     fn begin_close(&self) {
         self.lock().closing = true;
-        self.work.notify_all();
-        self.room.notify_all();
-        self.spare_wanted.notify_all();
+        self.work.notify_one();
+        self.room.notify_waiters();
+        self.spare_wanted.notify_one();
     }
 }
 

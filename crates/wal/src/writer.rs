@@ -1,4 +1,4 @@
-//! The writer thread: takes everything that waits, writes it as one batch, syncs once, answers in order.
+//! The writer: takes everything that waits, writes it as one batch, syncs once, answers in order.
 //!
 //! Since a batch holds all that was submitted, the table at that moment is exactly what the log says after it. That is
 //! why the first batch of a file can end with the state of every group (the very first one of a process begins with it), and why a file may be given up as soon as the
@@ -21,7 +21,7 @@ use ashlar_types::RangeId;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 /// Payloads below this are copied next to their header: one slice of the kernel costs more than copying them.
 const COPY_BYTES_MAX: usize = 16 << 10;
@@ -38,7 +38,7 @@ pub(crate) struct End {
     pub(crate) synced: Position,
 }
 
-/// The thread's own state.
+/// The writer's own state.
 pub(crate) struct Writer {
     shared: Arc<Shared>,
     end: End,
@@ -82,6 +82,13 @@ struct Taken {
     oldest: u64,
 }
 
+/// What there is to do.
+enum Work {
+    Taken(Taken),
+    None,
+    Closed,
+}
+
 /// An entry that lies in the batch being written.
 struct Placed {
     group: RangeId,
@@ -105,9 +112,10 @@ impl Writer {
     }
 
     /// Until the log is closed or has failed.
-    pub(crate) fn run(mut self) {
-        while let Some(taken) = self.wait() {
+    pub(crate) async fn run(mut self) {
+        while let Some(taken) = self.wait().await {
             let (dones, result) = self.write(taken);
+            self.shared.host.disk_time().await;
             if let Err(error) = result {
                 self.fail(dones, &error);
                 break;
@@ -122,14 +130,21 @@ impl Writer {
     }
 
     /// Waits for work, and takes all of it. `None`: closed.
-    fn wait(&mut self) -> Option<Taken> {
+    async fn wait(&mut self) -> Option<Taken> {
+        loop {
+            match self.take() {
+                Work::Taken(taken) => return Some(taken),
+                Work::Closed => return None,
+                Work::None => self.shared.work.notified().await,
+            }
+        }
+    }
+
+    fn take(&mut self) -> Work {
         let shared = Arc::clone(&self.shared);
         let mut state = shared.lock();
-        while state.queue.is_empty() {
-            if state.closing {
-                return None;
-            }
-            state = shared.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+        if state.queue.is_empty() {
+            return if state.closing { Work::Closed } else { Work::None };
         }
         let bytes = std::mem::take(&mut state.queue_bytes);
         let queue: Vec<Queued> = state.queue.drain(..).collect();
@@ -143,8 +158,8 @@ impl Writer {
         let own = if states.is_some() { self.end.next_generation } else { current };
         let oldest = state.table.oldest_live().map_or(own, |oldest| oldest.min(own));
         drop(state);
-        shared.room.notify_all();
-        Some(Taken { queue, states, moves, oldest })
+        shared.room.notify_waiters();
+        Work::Taken(Taken { queue, states, moves, oldest })
     }
 
     fn fits(&self, bytes: u64) -> bool {
@@ -280,7 +295,7 @@ impl Writer {
         state.table.evict(self.shared.limits.cache_bytes);
         if self.end.synced.offset > current.limit / 4 && !state.prepare {
             state.prepare = true;
-            self.shared.spare_wanted.notify_all();
+            self.shared.spare_wanted.notify_one();
         }
         state.files.insert(generation, current);
         let live = state.files.split_off(&oldest);
@@ -311,29 +326,25 @@ impl Writer {
         state.closing = true;
         let waiting: Vec<Queued> = state.queue.drain(..).collect();
         drop(state);
-        self.shared.room.notify_all();
-        self.shared.spare_wanted.notify_all();
+        self.shared.room.notify_waiters();
+        self.shared.spare_wanted.notify_one();
         for done in dones.into_iter().chain(waiting.into_iter().map(|queued| queued.done)) {
             done(Err(error.clone()));
         }
     }
 }
 
-/// The zeroing thread: keeps the spares complete, once the writer has used a part of its file.
-pub(crate) fn zero_spares(shared: &Shared) {
+/// The zeroing worker: keeps the spares complete, once the writer has used a part of its file.
+pub(crate) async fn zero_spares(shared: Arc<Shared>) {
     let stop = || shared.lock().closing;
-    loop {
-        let mut state = shared.lock();
-        while !state.closing && (!state.prepare || state.spares.len() >= shared.config.spare_files)
-        {
-            state = shared.spare_wanted.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
-        if state.closing {
-            break;
-        }
-        let number = state.take_file_number();
-        drop(state);
-        match files::create_zeroed(&*shared.host.disk, &shared.config, number, stop) {
+    while !stop() {
+        let Some(number) = wanted_spare(&shared) else {
+            shared.spare_wanted.notified().await;
+            continue;
+        };
+        let made = files::create_zeroed(&*shared.host.disk, &shared.config, number, stop);
+        shared.host.disk_time().await;
+        match made {
             Ok(Some(file)) => shared.lock().spares.push(file),
             Ok(None) => break,
             Err(error) => {
@@ -344,6 +355,13 @@ pub(crate) fn zero_spares(shared: &Shared) {
         }
     }
     shared.running.send_modify(|running| *running -= 1);
+}
+
+/// The number of the spare to be made, where one is wanted.
+fn wanted_spare(shared: &Shared) -> Option<u64> {
+    let mut state = shared.lock();
+    let is_wanted = state.prepare && state.spares.len() < shared.config.spare_files;
+    is_wanted.then(|| state.take_file_number())
 }
 
 /// What a note adds to the queue and to a batch.
