@@ -15,6 +15,7 @@ mod network;
 mod node;
 mod raft;
 mod refill;
+mod runtime;
 mod service;
 mod snapshot;
 #[cfg(test)]

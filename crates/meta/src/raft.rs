@@ -28,6 +28,15 @@ pub(crate) use openraft::storage::{
 pub(crate) use openraft::{EntryPayload, OptionalSend, RaftNetworkV2, ReadPolicy};
 
 use crate::machine::Machine;
+use crate::runtime::Runtime;
+
+/// What a runtime of the library must be, and the one that it brings.
+pub(crate) mod rt {
+    #[cfg(test)]
+    pub(crate) use openraft::rt::testing::Suite;
+    pub(crate) use openraft::rt::{AsyncRuntime, OptionalSend};
+    pub(crate) use openraft_tokio::{TokioInstant, TokioRuntime};
+}
 
 /// What the log carries for us: the bytes of a batch, with their kind in front (see `codec`).
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,8 +77,6 @@ openraft::declare_raft_types!(
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, u64>,
         AsyncRuntime = Runtime,
 );
-
-type Runtime = openraft::impls::TokioRuntime;
 
 pub(crate) type Raft = openraft::Raft<Types, Machine>;
 pub(crate) type LogId = openraft::alias::LogIdOf<Types>;

@@ -7,9 +7,11 @@ use crate::stream::InternalStream;
 use crate::{INTERNAL_NAME, Security};
 use ashlar_host::{Host, TaskKind};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http_body_util::combinators::BoxBody;
 use hyper::body::Incoming;
 use hyper::client::conn::http1::{self, SendRequest};
+use hyper::rt::Executor;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls_pki_types::ServerName;
@@ -67,6 +69,15 @@ pub enum DialError {
     },
 }
 
+/// Runs what a channel spawns as tasks of the host.
+struct ChannelExecutor(Host);
+
+impl Executor<BoxFuture<'static, ()>> for ChannelExecutor {
+    fn execute(&self, task: BoxFuture<'static, ()>) {
+        let _runs_on = self.0.tasks.spawn(TaskKind::Background("channel"), task);
+    }
+}
+
 /// Makes connections. Cheap to clone.
 #[derive(Clone)]
 pub struct Dialer(Arc<Inner>);
@@ -115,7 +126,8 @@ impl Dialer {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
             .keep_alive_timeout(KEEP_ALIVE_PATIENCE)
-            .keep_alive_while_idle(true);
+            .keep_alive_while_idle(true)
+            .executor(ChannelExecutor(self.0.host.clone()));
         let (dialer, address) = (self.clone(), address.to_owned());
         endpoint.connect_with_connector_lazy(service_fn(move |_: Uri| {
             let (dialer, address) = (dialer.clone(), address.clone());
