@@ -79,6 +79,8 @@ pub struct S3Config {
 pub struct AdminConfig {
     /// Where it listens: host:port.
     pub listen: String,
+    /// Whether there is one. Without it the node keeps no history either.
+    pub serve: bool,
 }
 
 /// The metadata plane.
@@ -91,6 +93,8 @@ pub struct MetaSection {
     pub wal_file_bytes: u64,
     /// Reads by leader lease instead of read index: only where clocks drift little and machines are not paused.
     pub lease_reads: bool,
+    /// A range's snapshot is taken when its log has grown beyond the range's size, and beyond this.
+    pub snapshot_log_bytes: u64,
 }
 
 /// The disks of a node.
@@ -121,7 +125,13 @@ pub struct Founding {
     pub cluster: String,
     /// All founders.
     pub nodes: Vec<Founder>,
+    /// Into how many ranges the keys are split at first.
+    #[serde(default = "defaults::ranges")]
+    pub ranges: u64,
 }
+
+/// Ranges of data from the first minute: one group alone would be a ceiling.
+pub const RANGES_DEFAULT: u64 = 8;
 
 /// One of the first members.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,6 +166,10 @@ mod defaults {
         "zone-1".to_owned()
     }
 
+    pub(super) fn ranges() -> u64 {
+        super::RANGES_DEFAULT
+    }
+
     pub(super) fn roles() -> Vec<Role> {
         vec![Role::Meta, Role::Data, Role::Gateway]
     }
@@ -181,13 +195,19 @@ impl Default for S3Config {
 
 impl Default for AdminConfig {
     fn default() -> Self {
-        Self { listen: "127.0.0.1:7401".to_owned() }
+        Self { listen: "127.0.0.1:7401".to_owned(), serve: true }
     }
 }
 
 impl Default for MetaSection {
     fn default() -> Self {
-        Self { engine: "fjall".to_owned(), wal_file_bytes: 128 << 20, lease_reads: false }
+        Self {
+            engine: "fjall".to_owned(),
+            wal_file_bytes: 128 << 20,
+            lease_reads: false,
+            // as in `MetaConfig`, which says why
+            snapshot_log_bytes: 64 << 20,
+        }
     }
 }
 
@@ -260,6 +280,9 @@ impl NodeConfig {
                 "internal.tls may be switched off on loopback only, and {} is not",
                 self.internal.listen
             );
+        }
+        if self.founding.as_ref().is_some_and(|founding| founding.ranges == 0) {
+            bail!("founding.ranges is 0: the keys need at least one range");
         }
         if self.s3.tls_cert.is_some() != self.s3.tls_key.is_some() {
             bail!("s3.tls_cert and s3.tls_key go together");

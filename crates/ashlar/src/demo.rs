@@ -6,7 +6,8 @@
 //! what runs.
 
 use crate::config::{
-    AdminConfig, DataSection, Founder, Founding, InternalConfig, MetaSection, NodeConfig, S3Config,
+    AdminConfig, DataSection, Founder, Founding, InternalConfig, MetaSection, NodeConfig,
+    RANGES_DEFAULT, S3Config,
 };
 use crate::identity::{NodeDir, RootKey};
 use crate::node::RunningNode;
@@ -171,7 +172,7 @@ async fn configurations(host: &Host, wish: &DemoWish) -> Result<Vec<NodeConfig>>
         });
     }
     let cluster = ClusterId(host.random.next_u128()).to_string();
-    let founding = Founding { cluster, nodes: founders.clone() };
+    let founding = Founding { cluster, nodes: founders.clone(), ranges: RANGES_DEFAULT };
     let mut gateway_ports = wish.port..;
     let configs = founders.into_iter().zip(admin).map(|(founder, admin)| {
         let s3_port = if founder.roles.contains(&Role::Gateway) {
@@ -206,11 +207,11 @@ fn node_config(
             domains: vec!["localhost".to_owned()],
             ..S3Config::default()
         },
-        admin: AdminConfig { listen: format!("127.0.0.1:{admin}") },
+        admin: AdminConfig { listen: format!("127.0.0.1:{admin}"), ..AdminConfig::default() },
         meta: MetaSection {
             engine: wish.engine.clone(),
             wal_file_bytes: WAL_FILE_BYTES,
-            lease_reads: false,
+            ..MetaSection::default()
         },
         data: DataSection {
             disks: (1..=DISKS_A_NODE).map(|number| dir.join(format!("disk-{number}"))).collect(),

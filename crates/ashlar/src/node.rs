@@ -4,7 +4,7 @@
 //! The binary, the demo and the tests call [`RunningNode::start`]; nothing here knows which of them it was.
 
 use crate::collect::Collector;
-use crate::config::{Founder, Founding, NodeConfig};
+use crate::config::{Founder, Founding, NodeConfig, RANGES_DEFAULT};
 use crate::deletions::Deletions;
 use crate::duties;
 use crate::identity::{Identity, NodeDir, RootKey};
@@ -21,6 +21,7 @@ use ashlar_gateway::Gateway;
 use ashlar_host::{Host, Listener, TaskHandle, TaskKind};
 use ashlar_meta::{Formation, MetaConfig, MetaNode};
 use ashlar_node::{DataConfig, DataNode};
+use ashlar_s3::Backend;
 use ashlar_types::{ClusterId, ClusterMap, Node, NodeId, Role};
 use ashlar_wire::proto::gateway_server::GatewayServer;
 use ashlar_wire::proto::membership_server::MembershipServer;
@@ -47,6 +48,7 @@ pub struct RunningNode {
     meta: Option<Arc<MetaNode>>,
     data: Option<Arc<DataNode>>,
     client: Client,
+    backend: Option<Arc<dyn Backend>>,
     tasks: Vec<TaskHandle>,
     _dir: Arc<NodeDir>,
 }
@@ -142,19 +144,20 @@ impl RunningNode {
             background("tell that the node is an old image", until_stop(&host, telling));
         }
 
-        let admin = listen(&host, "admin", &config.admin.listen).await?;
-        let state = AdminState::new(
-            &host,
-            &config.dir.join("history"),
-            readiness.clone(),
-            facts(&config, &identity),
-        )?;
-        background("admin port", Box::pin(ashlar_admin::serve(host.clone(), admin, state)));
+        if config.admin.serve {
+            let admin = listen(&host, "admin", &config.admin.listen).await?;
+            let facts = facts(&config, &identity);
+            let history = config.dir.join("history");
+            let state = AdminState::new(&host, &history, readiness.clone(), facts)?;
+            background("admin port", Box::pin(ashlar_admin::serve(host.clone(), admin, state)));
+        }
+        let mut backend = None;
         if config.has(Role::Gateway) {
             let s3 = listen(&host, "S3", &config.s3.listen).await?;
             let tls = gateway_tls(&host, &config)?;
             let gateway =
                 Gateway::new(&host, client.clone(), gateway_config(&config, &enrolled.root_key));
+            backend = Some(Arc::clone(gateway.backend()));
             background("S3 port", Box::pin(ashlar_gateway::serve(host.clone(), s3, tls, gateway)));
         }
         let new_root_key = enrolled.new_root_key.then_some(enrolled.root_key);
@@ -167,6 +170,7 @@ impl RunningNode {
             meta,
             data,
             client,
+            backend,
             tasks,
             _dir: dir,
         })
@@ -188,6 +192,14 @@ impl RunningNode {
         Ok(())
     }
 
+    /// Why a first PUT would not succeed now, as far as this node knows; empty: it would.
+    pub fn not_ready(&self) -> Vec<String> {
+        match self.readiness.is_ready() {
+            true => Vec::new(),
+            false => vec![self.readiness.reasons().join("; ")],
+        }
+    }
+
     /// The root key, where this start has made it.
     pub fn new_root_key(&self) -> Option<&RootKey> {
         self.new_root_key.as_ref()
@@ -206,6 +218,16 @@ impl RunningNode {
     /// The client that this node's own duties use.
     pub fn client(&self) -> &Client {
         &self.client
+    }
+
+    /// What its gateway does for a request that has been authenticated, where it is one.
+    pub fn backend(&self) -> Option<&Arc<dyn Backend>> {
+        self.backend.as_ref()
+    }
+
+    /// Its metadata role, where it has one.
+    pub fn meta(&self) -> Option<&Arc<MetaNode>> {
+        self.meta.as_ref()
     }
 
     /// Its data role, where it has one.
@@ -334,6 +356,7 @@ fn found_alone(host: &Host, config: &NodeConfig, dir: &NodeDir, address: &str) -
             address: address.to_owned(),
             roles: config.roles.clone(),
         }],
+        ranges: RANGES_DEFAULT,
     };
     dir.set_founding(&founding)?;
     Ok(founding)
@@ -426,6 +449,7 @@ async fn start_meta(
         nodes: list.nodes.iter().map(member).collect(),
         voters: voters(list),
         region: config.s3.region.clone(),
+        ranges: list.ranges,
     };
     let meta = MetaConfig {
         node: enrolled.identity.node(),
@@ -434,6 +458,7 @@ async fn start_meta(
         engine: config.meta.engine.parse()?,
         wal_file_bytes: config.meta.wal_file_bytes,
         lease_reads: config.meta.lease_reads,
+        snapshot_log_bytes: config.meta.snapshot_log_bytes,
         ..MetaConfig::default()
     };
     let book = book.clone();

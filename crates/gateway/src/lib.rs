@@ -22,7 +22,7 @@ pub use server::{TlsConfig, TlsError, serve};
 
 use ashlar_client::Client;
 use ashlar_host::{Host, PaceLimits};
-use ashlar_s3::{Credentials, S3Config, S3Service, SecretKey};
+use ashlar_s3::{Backend, Credentials, S3Config, S3Service, SecretKey};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -76,9 +76,10 @@ impl Default for GatewayConfig {
 }
 
 /// A gateway. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Gateway {
     service: S3Service,
+    backend: Arc<dyn Backend>,
     slow: SlowClients,
 }
 
@@ -109,6 +110,18 @@ impl Gateway {
             md5: Md5Lanes::new(host),
             admission: admission::Admission::new(Arc::clone(&host.clock), config.memory_bytes),
         };
-        Self { service: ashlar_s3::service(Arc::new(store), s3), slow }
+        let backend: Arc<dyn Backend> = Arc::new(store);
+        Self { service: ashlar_s3::service(Arc::clone(&backend), s3), backend, slow }
+    }
+
+    /// What stands behind the protocol: for those in this process who need no authentication, as a simulation does.
+    pub fn backend(&self) -> &Arc<dyn Backend> {
+        &self.backend
+    }
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gateway").field("slow", &self.slow).finish_non_exhaustive()
     }
 }

@@ -101,7 +101,7 @@ pub async fn serve(
             return;
         }
     };
-    let Gateway { service, slow } = gateway;
+    let Gateway { service, slow, backend: _ } = gateway;
     let clock = Arc::clone(&host.clock);
     let greet = move |stream| {
         let (service, clock, tls) = (service.clone(), Arc::clone(&clock), tls.clone());

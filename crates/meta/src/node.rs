@@ -28,8 +28,6 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
-/// Ranges of data from the first minute: one group alone would be a ceiling.
-const FIRST_RANGES: u64 = 8;
 /// How long a leader waits for another one when it stops.
 const TRANSFER_PATIENCE: Duration = Duration::from_millis(1500);
 /// How long one that was asked to lead may take before it is asked again.
@@ -90,6 +88,8 @@ pub struct Formation {
     pub voters: Vec<NodeId>,
     /// The bucket region's name.
     pub region: String,
+    /// Into how many data ranges the keys are split at first; at least one.
+    pub ranges: u64,
 }
 
 /// Why the metadata role does not start.
@@ -232,8 +232,8 @@ impl Created {
 }
 
 /// The root and the first data ranges, pre-split by bucket id.
-fn first_ranges(voters: &[NodeId]) -> Vec<RangeDescriptor> {
-    let width = u64::MAX / FIRST_RANGES + 1;
+fn first_ranges(voters: &[NodeId], count: u64) -> Vec<RangeDescriptor> {
+    let width = (u64::MAX / count).saturating_add(1);
     let start = |number: u64| KeyPoint::new(BucketId(width * number), []);
     let descriptor = |id, start, end| RangeDescriptor {
         id: RangeId(id),
@@ -241,13 +241,9 @@ fn first_ranges(voters: &[NodeId]) -> Vec<RangeDescriptor> {
         interval: Interval { start, end },
         voters: voters.to_vec(),
     };
-    (0..FIRST_RANGES)
+    (0..count)
         .map(|number| {
-            descriptor(
-                number + 1,
-                start(number),
-                (number + 1 < FIRST_RANGES).then(|| start(number + 1)),
-            )
+            descriptor(number + 1, start(number), (number + 1 < count).then(|| start(number + 1)))
         })
         .collect()
 }
@@ -424,7 +420,8 @@ impl Opening {
         let absent: Vec<Created> = formation
             .into_iter()
             .flat_map(|formation| {
-                let all = first_ranges(&voters).into_iter().chain([root_range(&voters)]);
+                let ranges = first_ranges(&voters, formation.ranges);
+                let all = ranges.into_iter().chain([root_range(&voters)]);
                 all.map(|descriptor| Created { cluster: formation.cluster, descriptor })
             })
             .filter(|created| !stored.iter().any(|known| known.range() == created.range()))
@@ -859,7 +856,7 @@ impl Inner {
             op: RootOp::Bootstrap {
                 cluster: formation.cluster,
                 nodes: formation.nodes,
-                ranges: first_ranges(&voters),
+                ranges: first_ranges(&voters, formation.ranges),
                 region: formation.region,
             },
         };

@@ -82,6 +82,7 @@ impl Cluster {
             nodes: self.voters.iter().map(node).collect(),
             voters: self.voters.clone(),
             region: "eu".to_owned(),
+            ranges: 8,
         }
     }
 

@@ -110,8 +110,8 @@ impl Upload {
         })
     }
 
-    /// Bytes of an object of ours.
-    pub(crate) fn copied(content: Content, length: u64) -> Self {
+    /// Bytes of an object of ours, or of a caller in this process: nothing was said about them that could be verified.
+    pub fn copied(content: Content, length: u64) -> Self {
         Self {
             source: Source::Copied(content),
             length,
