@@ -74,15 +74,32 @@ fn root(refusal: &RootRefusal) -> Failure {
         RootRefusal::BucketExists(_) => Failure::BucketExists,
         RootRefusal::BucketBusy => Failure::BucketBusy,
         RootRefusal::NoSuchBucket => Failure::NoSuchBucket,
-        RootRefusal::NotBootstrapped => Failure::Unavailable(refusal.to_string()),
+        // of this gateway, which the cluster does not know yet, or no longer: a session is not opened, nothing was proposed
+        RootRefusal::NotBootstrapped
+        | RootRefusal::NoSuchNode(_)
+        | RootRefusal::StaleIncarnation { .. } => Failure::Unavailable(refusal.to_string()),
         RootRefusal::Bootstrapped
         | RootRefusal::BadToken
-        | RootRefusal::NoSuchNode(_)
-        | RootRefusal::StaleIncarnation { .. }
         | RootRefusal::StaleDisk(_)
         | RootRefusal::NoSuchDisk(_)
         | RootRefusal::StaleMap { .. }
         | RootRefusal::BadPlacement(_)
         | RootRefusal::NoSuchRange => Failure::Internal(refusal.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ashlar_types::NodeId;
+
+    /// A 500 would say that the outcome is unknown (C7), to a request that came while its gateway was starting.
+    #[test]
+    fn a_gateway_that_the_cluster_does_not_know_yet_has_applied_nothing() {
+        let stale = RootRefusal::StaleIncarnation { node: NodeId(1), found: 2, known: 1 };
+        for refusal in [stale, RootRefusal::NoSuchNode(NodeId(9))] {
+            let told = translate(Client::Root(refusal));
+            assert!(matches!(told, Failure::Unavailable(_)), "{told}");
+        }
     }
 }
