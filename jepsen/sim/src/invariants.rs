@@ -1,0 +1,4 @@
+//! Promises that are looked at in the cluster itself, one file each. What clients saw is judged by `ashlar-check`.
+
+pub(crate) mod l1;
+pub(crate) mod r4;

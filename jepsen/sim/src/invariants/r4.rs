@@ -1,0 +1,67 @@
+//! R4 (contract §2): the same applied index, the same state hash on every replica. And one leader, whom all know (L1).
+
+use crate::record::Recorder;
+use crate::world::World;
+use ashlar::node::RunningNode;
+use ashlar_types::RangeId;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// How long a follower may lag once nobody writes.
+const LAG_MAX: Duration = Duration::from_secs(30);
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// What a replica says: the index it has applied, and the hash there.
+type Said = (usize, Option<(u64, u128)>);
+
+/// Compares whenever two replicas are at the same index; waits until all of them are.
+pub(crate) async fn check(world: &World, recorder: &Recorder) {
+    let mut lag = String::new();
+    for _ in 0..LAG_MAX.as_millis() / LOOK_EVERY.as_millis() {
+        let ranges = said(world);
+        for (range, replicas) in &ranges {
+            compare(recorder, *range, replicas);
+        }
+        match behind(&ranges) {
+            None => return recorder.note(format!("replicas agree: {ranges:?}")),
+            Some(who) => lag = who,
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    recorder.find("R4", format!("not at one index {LAG_MAX:?} after the last write: {lag}"));
+}
+
+fn said(world: &World) -> BTreeMap<RangeId, Vec<Said>> {
+    let mut ranges: BTreeMap<RangeId, Vec<Said>> = BTreeMap::new();
+    for index in 0..world.count() {
+        let status = |node: &RunningNode| node.meta().map(|meta| meta.status());
+        let status = world.look(index, |machine| machine.node().and_then(status)).flatten();
+        for group in status.unwrap_or_default() {
+            ranges.entry(group.range).or_default().push((index + 1, group.state_hash));
+        }
+    }
+    ranges
+}
+
+fn compare(recorder: &Recorder, range: RangeId, replicas: &[Said]) {
+    let mut hashes: BTreeMap<u64, (usize, u128)> = BTreeMap::new();
+    for (node, said) in replicas {
+        let Some((applied, hash)) = said else { continue };
+        let (first, other) = *hashes.entry(*applied).or_insert((*node, *hash));
+        if other != *hash {
+            let what = format!("{range} at {applied}: node-{first} and node-{node} differ");
+            recorder.find("R4", what);
+        }
+    }
+}
+
+/// Who is not where the others are.
+fn behind(ranges: &BTreeMap<RangeId, Vec<Said>>) -> Option<String> {
+    let differ = |replicas: &[Said]| {
+        let mut applied = replicas.iter().map(|(_, said)| said.map(|(applied, _)| applied));
+        let first = applied.next().flatten();
+        first.is_none() || applied.any(|other| other != first)
+    };
+    let (range, replicas) = ranges.iter().find(|(_, replicas)| differ(replicas))?;
+    Some(format!("{range}: {replicas:?}"))
+}

@@ -1,0 +1,125 @@
+//! `ashlar-sim`: a cluster's bad years in seconds. One seed is one process is one whole run: real nodes, gateways from
+//! the S3 backend down, and clients, on virtual time, simulated disks and a simulated network.
+//!
+//! `ashlar-sim --seed N [--trace FILE] [--lie wal|disk]`; exit code 0: nothing was found.
+
+#![expect(clippy::print_stdout, reason = "a command-line tool reports to its terminal")]
+
+mod client;
+mod content;
+mod invariants;
+mod machines;
+mod nemesis;
+mod options;
+mod record;
+mod run;
+mod world;
+
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+use options::Options;
+use run::{Lie, Outcome};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+use tokio::runtime::{Builder, RngSeed};
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::FormatTime;
+
+/// The exit code of a run that found something.
+const FOUND: u8 = 1;
+
+/// Simulates one cluster.
+#[derive(Parser)]
+struct Args {
+    /// Decides everything.
+    #[arg(long)]
+    seed: u64,
+    /// Where the trace goes: the same seed, the same bytes.
+    #[arg(long)]
+    trace: Option<PathBuf>,
+    /// Prints what the nodes log, from this level on, with virtual time.
+    #[arg(long)]
+    log: Option<String>,
+    /// A planted bug: the disks lie about these syncs.
+    #[arg(long)]
+    lie: Option<About>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum About {
+    /// The write-ahead log.
+    Wal,
+    /// The shards.
+    Disk,
+}
+
+fn main() -> Result<ExitCode> {
+    let args = Args::parse();
+    exit_on_panic(args.seed);
+    let options = Options::of(args.seed);
+    println!("{options}");
+    let lie = args.lie.map(|about| match about {
+        About::Wal => Lie("wal"),
+        About::Disk => Lie("disk"),
+    });
+    if let Some(level) = &args.log {
+        print_log(level);
+    }
+    let began = Instant::now();
+    let runtime = Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .rng_seed(RngSeed::from_bytes(&args.seed.to_le_bytes()))
+        .build()?;
+    let outcome = runtime.block_on(run::run(options, lie))?;
+    if let Some(path) = &args.trace {
+        std::fs::write(path, &outcome.trace).context("the trace cannot be written")?;
+    }
+    tell(&outcome, began);
+    if outcome.is_good() {
+        return Ok(ExitCode::SUCCESS);
+    }
+    println!("again: target/debug/ashlar-sim --seed {}", args.seed);
+    Ok(ExitCode::from(FOUND))
+}
+
+/// A panic anywhere is a finding, and nothing after it means anything.
+fn exit_on_panic(seed: u64) {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        println!("found: a panic; again: target/debug/ashlar-sim --seed {seed}");
+        std::process::exit(FOUND.into());
+    }));
+}
+
+/// Prints what the nodes log.
+fn print_log(level: &str) {
+    tracing_subscriber::fmt().with_env_filter(level).with_timer(VirtualTime).init();
+}
+
+struct VirtualTime;
+
+impl FormatTime for VirtualTime {
+    fn format_time(&self, line: &mut Writer<'_>) -> std::fmt::Result {
+        thread_local! {
+            static BEGIN: tokio::time::Instant = tokio::time::Instant::now();
+        }
+        write!(line, "{:>9.3} s", BEGIN.with(|begin| begin.elapsed().as_secs_f64()))
+    }
+}
+
+fn tell(outcome: &Outcome, began: Instant) {
+    for finding in &outcome.findings {
+        println!("found {}: {}", finding.invariant, finding.what);
+    }
+    for anomaly in &outcome.report.anomalies {
+        println!("found {anomaly}");
+    }
+    for doubt in &outcome.report.doubts {
+        println!("doubt {doubt}");
+    }
+    let (real, simulated) = (began.elapsed().as_secs_f64(), outcome.virtual_time.as_secs_f64());
+    println!("{}; {simulated:.1} simulated s in {real:.2} s", outcome.report);
+}

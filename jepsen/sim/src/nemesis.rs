@@ -1,0 +1,265 @@
+//! What strikes, and how it heals.
+//!
+//! The atlas: kills, cuts, pauses and everything about the network and the clocks lose nothing that is promised, so they
+//! may strike together as they like. What destroys stored bytes (rot) stays on one disk for the whole run, which is
+//! within every margin of the cluster.
+
+use crate::options::{Dice, Fault, Options};
+use crate::record::Recorder;
+use crate::world::World;
+use ashlar_host::{CutStyle, DiskPace, Life, Passage, Weather};
+use std::time::Duration;
+
+/// How long a cut may wait for its next write before it comes anyway.
+const MID_WRITE_PATIENCE: Duration = Duration::from_secs(2);
+const LOOK_EVERY: Duration = Duration::from_millis(2);
+
+/// Strikes and heals, one fault after another.
+pub(crate) struct Nemesis {
+    world: World,
+    recorder: Recorder,
+    dice: Dice,
+    options: Options,
+    faults: Vec<Fault>,
+}
+
+fn touches_network(fault: Fault) -> bool {
+    matches!(fault, Fault::Partition | Fault::Storm | Fault::ClockJump | Fault::SlowDisk)
+}
+
+impl Nemesis {
+    /// Two work at once: one on machines, one on what lies between them.
+    pub(crate) fn both(world: &World, recorder: &Recorder, options: &Options) -> [Self; 2] {
+        [false, true].map(|network| {
+            let faults = options.faults.iter().copied();
+            let faults = faults.filter(|&fault| touches_network(fault) == network).collect();
+            Self {
+                world: world.clone(),
+                recorder: recorder.clone(),
+                dice: Dice::new(options.seed ^ if network { 0xaaaa } else { 0x5555 }),
+                options: options.clone(),
+                faults,
+            }
+        })
+    }
+
+    pub(crate) async fn work(self) {
+        if self.faults.is_empty() {
+            return;
+        }
+        while !self.world.is_safety_over() {
+            tokio::time::sleep(self.dice.millis(200, 4_000)).await;
+            if self.world.is_safety_over() {
+                return;
+            }
+            let fault = self.dice.pick(&self.faults);
+            self.strike(fault).await;
+        }
+    }
+
+    async fn strike(&self, fault: Fault) {
+        let index = self.dice.index(self.world.count());
+        match fault {
+            Fault::Kill => self.kill(index).await,
+            Fault::PowerOne => self.power_one(index).await,
+            Fault::PowerAll => self.power_all().await,
+            Fault::PowerMidWrite => self.power_mid_write(index).await,
+            Fault::Pause => self.pause(index).await,
+            Fault::Partition => self.partition().await,
+            Fault::Storm => self.storm().await,
+            Fault::SlowDisk => self.slow_disk(index).await,
+            Fault::FailedSync => self.failed_sync(index).await,
+            Fault::ClockJump => self.clock_jump(index).await,
+            Fault::Rot => self.rot().await,
+        }
+    }
+
+    fn style(&self) -> CutStyle {
+        match self.dice.below(3) {
+            0 => CutStyle::DropAll,
+            1 => CutStyle::KeepAll,
+            _ => CutStyle::Torn { seed: self.dice.u64() },
+        }
+    }
+
+    fn name(index: usize) -> String {
+        format!("node-{}", index + 1)
+    }
+
+    async fn rest(&self, first: u64, last: u64) {
+        tokio::time::sleep(self.dice.millis(first, last)).await;
+    }
+
+    async fn kill(&self, index: usize) {
+        let strike = self.recorder.strike("kill", Self::name(index));
+        let at = self.recorder.now_us();
+        self.world.kill(index).await;
+        self.rest(0, 5_000).await;
+        self.world.start(index).await;
+        self.recorder.healed(strike, at, "its tasks are dropped");
+    }
+
+    async fn power_one(&self, index: usize) {
+        let style = self.style();
+        let strike = self.recorder.strike("power-one", format!("{} {style:?}", Self::name(index)));
+        let at = self.recorder.now_us();
+        self.world.cut(index, style).await;
+        self.rest(0, 5_000).await;
+        self.world.start(index).await;
+        self.recorder.healed(strike, at, "its tasks are dropped");
+    }
+
+    async fn power_all(&self) {
+        let style = self.style();
+        let strike = self.recorder.strike("power-all", format!("{style:?}"));
+        let at = self.recorder.now_us();
+        for index in 0..self.world.count() {
+            let style = match style {
+                CutStyle::Torn { seed } => CutStyle::Torn { seed: seed ^ index as u64 },
+                CutStyle::DropAll | CutStyle::KeepAll => style,
+            };
+            self.world.cut(index, style).await;
+        }
+        self.rest(0, 3_000).await;
+        self.world.start_all().await;
+        self.recorder.healed(strike, at, "all tasks are dropped");
+    }
+
+    async fn power_mid_write(&self, index: usize) {
+        let (style, steps) = (self.style(), self.dice.below(30));
+        let target = format!("{} {style:?} after {steps} steps", Self::name(index));
+        let strike = self.recorder.strike("power-mid-write", target);
+        self.world.look(index, |machine| machine.host.disk().cut_after(steps, style));
+        let deadline = tokio::time::Instant::now() + MID_WRITE_PATIENCE;
+        let is_dark = || self.world.look(index, |machine| machine.is_dark()).unwrap_or(true);
+        while !is_dark() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+        let at = self.recorder.now_us();
+        self.world.cut(index, style).await;
+        self.rest(0, 3_000).await;
+        self.world.start(index).await;
+        self.recorder.healed(strike, at, "its tasks are dropped");
+    }
+
+    fn life(&self, index: usize) -> Option<Life> {
+        self.world.look(index, |machine| machine.life().cloned()).flatten()
+    }
+
+    async fn pause(&self, index: usize) {
+        let Some(life) = self.life(index) else { return };
+        let strike = self.recorder.strike("pause", Self::name(index));
+        let at = self.recorder.now_us();
+        life.pause();
+        self.rest(100, 12_000).await;
+        life.resume();
+        self.recorder.healed(strike, at, "its tasks are not polled");
+    }
+
+    async fn partition(&self) {
+        let all = self.world.addresses().to_vec();
+        let passage = if self.dice.percent(75) { Passage::Held } else { Passage::Refused };
+        let alone = self.dice.index(all.len());
+        let bridge = (alone + 1) % all.len();
+        let kind = self.dice.below(4);
+        let strike = self.recorder.strike("partition", format!("{kind} {alone} {passage:?}"));
+        let at = self.recorder.now_us();
+        let half = all.len() / 2;
+        for (i, from) in all.iter().enumerate() {
+            for (j, to) in all.iter().enumerate().filter(|(j, _)| *j != i) {
+                let is_closed = match kind {
+                    // one alone
+                    0 => i == alone || j == alone,
+                    // one hears nobody
+                    1 => j == alone,
+                    // two halves, and one that sees both
+                    2 => i != bridge && j != bridge && (i < half) != (j < half),
+                    // a ring: each sees its neighbours
+                    _ => (i + 1) % all.len() != j && (j + 1) % all.len() != i,
+                };
+                if is_closed {
+                    self.world.fabric().set_passage(*from, *to, passage);
+                }
+            }
+        }
+        self.rest(300, 10_000).await;
+        self.world.fabric().heal();
+        self.recorder.healed(strike, at, "passages are closed");
+    }
+
+    async fn storm(&self) {
+        let strike = self.recorder.strike("storm", "all".to_owned());
+        let at = self.recorder.now_us();
+        let weather = Weather {
+            latency: self.dice.millis(1, 60),
+            jitter: self.dice.millis(1, 120),
+            lost_per_million: u32::try_from(self.dice.below(100_000)).unwrap_or(0),
+            broken_per_million: u32::try_from(self.dice.below(5_000)).unwrap_or(0),
+            ..self.options.weather
+        };
+        self.world.fabric().set_weather(weather);
+        self.rest(500, 8_000).await;
+        self.world.fabric().set_weather(self.options.weather);
+        self.recorder.healed(strike, at, "delays are drawn from it");
+    }
+
+    async fn slow_disk(&self, index: usize) {
+        let strike = self.recorder.strike("slow-disk", Self::name(index));
+        let at = self.recorder.now_us();
+        let sync = self.dice.millis(10, 400);
+        let pace = DiskPace { sync, call: self.dice.millis(1, 20), bytes_per_ms: 10_000 };
+        let set = |pace| self.world.look(index, |machine| machine.host.conduct().set_pace(pace));
+        set(pace);
+        self.rest(1_000, 8_000).await;
+        set(DiskPace::default());
+        self.recorder.healed(strike, at, "calls take their time");
+    }
+
+    async fn failed_sync(&self, index: usize) {
+        let strike = self.recorder.strike("failed-sync", Self::name(index));
+        let at = self.recorder.now_us();
+        let good = self.dice.below(20);
+        self.world.look(index, |machine| machine.host.disk().fail_sync_after(good));
+        self.rest(500, 5_000).await;
+        // a log that has failed ends its process
+        self.world.kill(index).await;
+        self.world.start(index).await;
+        self.recorder.healed(strike, at, "a sync fails, or the process was killed before");
+    }
+
+    async fn clock_jump(&self, index: usize) {
+        let strike = self.recorder.strike("clock-jump", Self::name(index));
+        let at = self.recorder.now_us();
+        let hours = self.dice.below(48);
+        let ahead = i64::try_from(hours * 3_600_000).unwrap_or_default() - 24 * 3_600_000;
+        self.world.look(index, |machine| machine.host.skew().set_ms(ahead));
+        self.rest(100, 5_000).await;
+        if self.dice.percent(50) {
+            self.world.look(index, |machine| machine.host.skew().set_ms(0));
+        }
+        self.recorder.healed(strike, at, "its wall clock shows it");
+    }
+
+    /// Flips bytes of stored shards. Always of the same machine.
+    async fn rot(&self) {
+        let index = usize::try_from(self.options.seed).unwrap_or_default() % self.world.count();
+        let strike = self.recorder.strike("rot", Self::name(index));
+        let at = self.recorder.now_us();
+        let flips = self.dice.between(1, 8);
+        for _ in 0..flips {
+            let place = self.dice.u64();
+            self.world.look(index, |machine| {
+                let segments = machine.segments();
+                let count = segments.len().max(1) as u64;
+                let Some(path) = segments.get(usize::try_from(place % count).unwrap_or(0)) else {
+                    return;
+                };
+                // behind the header page, where records lie; a byte beyond the end is none
+                let offset = 4096 + (place >> 32) % (256 << 10);
+                drop(machine.host.disk().flip(path, offset));
+            });
+        }
+        self.rest(100, 2_000).await;
+        self.recorder.healed(strike, at, &format!("{flips} bytes were flipped"));
+    }
+}

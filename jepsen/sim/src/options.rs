@@ -1,0 +1,155 @@
+//! What a run is: everything that its seed decides before it begins.
+
+use ashlar_host::{Random, SeededRandom, Weather};
+use std::fmt;
+use std::time::Duration;
+
+/// What may strike. A run knows some of them, and draws among these.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// A process is killed: what it has written stays.
+    Kill,
+    /// One machine loses its power.
+    PowerOne,
+    /// All machines do.
+    PowerAll,
+    /// A machine loses its power in the middle of its next writes.
+    PowerMidWrite,
+    /// A process stands still.
+    Pause,
+    /// Machines do not hear some others.
+    Partition,
+    /// Messages are late, lost, or break their connections.
+    Storm,
+    /// A disk takes its time.
+    SlowDisk,
+    /// A sync fails; the process is restarted later.
+    FailedSync,
+    /// A wall clock jumps.
+    ClockJump,
+    /// Stored shards of one disk rot.
+    Rot,
+}
+
+pub(crate) const FAULTS: [Fault; 11] = [
+    Fault::Kill,
+    Fault::PowerOne,
+    Fault::PowerAll,
+    Fault::PowerMidWrite,
+    Fault::Pause,
+    Fault::Partition,
+    Fault::Storm,
+    Fault::SlowDisk,
+    Fault::FailedSync,
+    Fault::ClockJump,
+    Fault::Rot,
+];
+
+/// The options of a run.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) seed: u64,
+    pub(crate) nodes: u8,
+    pub(crate) disks: usize,
+    pub(crate) voters: u8,
+    pub(crate) ranges: u64,
+    pub(crate) gateways: u8,
+    pub(crate) clients: u64,
+    pub(crate) keys: u64,
+    pub(crate) safety: Duration,
+    pub(crate) think_ms_max: u64,
+    pub(crate) snapshot_log_bytes: u64,
+    pub(crate) small_segment_bytes: u64,
+    pub(crate) scrub_cycle_seconds: u64,
+    pub(crate) faults: Vec<Fault>,
+    /// Before the audit the power of all machines is cut, and nothing un-synced survives.
+    pub(crate) last_cut: bool,
+    pub(crate) weather: Weather,
+}
+
+/// Draws. The order of draws is part of what a seed means.
+pub(crate) struct Dice(SeededRandom);
+
+impl Dice {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(SeededRandom::new(seed))
+    }
+
+    /// Below `end`, which is not 0.
+    pub(crate) fn below(&self, end: u64) -> u64 {
+        self.0.next_u64() % end
+    }
+
+    pub(crate) fn between(&self, first: u64, last: u64) -> u64 {
+        first + self.below(last - first + 1)
+    }
+
+    pub(crate) fn percent(&self, chance: u64) -> bool {
+        self.below(100) < chance
+    }
+
+    pub(crate) fn pick<T: Copy>(&self, from: &[T]) -> T {
+        let at = self.below(from.len() as u64);
+        from[usize::try_from(at).expect("an index of a slice")]
+    }
+
+    pub(crate) fn index(&self, count: usize) -> usize {
+        usize::try_from(self.below(count as u64)).expect("an index of a slice")
+    }
+
+    pub(crate) fn u64(&self) -> u64 {
+        self.0.next_u64()
+    }
+
+    pub(crate) fn millis(&self, first: u64, last: u64) -> Duration {
+        Duration::from_millis(self.between(first, last))
+    }
+}
+
+impl Options {
+    /// What `seed` decides.
+    pub(crate) fn of(seed: u64) -> Self {
+        let dice = Dice::new(seed);
+        let nodes = dice.pick(&[3, 3, 3, 4, 5, 6]);
+        let voters = if nodes >= 5 && dice.percent(30) { 5 } else { 3 };
+        let mut faults: Vec<Fault> = FAULTS.into_iter().filter(|_| dice.percent(35)).collect();
+        if faults.is_empty() {
+            faults.push(dice.pick(&FAULTS));
+        }
+        Self {
+            seed,
+            nodes,
+            disks: dice.pick(&[1, 1, 2]),
+            voters,
+            ranges: dice.between(1, 3),
+            gateways: nodes.min(3),
+            clients: dice.between(3, 5),
+            keys: dice.between(4, 16),
+            safety: Duration::from_secs(dice.between(10, 30)),
+            think_ms_max: dice.pick(&[50, 200, 200, 500]),
+            snapshot_log_bytes: dice.pick(&[32 << 10, 256 << 10, 4 << 20]),
+            small_segment_bytes: dice.pick(&[256 << 10, 512 << 10, 1 << 20]),
+            scrub_cycle_seconds: dice.pick(&[10, 600]),
+            faults,
+            last_cut: dice.percent(50),
+            weather: Weather {
+                latency: Duration::from_micros(dice.pick(&[300, 1_000, 5_000])),
+                jitter: Duration::from_micros(dice.pick(&[400, 3_000])),
+                ..Weather::default()
+            },
+        }
+    }
+}
+
+impl fmt::Display for Options {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seed, nodes, disks, voters, ranges, clients, keys, .. } = self;
+        let seconds = self.safety.as_secs();
+        write!(
+            f,
+            "seed {seed}: {nodes} nodes with {disks} disks, {voters} voters, {ranges} ranges, {clients} clients on {keys} keys, {seconds} s of {:?}{}",
+            self.faults,
+            if self.last_cut { ", a last cut" } else { "" }
+        )
+    }
+}

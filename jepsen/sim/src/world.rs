@@ -1,0 +1,152 @@
+//! The machines as clients, nemeses and the run share them.
+//!
+//! The mutex is held for moments only: a fault takes its machine out, works on it, and puts it back, so that nobody
+//! else does anything to it meanwhile.
+
+use crate::machines::{Door, Machine, Machines};
+use crate::record::Recorder;
+use anyhow::Result;
+use ashlar::node::RunningNode;
+use ashlar_host::{CutStyle, Fabric};
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// How long a node may take from its boot to the end of its start: no node waits for another one there.
+const START_PATIENCE: Duration = Duration::from_secs(60);
+
+/// A clone is the same world.
+#[derive(Clone)]
+pub(crate) struct World(Arc<Inner>);
+
+struct Inner {
+    fabric: Fabric,
+    addresses: Vec<IpAddr>,
+    machines: Vec<Mutex<Option<Machine>>>,
+    recorder: Recorder,
+    safety_is_over: AtomicBool,
+}
+
+impl World {
+    pub(crate) fn new(machines: Machines, recorder: &Recorder) -> Self {
+        let Machines { fabric, all } = machines;
+        Self(Arc::new(Inner {
+            fabric,
+            addresses: all.iter().map(Machine::address).collect(),
+            machines: all.into_iter().map(|machine| Mutex::new(Some(machine))).collect(),
+            recorder: recorder.clone(),
+            safety_is_over: AtomicBool::new(false),
+        }))
+    }
+
+    pub(crate) fn fabric(&self) -> &Fabric {
+        &self.0.fabric
+    }
+
+    pub(crate) fn addresses(&self) -> &[IpAddr] {
+        &self.0.addresses
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.0.machines.len()
+    }
+
+    pub(crate) fn end_safety(&self) {
+        self.0.safety_is_over.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_safety_over(&self) -> bool {
+        self.0.safety_is_over.load(Ordering::Relaxed)
+    }
+
+    fn place(&self, index: usize) -> MutexGuard<'_, Option<Machine>> {
+        self.0.machines[index].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Looks at a machine; `None`: somebody works on it.
+    pub(crate) fn look<T>(&self, index: usize, look: impl FnOnce(&Machine) -> T) -> Option<T> {
+        self.place(index).as_ref().map(look)
+    }
+
+    /// A gateway's door, where it serves.
+    pub(crate) fn door(&self, index: usize) -> Option<Door> {
+        self.look(index, Machine::door).flatten()
+    }
+
+    fn take(&self, index: usize) -> Option<Machine> {
+        self.place(index).take()
+    }
+
+    fn give_back(&self, index: usize, machine: Machine) {
+        *self.place(index) = Some(machine);
+    }
+
+    /// Boots a machine whose process is down, and waits until it has started. A node that cannot start is a finding,
+    /// unless its power went meanwhile.
+    pub(crate) async fn start(&self, index: usize) {
+        let Some(mut machine) = self.take(index) else { return };
+        if machine.is_up() {
+            return self.give_back(index, machine);
+        }
+        let starting = machine.boot();
+        let ended = tokio::time::timeout(START_PATIENCE, starting).await;
+        match ended.map(|joined| joined.map_err(anyhow::Error::from).flatten()) {
+            Ok(Ok(node)) => machine.started(node),
+            Ok(Err(error)) if machine.is_dark() => {
+                self.0
+                    .recorder
+                    .note(format!("{} went dark at its start: {error:#}", machine.name()));
+                machine.cut(CutStyle::DropAll).await;
+            }
+            Ok(Err(error)) => {
+                let what = format!("{} does not start: {error:#}", machine.name());
+                self.0.recorder.find("L1", what);
+                machine.kill().await;
+            }
+            Err(_late) => {
+                let what = format!("{} does not start within {START_PATIENCE:?}", machine.name());
+                self.0.recorder.find("L1", what);
+                machine.kill().await;
+            }
+        }
+        self.give_back(index, machine);
+    }
+
+    /// Boots all that are down, at once.
+    pub(crate) async fn start_all(&self) {
+        futures::future::join_all((0..self.count()).map(|index| self.start(index))).await;
+    }
+
+    pub(crate) async fn kill(&self, index: usize) {
+        let Some(mut machine) = self.take(index) else { return };
+        machine.kill().await;
+        self.give_back(index, machine);
+    }
+
+    pub(crate) async fn cut(&self, index: usize, style: CutStyle) {
+        let Some(mut machine) = self.take(index) else { return };
+        machine.cut(style).await;
+        self.give_back(index, machine);
+    }
+
+    /// Ends a node in order.
+    pub(crate) async fn stop(&self, index: usize) {
+        let Some(mut machine) = self.take(index) else { return };
+        machine.stop().await;
+        self.give_back(index, machine);
+    }
+
+    /// Whether all nodes say that they are ready.
+    pub(crate) async fn all_ready(&self) -> Result<()> {
+        for index in 0..self.count() {
+            let state = self.look(index, |machine| machine.node().map(RunningNode::not_ready));
+            match state.flatten() {
+                Some(reasons) if reasons.is_empty() => {}
+                Some(reasons) => anyhow::bail!("node-{}: {}", index + 1, reasons.join("; ")),
+                None => anyhow::bail!("node-{} does not run", index + 1),
+            }
+        }
+        Ok(())
+    }
+}
