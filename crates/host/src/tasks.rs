@@ -12,7 +12,7 @@
 use futures::future::BoxFuture;
 use std::future::Future;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
+use std::task::{Context, Wake, Waker};
 use std::thread::Thread;
 use tokio_util::sync::CancellationToken;
 
@@ -110,7 +110,7 @@ impl Tasks for RealTasks {
 fn drive(mut work: BoxFuture<'static, ()>) {
     let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
     let mut context = Context::from_waker(&waker);
-    while let Poll::Pending = work.as_mut().poll(&mut context) {
+    while work.as_mut().poll(&mut context).is_pending() {
         std::thread::park();
     }
 }

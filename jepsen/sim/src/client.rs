@@ -35,7 +35,7 @@ impl Etags {
     }
 
     fn of(&self, value: u64) -> Option<Etag> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&value).cloned()
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&value).copied()
     }
 
     fn value_of(&self, etag: &Etag) -> Option<u64> {
@@ -183,7 +183,7 @@ impl Client {
         });
         let reply = reply.await;
         if let Reply::Answer(Ok(Written { etag, .. })) = &reply {
-            self.etags.learn(value, etag.clone());
+            self.etags.learn(value, *etag);
             self.seen.insert(key.to_owned(), value);
         }
         let end = self.end_of_write(&reply);
@@ -291,7 +291,7 @@ impl Client {
             let what = format!("{key}: value {value} came with {etag:?}, it was {known:?}");
             self.recorder.find("C1", what);
         }
-        self.etags.learn(value, etag.clone());
+        self.etags.learn(value, *etag);
         self.seen.insert(key.to_owned(), value);
         (Action::Get { key: key.to_owned(), value: Some(value) }, End::OK)
     }

@@ -1,7 +1,7 @@
 //! `ashlar-sim`: a cluster's bad years in seconds. One seed is one process is one whole run: real nodes, gateways from
 //! the S3 backend down, and clients, on virtual time, simulated disks and a simulated network.
 //!
-//! `ashlar-sim --seed N [--trace FILE] [--lie wal|disk]`; exit code 0: nothing was found.
+//! `ashlar-sim --seed N [--trace FILE] [--lie wal|shards]`; exit code 0: nothing was found.
 
 #![expect(clippy::print_stdout, reason = "a command-line tool reports to its terminal")]
 
@@ -51,7 +51,7 @@ enum About {
     /// The write-ahead log.
     Wal,
     /// The shards.
-    Disk,
+    Shards,
 }
 
 fn main() -> Result<ExitCode> {
@@ -61,7 +61,7 @@ fn main() -> Result<ExitCode> {
     println!("{options}");
     let lie = args.lie.map(|about| match about {
         About::Wal => Lie("wal"),
-        About::Disk => Lie("disk"),
+        About::Shards => Lie("seg"),
     });
     if let Some(level) = &args.log {
         print_log(level);

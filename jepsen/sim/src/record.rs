@@ -124,7 +124,7 @@ impl Recorder {
     }
 
     /// A fact that is no operation, for the trace.
-    pub(crate) fn note(&self, what: String) {
+    pub(crate) fn note(&self, what: &str) {
         let line = format!("{} {what}", self.now_us());
         self.told().notes.push(line);
     }

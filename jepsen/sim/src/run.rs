@@ -59,7 +59,7 @@ pub(crate) async fn run(options: Options, lie: Option<Lie>) -> Result<Outcome> {
     audit(&mut auditor, &options).await;
     r4::check(&world, &recorder).await;
     end(&world, &recorder).await;
-    recorder.note(format!("{} sends", world.fabric().sends()));
+    recorder.note(&format!("{} sends", world.fabric().sends()));
     Ok(Outcome {
         report: judge(&recorder.history()),
         findings: recorder.findings(),
@@ -133,6 +133,6 @@ async fn end(world: &World, recorder: &Recorder) {
         if tokio::time::timeout(STOP_MAX, world.stop(index)).await.is_err() {
             recorder.find("L1", format!("node-{} does not stop within {STOP_MAX:?}", index + 1));
         }
-        recorder.note(format!("node-{} stopped in {:?}", index + 1, began.elapsed()));
+        recorder.note(&format!("node-{} stopped in {:?}", index + 1, began.elapsed()));
     }
 }

@@ -96,7 +96,7 @@ impl World {
             Ok(Err(error)) if machine.is_dark() => {
                 self.0
                     .recorder
-                    .note(format!("{} went dark at its start: {error:#}", machine.name()));
+                    .note(&format!("{} went dark at its start: {error:#}", machine.name()));
                 machine.cut(CutStyle::DropAll).await;
             }
             Ok(Err(error)) => {

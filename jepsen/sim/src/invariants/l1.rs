@@ -25,7 +25,7 @@ pub(crate) async fn check(
             Err(why) => doubt = Some(why.to_string()),
         }
         if doubt.is_none() {
-            return recorder.note(format!("recovered after {:?}", began.elapsed()));
+            return recorder.note(&format!("recovered after {:?}", began.elapsed()));
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

@@ -23,7 +23,7 @@ pub(crate) async fn check(world: &World, recorder: &Recorder) {
             compare(recorder, *range, replicas);
         }
         match behind(&ranges) {
-            None => return recorder.note(format!("replicas agree: {ranges:?}")),
+            None => return recorder.note(&format!("replicas agree: {ranges:?}")),
             Some(who) => lag = who,
         }
         tokio::time::sleep(LOOK_EVERY).await;
