@@ -8,7 +8,7 @@ use crate::machines::Door;
 use crate::options::{Dice, Options};
 use crate::record::{End, Recorder};
 use crate::world::World;
-use ashlar_check::{Action, Piece, Why};
+use ashlar_check::{Action, Kind, Piece, Why};
 use ashlar_s3::{Backend, Failure, Found, List, Place, PutObject, Upload, Written};
 use ashlar_types::{
     BucketName, Description, Etag, ListEntry, ObjectKey, Page, Span, WriteCondition,
@@ -84,7 +84,7 @@ impl Client {
             let gateway = self.dice.index(options.gateways.into());
             match self.dice.below(100) {
                 0..35 => drop(self.put(gateway, &key).await),
-                35..65 => self.get(gateway, &key).await,
+                35..65 => drop(self.get(gateway, &key).await),
                 65..72 => self.create(gateway, &key).await,
                 72..80 => self.swap(gateway, &key).await,
                 80..88 => self.delete(gateway, &key).await,
@@ -152,7 +152,8 @@ impl Client {
         let seen = self.seen.get(key).copied();
         let Some((expect, etag)) = seen.and_then(|value| Some((value, self.etags.of(value)?)))
         else {
-            return self.get(gateway, key).await;
+            self.get(gateway, key).await;
+            return;
         };
         let length = self.length();
         let value = self.recorder.new_value(length);
@@ -239,8 +240,8 @@ impl Client {
         }
     }
 
-    /// Reads a whole object.
-    pub(crate) async fn get(&mut self, gateway: usize, key: &str) {
+    /// Reads a whole object. `true`: it was answered, be it that there is none.
+    pub(crate) async fn get(&mut self, gateway: usize, key: &str) -> bool {
         let action = Action::Get { key: key.to_owned(), value: None };
         let number = Self::gateway_number(gateway);
         let operation = self.recorder.invoke(self.number, number, &action);
@@ -255,6 +256,7 @@ impl Client {
             Reply::NoGateway => (action, End::failed(Why::Unavailable)),
         };
         self.recorder.end(operation, self.number, number, action, end);
+        end.kind == Kind::Ok
     }
 
     /// A read changes nothing: where it was broken off, it simply failed.
@@ -304,7 +306,10 @@ impl Client {
     /// Reads a range of an object of which it has seen a value.
     async fn slice(&mut self, gateway: usize, key: &str) {
         let length = self.seen.get(key).and_then(|&value| self.recorder.length(value));
-        let Some(length) = length else { return self.get(gateway, key).await };
+        let Some(length) = length else {
+            self.get(gateway, key).await;
+            return;
+        };
         let from = self.dice.below(length as u64);
         let wanted = self.dice.between(1, length as u64 - from);
         let asked =

@@ -16,6 +16,8 @@ use tokio::time::Instant;
 /// How long a new cluster may take to serve.
 const FOUNDING_MAX: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long a read may fail when all nodes serve again.
+const READ_MAX: Duration = Duration::from_secs(30);
 /// How long the orderly end of a node may take.
 const STOP_MAX: Duration = Duration::from_secs(60);
 
@@ -56,7 +58,7 @@ pub(crate) async fn run(options: Options, lie: Option<Lie>) -> Result<Outcome> {
     heal(&world, &options).await;
     let mut auditor = Client::new(100, &world, &recorder, &etags, options.seed);
     l1::check(&world, &recorder, &mut auditor, &options).await;
-    audit(&mut auditor, &options).await;
+    audit(&recorder, &mut auditor, &options).await;
     r4::check(&world, &recorder).await;
     end(&world, &recorder).await;
     recorder.note(&format!("{} sends", world.fabric().sends()));
@@ -115,16 +117,31 @@ async fn heal(world: &World, options: &Options) {
 }
 
 /// Every key, through every gateway, and the list of all.
-async fn audit(auditor: &mut Client, options: &Options) {
+async fn audit(recorder: &Recorder, auditor: &mut Client, options: &Options) {
     for gateway in 0..usize::from(options.gateways) {
         let mut keys: Vec<String> = (0..options.keys).map(|at| format!("key-{at:02}")).collect();
         keys.extend(auditor.list(gateway).await.unwrap_or_default());
         keys.sort();
         keys.dedup();
         for key in keys {
-            auditor.get(gateway, &key).await;
+            if !read(auditor, gateway, &key).await {
+                let what = format!("{key} cannot be read through node-{}", gateway + 1);
+                recorder.find("C1", what);
+            }
         }
     }
+}
+
+/// Whether an object is readable within the time that redundancy may need to be whole again.
+async fn read(auditor: &mut Client, gateway: usize, key: &str) -> bool {
+    let began = Instant::now();
+    while !auditor.get(gateway, key).await {
+        if began.elapsed() > READ_MAX {
+            return false;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+    true
 }
 
 async fn end(world: &World, recorder: &Recorder) {
