@@ -37,6 +37,9 @@ pub struct NodeConfig {
     /// The disks.
     #[serde(default)]
     pub data: DataSection,
+    /// The audit, and what it goes by.
+    #[serde(default)]
+    pub audit: AuditSection,
     /// The members with which the cluster begins. Every founder has the same list; nobody else has one.
     #[serde(default)]
     pub founding: Option<Founding>,
@@ -115,6 +118,17 @@ pub struct DataSection {
     pub scrub_cycle_seconds: u64,
     /// The profile of extents that are not small, where the cluster's size shall not choose it.
     pub profile: Option<String>,
+}
+
+/// The audit, which the root's leader does for the whole cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AuditSection {
+    /// What is named is compared with what is there every so many seconds.
+    pub cycle_seconds: u64,
+    /// A gateway that has not answered for so many seconds is taken for dead: its sessions end. One that lives after all
+    /// opens another, and loses the writes that it had under way.
+    pub session_silent_seconds: u64,
 }
 
 /// The members with which a cluster begins.
@@ -211,6 +225,12 @@ impl Default for MetaSection {
     }
 }
 
+impl Default for AuditSection {
+    fn default() -> Self {
+        Self { cycle_seconds: 24 * 3600, session_silent_seconds: 3600 }
+    }
+}
+
 impl Default for DataSection {
     fn default() -> Self {
         Self {
@@ -254,6 +274,7 @@ impl NodeConfig {
                 disks: disks.iter().map(|disk| disk.join("disk")).collect(),
                 ..DataSection::default()
             },
+            audit: AuditSection::default(),
             founding: None,
             join: None,
         }

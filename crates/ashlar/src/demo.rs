@@ -6,8 +6,8 @@
 //! what runs.
 
 use crate::config::{
-    AdminConfig, DataSection, Founder, Founding, InternalConfig, MetaSection, NodeConfig,
-    RANGES_DEFAULT, S3Config,
+    AdminConfig, AuditSection, DataSection, Founder, Founding, InternalConfig, MetaSection,
+    NodeConfig, RANGES_DEFAULT, S3Config,
 };
 use crate::identity::{NodeDir, RootKey};
 use crate::node::RunningNode;
@@ -222,6 +222,7 @@ fn node_config(
             profile: None,
             ..DataSection::default()
         },
+        audit: AuditSection::default(),
         founding: Some(founding),
         join: None,
         dir: dir.join("node"),

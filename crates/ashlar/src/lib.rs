@@ -1,5 +1,6 @@
 //! A node of ashlar, from configuration to running and back: what the binary, the demo and the tests start.
 
+pub mod audit;
 mod collect;
 pub mod config;
 mod deletions;
@@ -13,3 +14,4 @@ pub mod operator;
 pub mod process;
 mod reads;
 mod repair;
+mod sessions;

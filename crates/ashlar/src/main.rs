@@ -1,17 +1,20 @@
-//! `ashlar server | demo | token | node | disk`: the command line.
+//! `ashlar server | demo | token | node | disk | cluster`: the command line.
 #![expect(clippy::print_stdout, reason = "a command-line tool answers on standard output")]
 
 mod show;
+mod show_audit;
 
 use anyhow::{Context, Result, bail};
+use ashlar::audit::{AuditReport, CanStop};
 use ashlar::config::{JoinConfig, NodeConfig};
 use ashlar::demo::{self, Demo, DemoFacts, DemoWish};
 use ashlar::node::RunningNode;
 use ashlar::operator::{self, Member};
 use ashlar::{membership, process};
 use ashlar_host::Host;
-use ashlar_types::Role;
+use ashlar_types::{NodeId, Role};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
@@ -46,6 +49,8 @@ enum Command {
     Node(NodeArgs),
     /// Looks at the disks.
     Disk(DiskArgs),
+    /// Looks at what the cluster holds, and at what it survives.
+    Cluster(ClusterArgs),
 }
 
 #[derive(Debug, Args)]
@@ -160,6 +165,37 @@ struct NodeArgs {
 enum NodeVerb {
     /// Shows all nodes, and whether they answer.
     Ls,
+    /// Says whether a node can be stopped; if not, the exit code is 1.
+    CanStop {
+        /// The node: node-3, or its name.
+        node: String,
+        /// A count that is older is made anew.
+        #[arg(long, default_value_t = 600)]
+        age_seconds: u64,
+    },
+}
+
+#[derive(Debug, Args)]
+struct ClusterArgs {
+    #[command(flatten)]
+    ask: AskArgs,
+    #[command(subcommand)]
+    verb: ClusterVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum ClusterVerb {
+    /// Compares all that is named with all that is there, now.
+    Audit,
+    /// Says how many more failures everything survives, and what is lost.
+    Durability {
+        /// Names so many objects that survive least.
+        #[arg(long, default_value_t = 0)]
+        worst: usize,
+        /// A count that is older is made anew.
+        #[arg(long, default_value_t = 86_400)]
+        age_seconds: u64,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -216,6 +252,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Token(args) => token(host, args).await,
         Command::Node(args) => node(host, args).await,
         Command::Disk(args) => disk(host, args).await,
+        Command::Cluster(args) => cluster(host, args).await,
     }
 }
 
@@ -223,6 +260,50 @@ async fn node(host: Host, args: NodeArgs) -> Result<()> {
     let member = member(&host, &args.ask)?;
     match args.verb {
         NodeVerb::Ls => print!("{}", show::nodes(&member.overview().await?, args.ask.json)?),
+        NodeVerb::CanStop { node, age_seconds } => {
+            let age_max = Duration::from_secs(age_seconds);
+            let (verdict, report) = can_stop(&member, &node, age_max).await?;
+            print!("{}", show_audit::can_stop(&verdict, &report, args.ask.json)?);
+            if !verdict.can() {
+                bail!("{} cannot be stopped: {}", verdict.node, verdict.refusals.join("; "));
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn can_stop(
+    member: &Member,
+    name: &str,
+    age_max: Duration,
+) -> Result<(CanStop, AuditReport)> {
+    let overview = member.overview().await?;
+    let mut nodes = overview.map.nodes.values();
+    let node = nodes.find(|node| node.name == name || node.id.to_string() == name);
+    let node = node.with_context(|| format!("there is no node '{name}'"))?.id;
+    let mut report = member.audit(age_max).await?;
+    // what was counted with other nodes than answer now says nothing of now
+    let has_disks = |id: &NodeId| overview.map.disks.values().any(|disk| disk.node == *id);
+    let now: BTreeSet<NodeId> = overview.nodes.iter().map(|answer| NodeId(answer.node)).collect();
+    let then: BTreeSet<NodeId> = report.answered.iter().copied().filter(has_disks).collect();
+    if now != then {
+        report = member.audit(Duration::ZERO).await?;
+    }
+    let answering = report.answered.iter().copied().collect();
+    Ok((CanStop::judge(&report, &overview.map, &answering, node), report))
+}
+
+async fn cluster(host: Host, args: ClusterArgs) -> Result<()> {
+    let member = member(&host, &args.ask)?;
+    match args.verb {
+        ClusterVerb::Audit => {
+            let report = member.audit(Duration::ZERO).await?;
+            print!("{}", show_audit::audit(&report, args.ask.json)?);
+        }
+        ClusterVerb::Durability { worst, age_seconds } => {
+            let report = member.audit(Duration::from_secs(age_seconds)).await?;
+            print!("{}", show_audit::durability(&report, worst, args.ask.json)?);
+        }
     }
     Ok(())
 }

@@ -3,6 +3,7 @@
 //!
 //! The binary, the demo and the tests call [`RunningNode::start`]; nothing here knows which of them it was.
 
+use crate::audit::Auditor;
 use crate::collect::Collector;
 use crate::config::{Founder, Founding, NodeConfig, RANGES_DEFAULT};
 use crate::deletions::Deletions;
@@ -13,6 +14,7 @@ use crate::membership::{self, MembershipService};
 use crate::operator::OperatorService;
 use crate::reads::ReadsService;
 use crate::repair::Repairer;
+use crate::sessions::SessionEnds;
 use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwap;
 use ashlar_admin::{AdminState, Readiness};
@@ -49,6 +51,7 @@ pub struct RunningNode {
     data: Option<Arc<DataNode>>,
     client: Client,
     backend: Option<Arc<dyn Backend>>,
+    auditor: Arc<Auditor>,
     tasks: Vec<TaskHandle>,
     _dir: Arc<NodeDir>,
 }
@@ -87,6 +90,7 @@ impl RunningNode {
         let meta = start_meta(&host, &config, &enrolled, &dialer, &book).await?;
         let client = Client::start(host.clone(), dialer, client_config(&enrolled)).await;
 
+        let auditor = Auditor::new(&host, &client, identity.node());
         let membership = MembershipService {
             host: host.clone(),
             client: client.clone(),
@@ -97,7 +101,8 @@ impl RunningNode {
             region: config.s3.region.clone(),
         };
         let reads = ReadsService { client: client.clone(), incarnation: identity.incarnation };
-        let router = internal_router(meta.as_ref(), data.as_ref(), membership, reads);
+        let router =
+            internal_router(meta.as_ref(), data.as_ref(), membership, reads, auditor.clone());
         let mut tasks = Vec::new();
         let mut background = |name, task: futures::future::BoxFuture<'static, ()>| {
             tasks.push(host.tasks.spawn(TaskKind::Background(name), task));
@@ -138,6 +143,16 @@ impl RunningNode {
             let repairer =
                 Repairer { host: host.clone(), client: client.clone(), leading: leading.clone() };
             background("repair", until_stop(&host, repairer.run()));
+            let ends = SessionEnds {
+                host: host.clone(),
+                client: client.clone(),
+                leading: leading.clone(),
+                silent_max: Duration::from_secs(config.audit.session_silent_seconds),
+            };
+            background("session ends", until_stop(&host, ends.run()));
+            let cycle = Duration::from_secs(config.audit.cycle_seconds);
+            let auditing = auditor.clone().run(leading.clone(), cycle);
+            background("audit", until_stop(&host, auditing));
             let deletions = Deletions { host: host.clone(), client: client.clone(), leading };
             background("deletions", until_stop(&host, deletions.run()));
             let telling = tell_outdated(meta.clone(), readiness.clone());
@@ -171,6 +186,7 @@ impl RunningNode {
             data,
             client,
             backend,
+            auditor,
             tasks,
             _dir: dir,
         })
@@ -228,6 +244,11 @@ impl RunningNode {
     /// Its metadata role, where it has one.
     pub fn meta(&self) -> Option<&Arc<MetaNode>> {
         self.meta.as_ref()
+    }
+
+    /// What compares all that is named with all that is there.
+    pub fn auditor(&self) -> &Arc<Auditor> {
+        &self.auditor
     }
 
     /// Its data role, where it has one.
@@ -490,9 +511,10 @@ fn internal_router(
     data: Option<&Arc<DataNode>>,
     membership: MembershipService,
     reads: ReadsService,
+    auditor: Arc<Auditor>,
 ) -> axum::Router {
     let judge = Arc::new(membership.client.clone());
-    let operator = OperatorService { client: membership.client.clone() };
+    let operator = OperatorService { client: membership.client.clone(), auditor };
     let mut routes = tonic::service::Routes::new(MembershipServer::new(membership))
         .add_service(GatewayServer::new(reads))
         .add_service(OperatorServer::new(operator));

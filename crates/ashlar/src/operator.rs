@@ -3,6 +3,7 @@
 //! Any member answers for the whole cluster: it asks the root and the other nodes. Who may ask proves it by the
 //! certificate of a member, which only those can read who may read that member's directory.
 
+use crate::audit::{AuditReport, Auditor};
 use crate::config::NodeConfig;
 use crate::identity::NodeDir;
 use anyhow::{Context, Result, bail};
@@ -11,21 +12,25 @@ use ashlar_host::Host;
 use ashlar_types::{ClusterMap, NodeId, decode, encode};
 use ashlar_wire::proto::operator_client::OperatorClient;
 use ashlar_wire::proto::operator_server::Operator;
-use ashlar_wire::proto::{OverviewReply, OverviewRequest, PingReply};
+use ashlar_wire::proto::{AuditReply, AuditRequest, OverviewReply, OverviewRequest, PingReply};
 use ashlar_wire::{Class, Dialer, Security};
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 /// How long a member may take to answer a question.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
+/// An audit walks over everything.
+const AUDIT_PATIENCE: Duration = Duration::from_secs(3600);
 /// A map of very many groups is larger than what a message may be by default.
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 
 /// Answers operators. Runs on every node.
 pub(crate) struct OperatorService {
     pub(crate) client: Client,
+    pub(crate) auditor: Arc<Auditor>,
 }
 
 #[tonic::async_trait]
@@ -37,6 +42,18 @@ impl Operator for OperatorService {
         let map = self.client.map_now().await.map_err(|failure| not_answered(&failure))?;
         let nodes = self.client.ping_nodes(&map).await;
         Ok(Response::new(OverviewReply { map: encode(&map).into(), nodes }))
+    }
+
+    async fn audit(&self, request: Request<AuditRequest>) -> Result<Response<AuditReply>, Status> {
+        let AuditRequest { age_ms_max, own } = request.into_inner();
+        let report = if own {
+            self.auditor.report()
+        } else {
+            let recent = self.auditor.recent(Duration::from_millis(age_ms_max)).await;
+            Some(recent.map_err(|error| Status::unavailable(format!("{error:#}")))?)
+        };
+        let report = report.map(|report| encode(&report).into()).unwrap_or_default();
+        Ok(Response::new(AuditReply { report }))
     }
 }
 
@@ -100,6 +117,15 @@ impl Member {
         Ok(Overview { map, nodes: reply.nodes })
     }
 
+    /// What an audit has found that ended no longer ago than this, or that is done now.
+    pub async fn audit(&self, age_max: Duration) -> Result<AuditReport> {
+        let mut member = self.client();
+        let age_ms_max = u64::try_from(age_max.as_millis()).unwrap_or(u64::MAX);
+        let call = member.audit(AuditRequest { age_ms_max, own: false });
+        let reply = self.answer_within(AUDIT_PATIENCE, call).await?;
+        decode(&reply.report).context("the member's answer is not understood")
+    }
+
     fn client(&self) -> OperatorClient<Channel> {
         OperatorClient::new(self.channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX)
     }
@@ -109,7 +135,15 @@ impl Member {
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T> {
-        match self.host.clock.timeout(ANSWER_PATIENCE, call).await {
+        self.answer_within(ANSWER_PATIENCE, call).await
+    }
+
+    async fn answer_within<T>(
+        &self,
+        patience: Duration,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T> {
+        match self.host.clock.timeout(patience, call).await {
             Ok(Ok(reply)) => Ok(reply.into_inner()),
             Ok(Err(status)) => bail!("the member at {}: {}", self.address, status.message()),
             Err(_) => bail!("the member at {} did not answer: does it run?", self.address),

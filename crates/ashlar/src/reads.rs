@@ -1,8 +1,8 @@
-//! Says to collectors of garbage which reads are open at this gateway.
+//! Says to collectors of garbage which reads are open at this gateway, and to audits which sessions it uses.
 
 use ashlar_client::Client;
 use ashlar_wire::proto::gateway_server::Gateway;
-use ashlar_wire::proto::{OpenReadsReply, OpenReadsRequest};
+use ashlar_wire::proto::{OpenReadsReply, OpenReadsRequest, SessionsReply, SessionsRequest};
 use tonic::{Request, Response, Status};
 
 /// Answers for the client through which this node's gateway reads.
@@ -23,5 +23,14 @@ impl Gateway for ReadsService {
             oldest: numbers.oldest,
             next: numbers.next,
         }))
+    }
+
+    async fn sessions(
+        &self,
+        _: Request<SessionsRequest>,
+    ) -> Result<Response<SessionsReply>, Status> {
+        let (sessions, opening) = self.client.sessions_in_use();
+        let sessions = sessions.into_iter().map(|session| session.0).collect();
+        Ok(Response::new(SessionsReply { incarnation: self.incarnation, sessions, opening }))
     }
 }

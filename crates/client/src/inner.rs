@@ -13,7 +13,7 @@ use arc_swap::ArcSwap;
 use ashlar_host::{Host, Monotonic, TaskKind};
 use ashlar_placement::Chooser;
 use ashlar_types::{
-    ClusterMap, RootAnswer, RootCommand, RootOp, RootOutcome, RootQuery, decode, encode,
+    ClusterMap, RootAnswer, RootCommand, RootOp, RootOutcome, RootQuery, SessionId, decode, encode,
 };
 use ashlar_wire::Dialer;
 use bytes::Bytes;
@@ -205,6 +205,31 @@ impl Inner {
         Ok(session)
     }
 
+    /// The sessions under which commands go, or may still go, and whether one is being opened.
+    pub(crate) fn sessions_in_use(&self) -> (Vec<SessionId>, bool) {
+        let current = self.session.try_lock();
+        let retired = self.retired.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sessions: Vec<SessionId> = retired.iter().map(|old| old.id).collect();
+        match &current {
+            Ok(current) => sessions.extend(current.as_ref().map(|session| session.id)),
+            // whoever holds the lock may be about to put the present one among the retired
+            Err(_) => return (sessions, true),
+        }
+        (sessions, false)
+    }
+
+    /// An aged session that nobody uses is kept no longer: what was written under it can be audited.
+    fn retire_idle(&self) {
+        let Ok(mut current) = self.session.try_lock() else { return };
+        let now = self.host.clock.now();
+        let idle = current.take_if(|session| {
+            now - session.opened >= self.config.session_age_max && Arc::strong_count(session) == 1
+        });
+        if let Some(old) = idle {
+            self.retired.lock().unwrap_or_else(PoisonError::into_inner).push(old);
+        }
+    }
+
     /// Ends retired sessions that nothing refers to any more.
     async fn end_retired(&self) {
         let unused: Vec<Arc<Session>> = {
@@ -260,6 +285,7 @@ async fn keep_map(client: Weak<Inner>) {
 
 async fn keep_tidy(client: Weak<Inner>) {
     while let Some(inner) = client.upgrade() {
+        inner.retire_idle();
         inner.end_retired().await;
         inner.host.clock.sleep(TIDY_EVERY).await;
     }

@@ -8,6 +8,7 @@
 //! It leaves out: what an S3 request means (crate `gateway`), where shards belong (`placement`), how they are coded
 //! (`erasure`).
 
+mod audit;
 mod buckets;
 mod call;
 mod choose;
@@ -33,6 +34,7 @@ mod stripe;
 mod window;
 mod writer;
 
+pub use audit::{InventoryPage, LivingSessions, SessionsInUse};
 pub use collect::{GarbagePage, GatewayReads};
 pub use column::Column;
 pub use config::ClientConfig;

@@ -7,6 +7,7 @@
 //! a cycle, and what is damaged is healed from other shards. Migration is not here yet.
 
 mod collect;
+mod inventory;
 mod node;
 mod scrub;
 mod service;

@@ -3,9 +3,12 @@
 use crate::collect::CollectError;
 use crate::{DataNode, GarbageJudge};
 use ashlar_store::Store;
-use ashlar_types::{CollectShards, ShardsCollected, decode, encode};
+use ashlar_types::{CollectShards, DiskQuery, ShardsCollected, decode, encode};
 use ashlar_wire::proto::data_server::Data;
-use ashlar_wire::proto::{CollectReply, CollectRequest, DiskStatus, PingReply, PingRequest};
+use ashlar_wire::proto::{
+    CollectReply, CollectRequest, DiskStatus, InventoryReply, InventoryRequest, PingReply,
+    PingRequest,
+};
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
@@ -48,6 +51,17 @@ impl Data for DataService {
         let outcomes = self.node.collect(&*self.judge, &request).await;
         let outcomes = outcomes.map_err(|error| refused(&error))?;
         Ok(Response::new(CollectReply { body: encode(&ShardsCollected { outcomes }).into() }))
+    }
+
+    async fn inventory(
+        &self,
+        request: Request<InventoryRequest>,
+    ) -> Result<Response<InventoryReply>, Status> {
+        let query: DiskQuery = decode(&request.into_inner().body)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let (node, tasks) = (self.node.clone(), self.node.host.tasks.clone());
+        let body = tasks.run_blocking(move || encode(&node.inventory(&query))).await;
+        Ok(Response::new(InventoryReply { body: body.into() }))
     }
 }
 

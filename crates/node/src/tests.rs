@@ -4,9 +4,9 @@ use crate::{DataConfig, DataNode, DataNodeError, GarbageJudge};
 use ashlar_host::Host;
 use ashlar_store::StoreError;
 use ashlar_types::{
-    BucketId, COLLECT_SHARDS_MAX, ClusterId, ClusterMap, CollectOutcome, CollectShards, DiskId,
-    Epoch, ExtentId, KeyPoint, NodeId, PgId, PlacementGroup, Profile, SessionId, ShardName,
-    ShardsCollected, Slot, decode, encode,
+    BucketId, COLLECT_SHARDS_MAX, CellSum, ClusterId, ClusterMap, CollectOutcome, CollectShards,
+    DiskAnswer, DiskId, DiskQuery, Epoch, ExtentId, KeyPoint, NodeId, PgId, PlacementGroup,
+    Profile, SessionId, ShardCell, ShardName, ShardsCollected, Slot, decode, encode,
 };
 use ashlar_wire::proto::data_server::Data;
 use ashlar_wire::proto::{CollectRequest, PingRequest};
@@ -62,6 +62,17 @@ fn facts(length: usize) -> ShardFacts {
         profile: Profile::RS_4_2,
         bucket: BucketId(42),
         length: length as u64,
+    }
+}
+
+fn group_at(epoch: Epoch) -> PlacementGroup {
+    PlacementGroup {
+        id: PgId(1),
+        profile: Profile::RS_4_2,
+        epoch,
+        homes: Vec::new(),
+        moving: None,
+        open: true,
     }
 }
 
@@ -283,16 +294,8 @@ async fn refusals_have_their_word() {
     let request = Request::put(fixture.path(9).to_string()).body(Body::empty()).unwrap();
     assert_eq!(refusal(&fixture.send(request).await), Some(ShardRefusal::Malformed));
 
-    let group = PlacementGroup {
-        id: PgId(1),
-        profile: Profile::RS_4_2,
-        epoch: Epoch(6),
-        homes: Vec::new(),
-        moving: None,
-        open: true,
-    };
     let mut map = ClusterMap { epoch: Epoch(9), ..ClusterMap::default() };
-    map.groups.insert(PgId(1), group);
+    map.groups.insert(PgId(1), group_at(Epoch(6)));
     fixture.node.set_map(Arc::new(map));
     fixture.node.set_map(Arc::new(ClusterMap::default()));
     let stale = fixture.put(2, bytes(10)).await;
@@ -339,4 +342,41 @@ async fn a_copied_or_doubled_directory_is_refused_and_the_others_are_let_go() {
     assert!(matches!(doubled, DataNodeError::Store(StoreError::InUse(_))), "{doubled}");
     let node = DataNode::start(host, config(disks[..1].to_vec())).await.unwrap();
     assert_eq!(node.disks().len(), 1);
+}
+
+#[tokio::test]
+async fn an_audit_is_told_what_a_disk_holds_and_what_it_surely_does_not() {
+    let fixture = start().await;
+    for counter in [1, 2, 40] {
+        assert_eq!(fixture.put(counter, bytes(10)).await.status(), StatusCode::OK);
+    }
+    let (disk, pg, slot) = (fixture.disk, PgId(1), Slot(2));
+    let extent = |counter| ExtentId { session: SessionId(5), counter };
+    let sum = |counters: &[u64]| {
+        let mut sum = CellSum::default();
+        counters.iter().for_each(|&counter| sum.add(extent(counter)));
+        sum
+    };
+    let cell = |counter| ShardCell::of(pg, slot, extent(counter), 4);
+    assert_eq!(
+        fixture.node.inventory(&DiskQuery::Cells { disk, shift: 4 }),
+        DiskAnswer::Cells(vec![(cell(1), sum(&[1, 2])), (cell(40), sum(&[40]))])
+    );
+    let asked = DiskQuery::Shards { disk, shift: 4, cells: vec![cell(15), cell(60)] };
+    let DiskAnswer::Shards(shards) = fixture.node.inventory(&asked) else { panic!() };
+    let found: Vec<_> = shards.iter().map(|shard| (shard.extent, shard.bucket)).collect();
+    assert_eq!(found, [(extent(1), BucketId(42)), (extent(2), BucketId(42))]);
+
+    let holds = |pg_epoch| {
+        let shards = vec![(extent(2), slot), (extent(3), slot), (extent(2), Slot(0))];
+        fixture.node.inventory(&DiskQuery::Holds { disk, pg, pg_epoch, shards })
+    };
+    assert_eq!(holds(Epoch(6)), DiskAnswer::OtherEpoch, "it knows no map yet");
+    let mut map = ClusterMap { epoch: Epoch(9), ..ClusterMap::default() };
+    map.groups.insert(pg, group_at(Epoch(6)));
+    fixture.node.set_map(Arc::new(map));
+    assert_eq!(holds(Epoch(6)), DiskAnswer::Holds(vec![true, false, false]));
+    assert_eq!(holds(Epoch(7)), DiskAnswer::OtherEpoch, "nothing is certain across a move");
+    let other = DiskQuery::Cells { disk: DiskId(1), shift: 4 };
+    assert_eq!(fixture.node.inventory(&other), DiskAnswer::UnknownDisk);
 }

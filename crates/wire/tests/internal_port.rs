@@ -3,7 +3,9 @@
 use ashlar_host::Host;
 use ashlar_wire::proto::data_client::DataClient;
 use ashlar_wire::proto::data_server::{Data, DataServer};
-use ashlar_wire::proto::{CollectReply, CollectRequest, PingReply, PingRequest};
+use ashlar_wire::proto::{
+    CollectReply, CollectRequest, InventoryReply, InventoryRequest, PingReply, PingRequest,
+};
 use ashlar_wire::{Authority, Class, Dialer, Security, ShardBody};
 use axum::Router;
 use axum::routing::put;
@@ -21,6 +23,13 @@ impl Data for Pong {
 
     async fn collect(&self, _: Request<CollectRequest>) -> Result<Response<CollectReply>, Status> {
         Err(Status::unimplemented("this node collects nothing"))
+    }
+
+    async fn inventory(
+        &self,
+        _: Request<InventoryRequest>,
+    ) -> Result<Response<InventoryReply>, Status> {
+        Err(Status::unimplemented("this node has nothing"))
     }
 }
 

@@ -3,7 +3,8 @@
 use crate::options::Options;
 use anyhow::{Context, Result};
 use ashlar::config::{
-    AdminConfig, DataSection, Founder, Founding, InternalConfig, MetaSection, NodeConfig, S3Config,
+    AdminConfig, AuditSection, DataSection, Founder, Founding, InternalConfig, MetaSection,
+    NodeConfig, S3Config,
 };
 use ashlar::identity::{NodeDir, RootKey};
 use ashlar::node::RunningNode;
@@ -121,6 +122,7 @@ fn config(options: &Options, founder: &Founder, founding: &Founding) -> NodeConf
             scrub_cycle_seconds: options.scrub_cycle_seconds,
             profile: None,
         },
+        audit: AuditSection::default(),
         founding: Some(founding.clone()),
         join: None,
     }

@@ -9,8 +9,8 @@ use ashlar_wire::proto::data_server::{Data, DataServer};
 use ashlar_wire::proto::metadata_reply::Result as Reply;
 use ashlar_wire::proto::metadata_server::{Metadata, MetadataServer};
 use ashlar_wire::proto::{
-    Busy, CollectReply, CollectRequest, DiskStatus, MetadataReply, MetadataRequest, PingReply,
-    PingRequest,
+    Busy, CollectReply, CollectRequest, DiskStatus, InventoryReply, InventoryRequest,
+    MetadataReply, MetadataRequest, PingReply, PingRequest,
 };
 use ashlar_wire::shard::{
     CRC_HEADER, ERROR_HEADER, SHARD_ROUTE, ShardFacts, ShardPath, format_crc,
@@ -340,6 +340,13 @@ impl Data for FakeNode {
             map_epoch,
             disks: vec![status],
         }))
+    }
+
+    async fn inventory(
+        &self,
+        _: tonic::Request<InventoryRequest>,
+    ) -> Result<tonic::Response<InventoryReply>, Status> {
+        Err(Status::unimplemented("nobody audits here"))
     }
 
     async fn collect(

@@ -32,6 +32,15 @@ enum Expected {
     Open(Content),
 }
 
+/// An upload that is open, with all of its parts.
+#[derive(Debug)]
+pub(crate) struct Begun {
+    key: String,
+    content: Content,
+    upload: String,
+    parts: String,
+}
+
 /// All that the cluster has answered.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
@@ -72,6 +81,12 @@ impl Ledger {
         content: Content,
         cuts: &[u64],
     ) {
+        let begun = Self::begin(client, key, content, cuts).await;
+        self.complete(client, begun).await;
+    }
+
+    /// Uploads the parts of an object, and leaves the upload open.
+    pub(crate) async fn begin(client: &Client, key: &str, content: Content, cuts: &[u64]) -> Begun {
         let create = Call::new(Method::POST, BUCKET, key).query("uploads", "");
         let answer = client.expect(create).await.unwrap();
         let text = String::from_utf8(answer.body.to_vec()).unwrap();
@@ -92,14 +107,18 @@ impl Ledger {
             parts += &format!("<Part><PartNumber>{number}</PartNumber><ETag>{etag}</ETag></Part>");
             from = end;
         }
+        Begun { key: key.to_owned(), content, upload: upload.to_owned(), parts }
+    }
+
+    /// Makes the parts of an upload an object.
+    pub(crate) async fn complete(&mut self, client: &Client, begun: Begun) {
+        let Begun { key, content, upload, parts } = begun;
         let body = format!("<CompleteMultipartUpload>{parts}</CompleteMultipartUpload>");
-        let call = Call::new(Method::POST, BUCKET, key)
-            .query("uploadId", upload)
+        let call = Call::new(Method::POST, BUCKET, &key)
+            .query("uploadId", &upload)
             .payload(Payload::Bytes(body.into()));
         let text = String::from_utf8(client.expect(call).await.unwrap().body.to_vec()).unwrap();
-        let (_, rest) = text.split_once("<ETag>").unwrap();
-        let (etag, _) = rest.split_once("</ETag>").unwrap();
-        self.keys.insert(key.to_owned(), Expected::Content(content, etag.replace("&quot;", "\"")));
+        self.keys.insert(key, Expected::Content(content, etag_in(&text)));
     }
 
     /// Takes over what another one knows: the keys of both differ.
@@ -143,13 +162,19 @@ impl Ledger {
 
     /// Compares all with what the cluster says now; each sentence is a loss.
     pub(crate) async fn losses(&self, client: &Client) -> Vec<String> {
+        let mut losses = self.losses_of_reads(client).await;
+        losses.extend(self.list_losses(client).await);
+        losses
+    }
+
+    /// The same without the list: others write too.
+    pub(crate) async fn losses_of_reads(&self, client: &Client) -> Vec<String> {
         let mut losses = Vec::new();
         for (gateway, (key, expected)) in self.keys.iter().enumerate() {
             if let Err(loss) = check(client, gateway, key, expected).await {
                 losses.push(format!("{key}: {loss}"));
             }
         }
-        losses.extend(self.list_losses(client).await);
         losses
     }
 
@@ -175,6 +200,13 @@ impl Ledger {
         });
         wrong.collect()
     }
+}
+
+/// The ETag in an answer of XML.
+fn etag_in(text: &str) -> String {
+    let (_, rest) = text.split_once("<ETag>").unwrap();
+    let (etag, _) = rest.split_once("</ETag>").unwrap();
+    etag.replace("&quot;", "\"")
 }
 
 async fn check(
