@@ -5,24 +5,42 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// The conditions of a node. Cheap to clone. With no condition named, it is not ready.
 #[derive(Debug, Clone, Default)]
-pub struct Readiness(Arc<Mutex<BTreeMap<&'static str, Option<String>>>>);
+pub struct Readiness {
+    conditions: Arc<Mutex<BTreeMap<&'static str, Option<String>>>>,
+    remarks: Arc<Mutex<BTreeMap<&'static str, String>>>,
+}
 
 impl Readiness {
     /// Says of one condition that it holds, or why it does not.
     pub fn set(&self, condition: &'static str, holds: bool, reason: &str) {
         let reason = (!holds).then(|| reason.to_owned());
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(condition, reason);
+        self.conditions.lock().unwrap_or_else(PoisonError::into_inner).insert(condition, reason);
+    }
+
+    /// Says something that people should look at, although the node serves; `None`: no more.
+    pub fn remark(&self, subject: &'static str, text: Option<String>) {
+        let mut remarks = self.remarks.lock().unwrap_or_else(PoisonError::into_inner);
+        match text {
+            Some(text) => remarks.insert(subject, text),
+            None => remarks.remove(subject),
+        };
+    }
+
+    /// What people should look at.
+    pub fn remarks(&self) -> Vec<String> {
+        let remarks = self.remarks.lock().unwrap_or_else(PoisonError::into_inner);
+        remarks.iter().map(|(subject, text)| format!("{subject}: {text}")).collect()
     }
 
     /// Whether all conditions hold.
     pub fn is_ready(&self) -> bool {
-        let conditions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
         !conditions.is_empty() && conditions.values().all(Option::is_none)
     }
 
     /// Why it is not ready.
     pub fn reasons(&self) -> Vec<String> {
-        let conditions = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let conditions = self.conditions.lock().unwrap_or_else(PoisonError::into_inner);
         let told = |(name, reason): (&&str, &Option<String>)| {
             reason.as_ref().map(|why| format!("{name}: {why}"))
         };
@@ -46,5 +64,9 @@ mod tests {
         );
         readiness.set("metadata", true, "");
         assert!(readiness.is_ready());
+        readiness.remark("disks", Some("/a is out".to_owned()));
+        assert_eq!((readiness.is_ready(), readiness.remarks().len()), (true, 1));
+        readiness.remark("disks", None);
+        assert_eq!(readiness.remarks(), Vec::<String>::new());
     }
 }

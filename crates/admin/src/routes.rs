@@ -152,7 +152,9 @@ fn router(state: AdminState) -> Router {
 async fn ready(State(state): State<AdminState>) -> Response {
     let (ready, reasons) = (state.readiness.is_ready(), state.readiness.reasons());
     let status = if ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (status, Json(json!({ "ready": ready, "reasons": reasons }))).into_response()
+    let remarks = state.readiness.remarks();
+    (status, Json(json!({ "ready": ready, "reasons": reasons, "remarks": remarks })))
+        .into_response()
 }
 
 async fn metrics_page(State(state): State<AdminState>) -> Response {

@@ -11,7 +11,8 @@ use ashlar_host::Host;
 use ashlar_node::DataNode;
 use ashlar_placement::Settings;
 use ashlar_types::{
-    ClusterMap, Epoch, NodeId, Profile, RangeQuery, Role, RootAnswer, RootOp, RootQuery,
+    ClusterMap, DiskId, Epoch, NodeId, Profile, RangeQuery, Role, RootAnswer, RootOp, RootQuery,
+    RootRefusal,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -73,6 +74,10 @@ impl Duties {
                 disks: self.data.as_ref().map_or_else(Vec::new, |data| data.disks()),
             };
             match self.client.root(op).await {
+                // an old image, or a clone: the node's other disks are as good as before
+                Err(Failure::Root(refusal @ RootRefusal::StaleDisk(disk))) if self.has(disk) => {
+                    self.put_out(disk, &refusal.to_string()).await;
+                }
                 Err(Failure::Root(refusal)) => {
                     tracing::error!(%refusal, "the cluster refuses this node");
                     let reason = format!("the cluster refuses this node: {refusal}");
@@ -87,6 +92,16 @@ impl Duties {
         }
         self.readiness.set("registered", true, "");
         self.watch_ranges().await;
+    }
+
+    fn has(&self, disk: DiskId) -> bool {
+        self.data.as_ref().is_some_and(|data| data.store(disk).is_some())
+    }
+
+    async fn put_out(&self, disk: DiskId, why: &str) {
+        if let Some(data) = &self.data {
+            data.put_out(disk, why).await;
+        }
     }
 
     async fn watch_ranges(&self) {

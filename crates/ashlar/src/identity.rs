@@ -5,14 +5,16 @@
 //! <dir>/identity.json      cluster, node, incarnation (raised durably by every boot, before anything is served)
 //! <dir>/tls/ca.pem  node.pem  node.key  [ca.key: founders]
 //! <dir>/root.json          the root access key
+//! <dir>/disks.json         which disk was last in which directory
 //! ```
 
 use crate::config::Founding;
 use anyhow::{Context, Result, bail};
 use ashlar_host::{Disk, Host};
-use ashlar_types::{ClusterId, NodeId};
+use ashlar_types::{ClusterId, DiskId, NodeId};
 use ashlar_wire::{Authority, Credentials, KeyPem, Security};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -253,6 +255,22 @@ impl NodeDir {
     /// Keeps the members that are known.
     pub fn set_seeds(&self, seeds: &[String]) -> Result<()> {
         self.write_private("seeds.json", &serde_json::to_string(seeds)?)
+    }
+
+    /// Which disk was in a directory when it was last served.
+    pub fn known_disks(&self) -> Result<BTreeMap<PathBuf, DiskId>> {
+        let Some(text) = self.read_text("disks.json")? else { return Ok(BTreeMap::new()) };
+        let known: BTreeMap<PathBuf, String> =
+            serde_json::from_str(&text).context("disks.json is damaged")?;
+        let parsed = known.into_iter().map(|(dir, disk)| Ok((dir, disk.parse()?)));
+        parsed.collect::<Result<_>>().context("disks.json is damaged")
+    }
+
+    /// Keeps which disks are where.
+    pub fn set_known_disks(&self, known: &BTreeMap<PathBuf, DiskId>) -> Result<()> {
+        let known: BTreeMap<&PathBuf, String> =
+            known.iter().map(|(dir, disk)| (dir, disk.to_string())).collect();
+        self.write_private("disks.json", &serde_json::to_string(&known)?)
     }
 
     /// The founding list of a node that founded a cluster by itself.

@@ -5,6 +5,7 @@ mod collect;
 pub mod config;
 mod deletions;
 pub mod demo;
+mod disks;
 mod duties;
 pub mod identity;
 mod leading;

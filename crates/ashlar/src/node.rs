@@ -86,7 +86,7 @@ impl RunningNode {
         let dialer = Dialer::new(host.clone(), &enrolled.security);
         let book = address_book(enrolled.founding.as_ref());
 
-        let data = start_data(&host, &config, &identity).await?;
+        let data = start_data(&host, &config, &identity, &dir).await?;
         let meta = start_meta(&host, &config, &enrolled, &dialer, &book).await?;
         let client = Client::start(host.clone(), dialer, client_config(&enrolled)).await;
 
@@ -133,6 +133,7 @@ impl RunningNode {
             let (data, source) = (data.clone(), client.clone());
             let scrubbing = async move { data.scrub(&source).await };
             background("scrub", until_stop(&host, scrubbing));
+            background("tell of the disks", until_stop(&host, duty.clone().tell_of_disks()));
         }
         if let Some(meta) = &meta {
             background("place", until_stop(&host, duty.clone().place()));
@@ -423,11 +424,14 @@ async fn start_data(
     host: &Host,
     config: &NodeConfig,
     identity: &Identity,
+    dir: &NodeDir,
 ) -> Result<Option<Arc<DataNode>>> {
     if !config.has(Role::Data) {
         return Ok(None);
     }
-    for disk in &config.data.disks {
+    let known = dir.known_disks()?;
+    // where a disk was before, a directory that is missing is a disk that is missing
+    for disk in config.data.disks.iter().filter(|disk| !known.contains_key(*disk)) {
         host.disk.create_dir_all(disk).with_context(|| {
             format!(
                 "cannot make the disk's directory {}: choose one that this user may write",
@@ -440,6 +444,7 @@ async fn start_data(
         incarnation: identity.incarnation,
         cluster: identity.cluster,
         disks: config.data.disks.clone(),
+        known,
         small_segment_bytes: config.data.small_segment_bytes,
         large_segment_bytes: config.data.large_segment_bytes,
         reserve_bytes: config.data.reserve_bytes,

@@ -78,8 +78,11 @@ impl DataNode {
     }
 
     async fn delete(&self, disk: DiskId, shards: &[&ShardName]) -> Vec<CollectOutcome> {
-        let Some(store) = self.stores().get(&disk) else {
-            return vec![CollectOutcome::UnknownDisk; shards.len()];
+        let Some(store) = self.store(disk) else {
+            // of a disk that is out nothing is known to be gone
+            let is_out = self.why_out(disk).is_some();
+            let outcome = if is_out { CollectOutcome::Failed } else { CollectOutcome::UnknownDisk };
+            return vec![outcome; shards.len()];
         };
         let key = |shard: &&ShardName| ShardKey { extent: shard.extent, slot: shard.slot };
         let keys: Vec<ShardKey> = shards.iter().map(key).collect();

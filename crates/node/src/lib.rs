@@ -4,9 +4,11 @@
 //! A PUT is answered when the shard is durable and what came is what was sent (D1); a GET sends only verified bytes
 //! (D5); a write under an older epoch of its placement group is refused (R12). A shard is deleted
 //! only when the range that has its extent in the gc queue says so (D2). Every block is verified within
-//! a cycle, and what is damaged is healed from other shards. Migration is not here yet.
+//! a cycle, and what is damaged is healed from other shards. A bad disk is out, or suspect, and the others are served;
+//! disks come and go while the node runs. Migration is not here yet.
 
 mod collect;
+mod disks;
 mod inventory;
 mod node;
 mod scrub;
@@ -14,6 +16,7 @@ mod service;
 mod shards;
 
 pub use collect::GarbageJudge;
+pub use disks::{DiskCondition, DiskReport, Stores};
 pub use node::{DataConfig, DataNode, DataNodeError};
 pub use scrub::ColumnSource;
 pub use service::DataService;

@@ -8,9 +8,12 @@
 use crate::DataNode;
 use ashlar_client::{Client, Column, Failure};
 use ashlar_store::{SMALL_SHARD_BYTES_END, ShardKey, ShardMeta, Store, StoreError};
+use ashlar_types::DiskId;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::future::join_all;
+use futures::stream::{FuturesUnordered, StreamExt};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -49,27 +52,50 @@ enum HealError {
 }
 
 impl DataNode {
-    /// Verifies all disks again and again, each within the configured cycle. It goes on until it is dropped.
+    /// Verifies all disks again and again, each within the configured cycle, also those that come later. It goes on until
+    /// it is dropped.
     pub async fn scrub(&self, source: &dyn ColumnSource) {
-        join_all(self.stores().values().map(|store| self.scrub_disk(store, source))).await;
+        let mut followed = self.follow_stores();
+        let (mut running, mut scrubbed) = (FuturesUnordered::new(), BTreeSet::new());
+        loop {
+            let stores = followed.borrow_and_update().clone();
+            for (&disk, store) in stores.iter() {
+                if scrubbed.insert(disk) {
+                    running.push(self.scrub_disk(store.clone(), source));
+                }
+            }
+            tokio::select! {
+                Some(gone) = running.next() => {
+                    scrubbed.remove(&gone);
+                }
+                changed = followed.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
+            }
+        }
     }
 
     /// Goes through all disks once, without a pause, from where each of them is.
     pub async fn scrub_once(&self, source: &dyn ColumnSource) {
-        let passes = self
-            .stores()
+        let stores = self.stores();
+        let passes = stores
             .values()
             .map(|store| async move { while !self.scrub_step(store, source).await {} });
         join_all(passes).await;
     }
 
-    async fn scrub_disk(&self, store: &Store, source: &dyn ColumnSource) {
-        loop {
+    /// Until the disk is served no more; which it was.
+    async fn scrub_disk(&self, store: Store, source: &dyn ColumnSource) -> DiskId {
+        let disk = store.disk_id();
+        while self.store(disk).is_some_and(|served| served.incarnation() == store.incarnation()) {
             let usage = store.usage();
             let used = usage.capacity.saturating_sub(usage.free);
             self.host.clock.sleep(pause(self.config.scrub_cycle, used)).await;
-            self.scrub_step(store, source).await;
+            self.scrub_step(&store, source).await;
         }
+        disk
     }
 
     /// `true`: it was the last one of a pass.
@@ -81,7 +107,9 @@ impl DataNode {
         for (key, damage) in &step.found {
             tracing::error!(%disk, extent = %key.extent, slot = key.slot.0, ?damage, "the scrub found damage");
         }
-        self.heal_disk(store, source).await;
+        if store.usage().writable {
+            self.heal_disk(store, source).await;
+        }
         #[expect(clippy::cast_precision_loss, reason = "a gauge is for people")]
         let damaged = store.scrub_progress().damaged as f64;
         metrics::gauge!("ashlar_scrub_damaged_shards", "disk" => disk).set(damaged);

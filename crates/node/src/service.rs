@@ -3,7 +3,7 @@
 use crate::collect::CollectError;
 use crate::{DataNode, GarbageJudge};
 use ashlar_store::Store;
-use ashlar_types::{CollectShards, DiskQuery, ShardsCollected, decode, encode};
+use ashlar_types::{CollectShards, DiskId, DiskQuery, ShardsCollected, decode, encode};
 use ashlar_wire::proto::data_server::Data;
 use ashlar_wire::proto::{
     CollectReply, CollectRequest, DiskStatus, InventoryReply, InventoryRequest, PingReply,
@@ -29,6 +29,15 @@ impl DataService {
     pub(crate) fn new(node: Arc<DataNode>, judge: Arc<dyn GarbageJudge>) -> Self {
         Self { node, judge }
     }
+
+    /// Those that are served, and those that are out: nothing is to be written to these.
+    fn disks(&self) -> Vec<DiskStatus> {
+        let mut disks: Vec<DiskStatus> = self.node.stores().values().map(status).collect();
+        let is_out = |disk: &DiskId| self.node.why_out(*disk).is_some();
+        let out = self.node.disk_reports().into_iter().filter_map(|report| report.disk);
+        disks.extend(out.filter(is_out).map(status_of_one_that_is_out));
+        disks
+    }
 }
 
 #[tonic::async_trait]
@@ -38,7 +47,7 @@ impl Data for DataService {
             node: self.node.config.node.0,
             incarnation: self.node.config.incarnation,
             map_epoch: self.node.map_epoch().0,
-            disks: self.node.stores().values().map(status).collect(),
+            disks: self.disks(),
         }))
     }
 
@@ -70,6 +79,10 @@ fn refused(error: &CollectError) -> Status {
         CollectError::TooMany(_) => Status::invalid_argument(error.to_string()),
         CollectError::NotJudged(_) => Status::unavailable(error.to_string()),
     }
+}
+
+fn status_of_one_that_is_out(disk: DiskId) -> DiskStatus {
+    DiskStatus { disk: disk.0.to_be_bytes().to_vec().into(), ..DiskStatus::default() }
 }
 
 fn status(store: &Store) -> DiskStatus {

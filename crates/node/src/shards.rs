@@ -87,18 +87,21 @@ async fn put(
     let incoming = Incoming::new(node.host.clock.clone(), body, expected);
     // the class goes by what was announced: a shard that ends early stays where its room is
     let (crc, length) = if facts.length < SMALL_SHARD_BYTES_END {
-        put_small(store, meta, incoming).await?
+        put_small(&store, meta, incoming).await?
     } else {
-        put_large(store, meta, incoming).await?
+        put_large(&store, meta, incoming).await?
     };
     metrics::counter!("ashlar_shard_requests_total", "operation" => "put").increment(1);
     metrics::counter!("ashlar_shard_bytes_total", "operation" => "put").increment(length);
     Ok((StatusCode::OK, [(CRC_HEADER, format_crc(crc))]).into_response())
 }
 
-fn store<'a>(node: &'a DataNode, path: &ShardPath) -> Result<&'a Store, Refused> {
-    node.stores().get(&path.disk).ok_or_else(|| {
-        Refused(ShardRefusal::UnknownDisk, format!("disk {} is not in this node", path.disk))
+/// What a disk that is out has is unknown: that is its failure, and no answer about the shard.
+fn store(node: &DataNode, path: &ShardPath) -> Result<Store, Refused> {
+    let disk = path.disk;
+    node.store(disk).ok_or_else(|| match node.why_out(disk) {
+        Some(why) => Refused(ShardRefusal::Io, format!("disk {disk} is out of service: {why}")),
+        None => Refused(ShardRefusal::UnknownDisk, format!("disk {disk} is not in this node")),
     })
 }
 
@@ -234,7 +237,7 @@ async fn get(
     request: Request<Body>,
 ) -> Result<Response, Refused> {
     let path: ShardPath = request.uri().path().parse()?;
-    let store = store(&node, &path)?.clone();
+    let store = store(&node, &path)?;
     let key = ShardKey { extent: path.extent, slot: path.slot };
     let length = store.meta(key).ok_or(StoreError::NotFound)?.length;
     let range = match request.headers().get(RANGE) {

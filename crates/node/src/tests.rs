@@ -1,8 +1,9 @@
 //! A data node through its router, as a client sees it.
 
-use crate::{DataConfig, DataNode, DataNodeError, GarbageJudge};
+mod disks;
+
+use crate::{DataConfig, DataNode, GarbageJudge};
 use ashlar_host::Host;
-use ashlar_store::StoreError;
 use ashlar_types::{
     BucketId, COLLECT_SHARDS_MAX, CellSum, ClusterId, ClusterMap, CollectOutcome, CollectShards,
     DiskAnswer, DiskId, DiskQuery, Epoch, ExtentId, KeyPoint, NodeId, PgId, PlacementGroup,
@@ -19,6 +20,7 @@ use bytes::Bytes;
 use futures::stream;
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,6 +32,7 @@ fn config(disks: Vec<PathBuf>) -> DataConfig {
         incarnation: 6,
         cluster: ClusterId(7),
         disks,
+        known: BTreeMap::new(),
         small_segment_bytes: 1 << 20,
         large_segment_bytes: 8 << 20,
         reserve_bytes: 1 << 20,
@@ -318,30 +321,6 @@ async fn a_ping_says_how_the_disks_are() {
     assert!(reply.disks[0].writable && reply.disks[0].free_bytes > 0);
     assert_eq!(reply.disks[0].shards, 1);
     assert_eq!(reply.disks[0].disk, fixture.disk.0.to_be_bytes()[..]);
-}
-
-#[tokio::test]
-async fn a_copied_or_doubled_directory_is_refused_and_the_others_are_let_go() {
-    let dir = tempfile::tempdir().unwrap();
-    let disks: Vec<PathBuf> = ["a", "b"].map(|name| dir.path().join(name)).into();
-    let host = Host::real();
-    for disk in &disks {
-        host.disk.create_dir_all(disk).unwrap();
-    }
-    let node = DataNode::start(host.clone(), config(disks[..1].to_vec())).await.unwrap();
-    node.stop().await;
-    let superblock = host.disk.read(&disks[0].join("ashlar.super")).unwrap();
-    host.disk.replace(&disks[1].join("ashlar.super"), &superblock).unwrap();
-    for name in ["seg", "idx", "free"] {
-        host.disk.create_dir_all(&disks[1].join(name)).unwrap();
-    }
-    let copied = DataNode::start(host.clone(), config(disks.clone())).await.unwrap_err();
-    assert!(matches!(copied, DataNodeError::SameDisk { .. }), "{copied}");
-    let doubled = vec![disks[0].clone(), disks[0].clone()];
-    let doubled = DataNode::start(host.clone(), config(doubled)).await.unwrap_err();
-    assert!(matches!(doubled, DataNodeError::Store(StoreError::InUse(_))), "{doubled}");
-    let node = DataNode::start(host, config(disks[..1].to_vec())).await.unwrap();
-    assert_eq!(node.disks().len(), 1);
 }
 
 #[tokio::test]

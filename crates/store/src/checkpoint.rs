@@ -219,12 +219,14 @@ pub(crate) fn store(core: &Core, image: Vec<u8>, clean: bool) -> Result<(), Stor
         return Err(StoreError::Full);
     }
     let sequence = get_u64(&image, 32);
-    disk.replace(&next, &image).map_err(|e| StoreError::io("write", &next, &e))?;
+    disk.replace(&next, &image).map_err(|e| core.write_failed("write", &next, &e))?;
     drop(image);
-    superblock.update(|now| {
+    let updated = superblock.update(|now| {
         now.checkpoint = before + 1;
         now.clean = clean;
-    })?;
+    });
+    updated
+        .inspect_err(|error| core.poison("change the superblock of", &core.config.dir, error))?;
     core.checkpointed.fetch_max(sequence, Ordering::Release);
     if before > 0 {
         // one that stays is garbage, and no more

@@ -362,6 +362,7 @@ impl Committer {
     }
 
     async fn commit(&mut self, jobs: Vec<Job>) {
+        let _visit = self.core.visits.enter(&self.core.host);
         let mut batch = self.judge(jobs);
         self.add_moves(&mut batch);
         if batch.items.is_empty() {
@@ -581,7 +582,7 @@ impl Committer {
         let at = trailer_offset(header.offset, header.meta.length);
         self.measures.bytes.increment(filled.meta.length + bytes.len() as u64);
         segment.file.write_at(&bytes, at).map_err(|error| {
-            self.core.poison("write", segment, &error);
+            self.core.poison("write", &segment.path, &error);
             StoreError::io("write", &segment.path, &error)
         })
     }
@@ -593,7 +594,7 @@ impl Committer {
         self.measures.sync_seconds.record(clock.now() - began);
         self.measures.syncs.increment(1);
         synced.map_err(|error| {
-            self.core.poison("sync", segment, &error);
+            self.core.poison("sync", &segment.path, &error);
             StoreError::io("sync", &segment.path, &error)
         })
     }

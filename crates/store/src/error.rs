@@ -1,6 +1,6 @@
 //! What can go wrong with a disk; each variant tells its caller what to do next.
 
-use ashlar_types::{ClusterId, NodeId};
+use ashlar_types::{ClusterId, DiskId, NodeId};
 use std::io;
 use std::path::{Path, PathBuf};
 
@@ -23,6 +23,16 @@ pub enum StoreError {
         "{0} holds segments but no superblock: it is damaged; empty it to use it as a new disk"
     )]
     NoSuperblock(PathBuf),
+    /// A disk was here before, and there is none now: its file system is not mounted. Nothing is formatted.
+    #[error(
+        "{dir} held disk {disk} and is empty: mount it, or take the disk out of this node first"
+    )]
+    NotMounted {
+        /// The directory.
+        dir: PathBuf,
+        /// What it held.
+        disk: DiskId,
+    },
     /// Neither copy of the superblock is whole.
     #[error(
         "{0}: both copies of the superblock are damaged; empty the directory to use it as a new disk"
@@ -99,6 +109,14 @@ impl StoreError {
     /// An error of the file system while doing `what` to `path`.
     pub(crate) fn io(what: &str, path: &Path, error: &io::Error) -> Self {
         Self::Io(format!("cannot {what} {}: {error}", path.display()))
+    }
+
+    /// Whether there was no room: the disk is as good as before. So it is where the file system cannot do what was asked.
+    pub(crate) fn is_harmless(error: &io::Error) -> bool {
+        matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::Unsupported
+        )
     }
 
     /// As [`StoreError::io`], where being refused means that the whole directory cannot be written.

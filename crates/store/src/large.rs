@@ -49,13 +49,14 @@ impl Core {
             crc: 0,
         };
         if let Err(error) = segment.file.write_at(&header_page(&header, &segment), offset) {
-            self.poison("write", &segment, &error);
+            self.poison("write", &segment.path, &error);
             return Err(StoreError::io("write", &segment.path, &error));
         }
         let mut taken = segment.taken();
         taken.open.insert(offset);
         taken.end = offset + span;
         drop(taken);
+        self.reserved_room.store(segment.room(), Ordering::Relaxed);
         let (core, is_settled) = (self.clone(), AtomicBool::new(false));
         Ok(Reservation { core, segment, header, is_settled })
     }
@@ -91,11 +92,19 @@ impl Core {
         };
         let disk = self.host.disk.as_ref();
         let recycled = recycled.as_ref().map(|recycled| recycled.path.as_path());
-        let segment = Segment::create(disk, &self.config, header, recycled)?;
-        let segment = Arc::new(segment);
+        let made = Segment::create(disk, &self.config, header, recycled);
+        let segment = Arc::new(made.inspect_err(|error| self.segment_failed(error))?);
         let mut segments = self.segments.lock().unwrap_or_else(PoisonError::into_inner);
         segments.insert(header.generation, segment.clone());
         Ok(segment)
+    }
+}
+
+impl Core {
+    fn segment_failed(&self, error: &StoreError) {
+        if *error != StoreError::Full {
+            self.poison("create a segment in", &self.config.dir, error);
+        }
     }
 }
 

@@ -25,6 +25,7 @@ mod segment;
 mod small;
 mod store;
 mod superblock;
+mod visits;
 mod writer;
 
 pub use error::StoreError;

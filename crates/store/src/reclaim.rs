@@ -206,6 +206,7 @@ impl Core {
                     done.bytes += bytes;
                 }
                 Err(error) => {
+                    self.write_failed("remove", &segment.path, &error);
                     tracing::warn!(?segment, %error, "an empty segment could not be removed: the next start tries again");
                 }
             }
@@ -218,6 +219,7 @@ impl Core {
                     done.punched.extend(ranges.iter().filter_map(|range| range.copy));
                 }
                 Err(error) => {
+                    self.write_failed("punch", &segment.path, &error);
                     tracing::warn!(?segment, %error, "deleted shards could not be punched out: the next start tries again");
                 }
             }
@@ -253,7 +255,7 @@ impl Core {
         let mut recycled = self.recycled.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(Recycled { path, .. }) = recycled.pop() {
             let removed = self.host.disk.remove_file(&path);
-            removed.map_err(|e| StoreError::io("remove", &path, &e))?;
+            removed.map_err(|e| self.write_failed("remove", &path, &e))?;
         }
         Ok(())
     }

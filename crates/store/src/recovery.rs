@@ -52,6 +52,8 @@ pub(crate) struct State {
     pub(crate) torn: Vec<ShardKey>,
     /// Everything up to this sequence is known to have been durable.
     pub(crate) acked: u64,
+    /// The highest number that anything on the disk has.
+    pub(crate) highest: u64,
     /// Shards that are not whole.
     pub(crate) damaged: BTreeSet<ShardKey>,
     pub(crate) found: Recovered,
@@ -68,6 +70,8 @@ struct Scan<'a> {
     pool: &'a Arc<FramePool>,
     records: Vec<Found>,
     acked: u64,
+    /// The highest number that was met.
+    highest: u64,
     /// Reservations that never became shards.
     abandoned: Vec<(ShardKey, Condemned)>,
 }
@@ -86,7 +90,9 @@ pub(crate) fn recover(
     let checkpoint = checkpoint.unwrap_or_default();
     let segments = open_segments(disk, config, superblock, &checkpoint)?;
     let (records, abandoned) = (Vec::new(), Vec::new());
-    let mut scan = Scan { pool, records, acked: checkpoint.sequence, abandoned };
+    let highest = segments.keys().next_back().copied().unwrap_or_default();
+    let highest = highest.max(checkpoint.sequence);
+    let mut scan = Scan { pool, records, acked: checkpoint.sequence, highest, abandoned };
     for segment in segments.values() {
         let covered = checkpoint.segments.get(&segment.header.generation);
         match covered {
@@ -264,7 +270,7 @@ fn build(
     }
     scan.records
         .sort_by_key(|record| (record.entry.sequence, record.entry.segment.header.generation));
-    let (mut torn, acked) = (Vec::new(), scan.acked);
+    let (mut torn, acked, highest) = (Vec::new(), scan.acked, scan.highest);
     for record in scan.records {
         found.records += 1;
         if record.entry.sequence <= checkpoint.sequence {
@@ -292,7 +298,7 @@ fn build(
             "the scan of a disk met records that are not whole"
         );
     }
-    State { index, segments, graves, condemned, torn, acked, damaged, found }
+    State { index, segments, graves, condemned, torn, acked, highest, damaged, found }
 }
 
 impl Scan<'_> {
@@ -327,6 +333,7 @@ impl Scan<'_> {
             let content = at + HEADER_BYTES..at + HEADER_BYTES + size(header.meta.length);
             let is_whole = bytes.get(content).is_some_and(|b| crc32c::crc32c(b) == header.crc);
             self.acked = self.acked.max(header.acked);
+            self.highest = self.highest.max(header.sequence);
             let entry = entry(segment, &header, header.meta.length, header.sequence, header.crc);
             self.records.push(Found { kind: header.kind, entry, is_whole });
             // behind content that is not whole the next header may be anywhere
@@ -357,6 +364,7 @@ impl Scan<'_> {
 
     fn reservation(&mut self, segment: &Arc<Segment>, header: &RecordHeader) -> io::Result<()> {
         self.acked = self.acked.max(header.acked);
+        self.highest = self.highest.max(header.sequence);
         let (from, to) = (header.offset, header.offset + header.span);
         let abandoned = Condemned { segment: segment.clone(), from, to, copy: None, era: 0 };
         let abandoned = (header.meta.key, abandoned);
@@ -375,6 +383,7 @@ impl Scan<'_> {
             return Ok(());
         };
         self.acked = self.acked.max(trailer.acked);
+        self.highest = self.highest.max(trailer.sequence);
         let entry = entry(segment, header, trailer.length, trailer.sequence, trailer.crc);
         // what was acknowledged was synced before; the scrub looks at it. Only the tail may be torn.
         let is_whole = trailer.sequence <= self.acked || entry.verify(self.pool).is_ok();

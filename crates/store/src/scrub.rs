@@ -304,13 +304,15 @@ impl Core {
         if !self.is_writable() {
             return;
         }
+        let file = self.scrub_file.lock().unwrap_or_else(PoisonError::into_inner);
         let mut scrub = self.scrub();
         scrub.unsaved_bytes = 0;
         let bytes = scrub.encode(self.disk);
-        // under the lock, so that an older state never replaces a newer one
-        let saved = self.host.disk.replace(&path(&self.config.dir), &bytes);
         drop(scrub);
-        if let Err(error) = saved {
+        let path = path(&self.config.dir);
+        let saved = self.host.disk.replace(&path, &bytes);
+        drop(file);
+        if let Err(error) = saved.map_err(|error| self.write_failed("write", &path, &error)) {
             tracing::warn!(%error, "the position of the scrub could not be kept");
         }
     }

@@ -119,7 +119,7 @@ impl SmallWriter {
             {
                 return Err(StoreError::Full);
             }
-            core.poison("write", segment, &error);
+            core.poison("write", &segment.path, &error);
             return Err(StoreError::io("write", &segment.path, &error));
         }
         self.prefilled = self.prefilled.max(end);
@@ -185,7 +185,7 @@ impl SmallWriter {
             // another writer of the file system was faster: the batch meets that itself, if it must
             (Err(error), _) if error.kind() == io::ErrorKind::StorageFull => Ok(()),
             (Err(error), Some(segment)) => {
-                core.poison("prefill", segment, &error);
+                core.poison("prefill", &segment.path, &error);
                 Err(StoreError::io("prefill", &segment.path, &error))
             }
             (Err(_), None) => Ok(()),

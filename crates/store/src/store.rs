@@ -14,6 +14,7 @@ use crate::scrub::{Damage, Scrub, ScrubProgress, ScrubStep};
 use crate::segment::{FREE_DIR, SEGMENT_DIR, Segment};
 use crate::small::{Chore, run_chores};
 use crate::superblock::{SUPER_NAME, SuperFile};
+use crate::visits::{Visits, no_answer};
 use crate::writer::{ShardWriter, Target};
 use crate::{StoreError, checkpoint};
 use ashlar_host::{Disk, DiskUsage, Host, OpenMode};
@@ -48,6 +49,8 @@ pub struct StoreConfig {
     pub large_segment_bytes: u64,
     /// What shards leave free, for tombstones and compaction.
     pub reserve_bytes: u64,
+    /// The disk that was in the directory before: without it an empty one is not formatted.
+    pub expects: Option<DiskId>,
     /// Whether large shards are written past the page cache, where the file system can.
     pub direct_io: bool,
 }
@@ -60,6 +63,7 @@ impl StoreConfig {
             small_segment_bytes: 64 << 20,
             large_segment_bytes: 1 << 30,
             reserve_bytes: 256 << 20,
+            expects: None,
             direct_io: true,
         }
     }
@@ -198,12 +202,21 @@ pub(crate) struct Core {
     pub(crate) checkpointed: AtomicU64,
     pub(crate) chores: mpsc::Sender<Chore>,
     pub(crate) scrub: Mutex<Scrub>,
+    /// Held while the file of the scrub is written, so that an older state never replaces a newer one.
+    pub(crate) scrub_file: Mutex<()>,
+    pub(crate) visits: Visits,
+    /// As the file system said last: nobody who asks how full the disk is waits for it.
+    usage: Mutex<DiskUsage>,
+    /// What of the large segment that is being filled is still free.
+    pub(crate) reserved_room: AtomicU64,
     figures: Mutex<Figures>,
     waker: OnceLock<mpsc::WeakSender<Message>>,
     /// Sequences and generations.
     numbers: AtomicU64,
     acked: AtomicU64,
     writable: AtomicBool,
+    /// Why the disk takes no more writes, once one has failed.
+    failed: OnceLock<String>,
     lock: Mutex<Option<Box<dyn Send + Sync>>>,
     recovered: Recovered,
 }
@@ -227,17 +240,37 @@ impl Core {
         self.writable.load(Ordering::Relaxed)
     }
 
-    /// A write or sync has failed: what the kernel still has of it is unknown, so nothing is written any more.
-    pub(crate) fn poison(&self, what: &'static str, segment: &Segment, error: &io::Error) {
-        self.writable.store(false, Ordering::Relaxed);
-        metrics::counter!("ashlar_store_poisoned_total", "disk" => self.disk.to_string())
-            .increment(1);
-        tracing::error!(?segment, what, %error, "the disk takes no more writes");
+    /// Whether a write that comes now is worth a try.
+    fn takes_writes(&self) -> bool {
+        self.is_writable() && self.visits.unanswered(&self.host).is_none()
     }
 
+    /// A write or sync has failed: what the kernel still has of it is unknown, so nothing is written any more.
+    pub(crate) fn poison(&self, what: &str, path: &Path, error: &dyn std::fmt::Display) {
+        self.writable.store(false, Ordering::Relaxed);
+        let why = format!("cannot {what} {}: {error}", path.display());
+        if self.failed.set(why.clone()).is_err() {
+            return;
+        }
+        metrics::counter!("ashlar_store_poisoned_total", "disk" => self.disk.to_string())
+            .increment(1);
+        tracing::error!(disk = %self.disk, why, "the disk takes no more writes");
+    }
+
+    /// A write of something that is not a batch has failed: as one of a batch, unless there was only no room.
+    pub(crate) fn write_failed(&self, what: &str, path: &Path, error: &io::Error) -> StoreError {
+        if !StoreError::is_harmless(error) {
+            self.poison(what, path, error);
+        }
+        StoreError::io(what, path, error)
+    }
+
+    /// Asks the file system. Blocks.
     pub(crate) fn disk_usage(&self) -> Result<DiskUsage, StoreError> {
         let dir = &self.config.dir;
-        self.host.disk.usage(dir).map_err(|e| StoreError::io("measure", dir, &e))
+        let usage = self.host.disk.usage(dir).map_err(|e| StoreError::io("measure", dir, &e))?;
+        *self.usage.lock().unwrap_or_else(PoisonError::into_inner) = usage;
+        Ok(usage)
     }
 
     /// What small segments may still take: of the file system, and of what was recycled.
@@ -300,16 +333,21 @@ impl Store {
             return Err(StoreError::Missing(dir));
         }
         let lock = lock(disk, &dir)?;
-        if !disk.exists(&dir.join(SUPER_NAME)) {
-            format(host, &dir, owner)?;
+        if !has_superblock(disk, &dir)? {
+            match config.expects {
+                Some(expected) => return Err(StoreError::NotMounted { dir, disk: expected }),
+                None => format(host, &dir, owner)?,
+            }
         }
         let mut superblock = SuperFile::open(disk, &dir)?;
         let before = superblock.now();
         check_owner(&dir, &before, owner)?;
         let pool = Arc::new(FramePool::default());
         let state = recovery::recover(disk, &config, &before, &pool)?;
+        // a superblock whose last write was lost is older than what lies on the disk: no number is used twice all the same
+        let used = state.highest >> NUMBERS_PER_INCARNATION_BITS;
         superblock.update(|now| {
-            now.incarnation += 1;
+            now.incarnation = now.incarnation.max(used) + 1;
             now.clean = false;
         })?;
         let incarnation = superblock.now().incarnation;
@@ -317,6 +355,8 @@ impl Store {
         let small = last(&state.segments, Class::Small).filter(|_| state.found.clean);
         let active = last(&state.segments, Class::Large);
         let recycled = recycled(disk, &config.dir, before.disk, &state.segments)?;
+        let usage = disk.usage(&dir).map_err(|e| StoreError::io("measure", &dir, &e))?;
+        let reserved_room = active.as_ref().map_or(0, |segment: &Arc<Segment>| segment.room());
         let (chores, waiting) = mpsc::channel(CHORES_MAX);
         let scrub = Scrub::load(disk, &config.dir, before.disk);
         let core = Arc::new(Core {
@@ -336,12 +376,17 @@ impl Store {
             checkpointed: AtomicU64::new(0),
             chores,
             scrub: Mutex::new(scrub),
+            scrub_file: Mutex::default(),
+            visits: Visits::default(),
+            usage: Mutex::new(usage),
+            reserved_room: AtomicU64::new(reserved_room),
             figures: Mutex::default(),
             waker: OnceLock::new(),
             numbers: AtomicU64::new(first + 1),
             // not yet: nothing may claim that torn records were durable before a tombstone says that they were not
             acked: AtomicU64::new(if state.torn.is_empty() { first } else { state.acked }),
             writable: AtomicBool::new(true),
+            failed: OnceLock::new(),
             lock: Mutex::new(Some(lock)),
             recovered: state.found,
         });
@@ -397,12 +442,24 @@ impl Store {
         self.core.recovered
     }
 
-    /// How full it is.
+    /// Why it takes no writes although it is open: one has failed, or the disk does not answer. `None`: it takes them.
+    pub fn why_suspect(&self) -> Option<String> {
+        let unanswered = || self.core.visits.unanswered(&self.core.host);
+        let failed = self.core.failed.get().cloned();
+        failed.or_else(|| unanswered().map(|since| no_answer(since).to_string()))
+    }
+
+    /// Asks the file system how full it is, for [`Store::usage`].
+    pub async fn measure(&self) -> Result<(), StoreError> {
+        let core = self.core.clone();
+        let measured = self.core.visits.run(&self.core.host, move || core.disk_usage()).await;
+        measured.flatten().map(drop)
+    }
+
+    /// How full it is, as far as that is known: never waits for the disk.
     pub fn usage(&self) -> Usage {
-        let facts = self.core.disk_usage().unwrap_or(DiskUsage { total_bytes: 0, free_bytes: 0 });
-        let allocator = self.core.allocator.lock().unwrap_or_else(PoisonError::into_inner);
-        let reserved = allocator.active.as_ref().map_or(0, |segment| segment.room());
-        drop(allocator);
+        let facts = *self.core.usage.lock().unwrap_or_else(PoisonError::into_inner);
+        let reserved = self.core.reserved_room.load(Ordering::Relaxed);
         let index = self.core.index.read().unwrap_or_else(PoisonError::into_inner);
         Usage {
             capacity: facts.total_bytes,
@@ -410,7 +467,7 @@ impl Store {
                 .saturating_sub(self.core.config.reserve_bytes)
                 + reserved,
             shards: index.len() as u64,
-            writable: self.core.is_writable(),
+            writable: self.core.takes_writes(),
         }
     }
 
@@ -452,7 +509,7 @@ impl Store {
         let meta = ShardMeta { length: bytes.len() as u64, ..meta };
         let reading = Reading::enter(&self.core);
         let replaces = match self.core.entry(meta.key) {
-            Some(known) => self.damaged(known, reading).await,
+            Some(known) => self.damaged(known, reading).await?,
             None => None,
         };
         let crc = crc32c::crc32c(&bytes);
@@ -463,32 +520,34 @@ impl Store {
     pub async fn begin(&self, meta: ShardMeta) -> Result<ShardWriter, StoreError> {
         let reading = Reading::enter(&self.core);
         let replaces = match self.core.entry(meta.key) {
-            Some(known) => match self.damaged(known.clone(), reading).await {
+            Some(known) => match self.damaged(known.clone(), reading).await? {
                 None => return Ok(ShardWriter::new(self.clone(), meta, Target::Compare(known))),
                 damaged => damaged,
             },
             None => None,
         };
-        if !self.core.is_writable() {
+        if !self.core.takes_writes() {
             return Err(StoreError::NotWritable);
         }
         let core = self.core.clone();
-        let reserved = self.core.host.tasks.run_blocking(move || core.reserve(meta)).await?;
+        let visits = &self.core.visits;
+        let reserved = visits.run(&self.core.host, move || core.reserve(meta)).await??;
         let target = Target::Fresh { reservation: Arc::new(reserved), replaces };
         Ok(ShardWriter::new(self.clone(), meta, target))
     }
 
-    /// Whether a record is damaged: then its sequence, as what a new one replaces.
-    async fn damaged(&self, known: Entry, reading: Reading) -> Option<u64> {
+    /// Whether a record is damaged, or cannot be read: then its sequence, as what a new one replaces.
+    async fn damaged(&self, known: Entry, reading: Reading) -> Result<Option<u64>, StoreError> {
         let pool = self.core.pool.clone();
         let sequence = known.sequence;
         let core = self.core.clone();
         let is_damaged = move || {
             let verified = known.verify(&pool);
             drop(reading);
-            verified == Err(StoreError::Corrupt) || core.is_listed(&known)
+            verified.is_err() || core.is_listed(&known)
         };
-        self.core.host.tasks.run_blocking(is_damaged).await.then_some(sequence)
+        let is_damaged = self.core.visits.run(&self.core.host, is_damaged).await?;
+        Ok(is_damaged.then_some(sequence))
     }
 
     /// Reads a part of a shard; every 64 KiB block that it touches is verified first.
@@ -500,12 +559,12 @@ impl Store {
         let read = move || {
             let bytes = entry.read(&pool, offset, len);
             drop(reading);
-            if bytes == Err(StoreError::Corrupt) {
-                core.note_damage(&entry, Damage::Content);
+            if let Err(error @ (StoreError::Corrupt | StoreError::Io(_))) = &bytes {
+                core.note_damage(&entry, Damage::from(error.clone()));
             }
             bytes
         };
-        self.core.host.tasks.run_blocking(read).await
+        self.core.visits.run(&self.core.host, read).await?
     }
 
     /// Deletes a shard, durably. `false`: there was none.
@@ -531,7 +590,9 @@ impl Store {
     /// Who calls it, how often, decides how long a pass takes. Its position survives a restart.
     pub async fn scrub_step(&self, budget_bytes: u64) -> ScrubStep {
         let core = self.core.clone();
-        self.core.host.tasks.run_blocking(move || core.scrub_step(budget_bytes)).await
+        let step = self.core.visits.run(&self.core.host, move || core.scrub_step(budget_bytes));
+        // a disk that does not answer is looked at when it does
+        step.await.unwrap_or_default()
     }
 
     /// How far the scrub is.
@@ -573,6 +634,9 @@ impl Store {
 
     /// Hands work to the committer, waiting for room in its queue, and then for its answer.
     pub(crate) async fn submit(&self, work: Work) -> Answer {
+        if self.core.visits.unanswered(&self.core.host).is_some() {
+            return Err(StoreError::NotWritable);
+        }
         let share = u32::try_from(work.small_bytes().max(small_span(0)));
         let share = share.expect("a piece of work is smaller than a batch");
         let permit = self.budget.clone().acquire_many_owned(share).await.ok();
@@ -589,6 +653,16 @@ fn lock(disk: &dyn Disk, dir: &Path) -> Result<Box<dyn Send + Sync>, StoreError>
         io::ErrorKind::WouldBlock => StoreError::InUse(dir.to_owned()),
         _ => StoreError::writing("lock", &path, dir, &error),
     })
+}
+
+/// Whether there is a superblock: a disk that does not say so has none that could be missed.
+fn has_superblock(disk: &dyn Disk, dir: &Path) -> Result<bool, StoreError> {
+    let path = dir.join(SUPER_NAME);
+    match disk.open(&path, OpenMode::Read) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(StoreError::writing("open", &path, dir, &error)),
+    }
 }
 
 /// Makes an empty directory a disk. The superblock comes last: an interrupted format is begun again.

@@ -2,6 +2,7 @@
 
 mod compaction;
 mod crash_states;
+mod faults;
 mod model;
 mod power_cut;
 mod scrub;
@@ -28,6 +29,7 @@ fn config(dir: &Path) -> StoreConfig {
         small_segment_bytes: 512 * 1024,
         large_segment_bytes: 4 << 20,
         reserve_bytes: 1 << 20,
+        expects: None,
         direct_io: true,
     }
 }

@@ -120,6 +120,10 @@ impl ShardWriter {
             Some(Target::Compare(_)) | None => None,
         };
         let core = self.store.core.clone();
+        let visit = match reservation {
+            Some(_) => Some(core.visits.request(&core.host).await?),
+            None => None,
+        };
         let (done, running) = oneshot::channel();
         self.store.core.host.tasks.blocking(Box::new(move || {
             let (crc, blocks) = sum(&frame[..length], crc);
@@ -127,6 +131,7 @@ impl ShardWriter {
                 Some(reservation) => core.write_frame(reservation, &mut frame, length, at),
                 None => Ok(()),
             };
+            drop(visit);
             // the writer may have been dropped
             drop(done.send(FrameDone { frame, crc, blocks, written }));
         }));
@@ -171,7 +176,7 @@ impl crate::store::Core {
             None => segment.file.write_at(&frame[..length], offset),
         };
         written.map_err(|error| {
-            self.poison("write", segment, &error);
+            self.poison("write", &segment.path, &error);
             StoreError::io("write", &segment.path, &error)
         })
     }

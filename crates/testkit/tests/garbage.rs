@@ -23,7 +23,8 @@ const SEVERAL_ROUNDS: Duration = Duration::from_secs(4);
 /// All shards on all disks.
 fn shards(cluster: &TestCluster) -> u64 {
     let nodes = cluster.nodes().iter().filter_map(|node| node.running()?.data());
-    nodes.flat_map(|data| data.stores().values().map(|store| store.usage().shards)).sum()
+    let count = |store: &ashlar_store::Store| store.usage().shards;
+    nodes.map(|data| data.stores().values().map(count).sum::<u64>()).sum()
 }
 
 async fn wait_for_shards(cluster: &TestCluster, wanted: u64) {

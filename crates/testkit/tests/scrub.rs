@@ -12,10 +12,10 @@ use common::{BUCKET, Ledger, client_of};
 use std::path::PathBuf;
 
 /// The disk that has the most shards of a node, and its directory.
-fn fullest(node: &TestNode) -> (&Store, PathBuf) {
+fn fullest(node: &TestNode) -> (Store, PathBuf) {
     let stores = node.running().unwrap().data().unwrap().stores();
     let store = stores.values().max_by_key(|store| store.usage().shards).unwrap();
-    (store, store.dir().to_owned())
+    (store.clone(), store.dir().to_owned())
 }
 
 /// Turns a bit in every 16 KiB of all segments of a disk.

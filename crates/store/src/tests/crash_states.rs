@@ -78,6 +78,7 @@ async fn open(disk: &SimDisk) -> Result<Store, StoreError> {
         small_segment_bytes: 256 * 1024,
         large_segment_bytes: 160 * 1024,
         reserve_bytes: 0,
+        expects: None,
         direct_io: false,
     };
     let owner = Owner { cluster: ClusterId(1), node: NodeId(1) };

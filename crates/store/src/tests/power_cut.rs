@@ -30,6 +30,7 @@ async fn open(disk: &SimDisk) -> Store {
         small_segment_bytes: 512 * 1024,
         large_segment_bytes: 2 << 20,
         reserve_bytes: 0,
+        expects: None,
         direct_io: false,
     };
     let owner = Owner { cluster: ClusterId(1), node: NodeId(1) };

@@ -29,6 +29,7 @@ pub(super) async fn open_with(disk: &SimDisk, reserve_bytes: u64) -> Store {
         small_segment_bytes: 256 * 1024,
         large_segment_bytes: 2 << 20,
         reserve_bytes,
+        expects: None,
         direct_io: false,
     };
     let owner = Owner { cluster: ClusterId(1), node: NodeId(1) };
