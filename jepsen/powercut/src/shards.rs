@@ -82,6 +82,7 @@ pub(crate) async fn live(orders: &Orders, dir: &Path, mut shelf: Shelf) -> Resul
         small_segment_bytes: 1 << 20,
         large_segment_bytes: 8 << 20,
         reserve_bytes: 8 << 20,
+        expects: None,
         // both ways of writing large shards are cut
         direct_io: orders.round.is_multiple_of(2),
     };
