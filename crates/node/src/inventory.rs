@@ -16,7 +16,7 @@ const PAGE_SHARDS: usize = 4096;
 impl DataNode {
     /// Answers an audit. Blocks for as long as a walk over the index takes.
     pub(crate) fn inventory(&self, query: &DiskQuery) -> DiskAnswer {
-        let Some(store) = self.stores().get(&query.disk()) else {
+        let Some(store) = &self.store(query.disk()) else {
             return DiskAnswer::UnknownDisk;
         };
         match query {

@@ -41,8 +41,12 @@ async fn audit(cluster: &TestCluster) -> AuditReport {
 
 /// All shards on all disks.
 fn shards(cluster: &TestCluster) -> BTreeSet<ShardKey> {
-    let stores = running(cluster).filter_map(|node| node.data()).flat_map(|data| data.stores());
-    stores.flat_map(|(_, store)| store.list(None, usize::MAX)).map(|shard| shard.key).collect()
+    let stores = running(cluster).filter_map(|node| node.data()).map(|data| data.stores());
+    let keys = stores.flat_map(|stores| {
+        let all = stores.values().flat_map(|store| store.list(None, usize::MAX));
+        all.map(|shard| shard.key).collect::<Vec<ShardKey>>()
+    });
+    keys.collect()
 }
 
 /// Takes a shard of a wide extent away from the disk that has it, behind everybody's back.
