@@ -9,10 +9,7 @@
 
 mod cluster;
 mod example;
-mod pieces;
-mod recorder;
 mod scenarios;
-mod workload;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;

@@ -2,10 +2,9 @@
 
 use crate::cluster::{Cluster, Ground, growth_of};
 use crate::example::the_example_cluster_starts;
-use crate::recorder::{BUCKET, Recorder};
-use crate::workload::Workload;
 use anyhow::{Context, Result, bail, ensure};
 use ashlar_load::{Call, Client, Content, Outcome, Payload, Verifier};
+use ashlar_record::{BUCKET, Recorder, Workload};
 use futures::future::{BoxFuture, join_all};
 use http::Method;
 use std::fs::OpenOptions;

@@ -2,9 +2,9 @@
 
 use crate::dice::Dice;
 use crate::fuse;
-use crate::machine::{attach, detach, run, shut_down, umount};
 use crate::write_log::{Fate, Taken, WriteLog};
 use anyhow::{Context, Result};
+use ashlar_powercut::machine::{attach, detach, run, shut_down, umount};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;

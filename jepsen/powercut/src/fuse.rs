@@ -8,8 +8,8 @@
 //! would rebuild half of the workspace.
 //! Layouts: `include/uapi/linux/fuse.h`, protocol 7.31. Left out: everything that no loop device asks for.
 
-use crate::machine::run;
 use anyhow::{Context, Result};
+use ashlar_powercut::machine::run;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! What the harness asks of the machine: commands, mounts, loop devices, the file system's shutdown.
 //!
-//! Everything it makes lies in one directory, named [`PREFIX`] and the harness's process: so what an earlier run left
-//! behind (because it was killed) is found by name and removed, in the reverse order of its making.
+//! Everything a harness makes lies in one directory, named by a prefix of the harness and its process: so what an earlier
+//! run left behind (because it was killed) is found by name and removed, in the reverse order of its making.
 
 use anyhow::{Context, Result, bail, ensure};
 use rustix::ioctl::{Opcode, Setter, ioctl};
@@ -10,8 +10,6 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-/// Begins the name of every directory of a run.
-pub(crate) const PREFIX: &str = "ashlar-powercut-";
 /// A mount that stays busy for longer than this is a finding.
 const UMOUNT_PATIENCE: Duration = Duration::from_secs(20);
 /// EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN are the same.
@@ -20,7 +18,7 @@ const SHUTDOWN: Opcode = 0x8004_587d;
 const NO_LOG_FLUSH: u32 = 2;
 
 /// Why this machine cannot cut power; none where it can.
-pub(crate) fn cannot() -> Option<String> {
+pub fn cannot() -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("only root may mount file systems".to_owned());
     }
@@ -34,13 +32,13 @@ pub(crate) fn cannot() -> Option<String> {
 }
 
 /// Whether a program is installed.
-pub(crate) fn has(program: &str) -> bool {
+pub fn has(program: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path).any(|dir| dir.join(program).exists())
 }
 
 /// Runs a command to its end; says what it printed.
-pub(crate) fn run(command: &mut Command) -> Result<String> {
+pub fn run(command: &mut Command) -> Result<String> {
     let child = command
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -53,7 +51,7 @@ pub(crate) fn run(command: &mut Command) -> Result<String> {
 }
 
 /// Gives a file a loop device.
-pub(crate) fn attach(image: &Path, sector_bytes: usize) -> Result<PathBuf> {
+pub fn attach(image: &Path, sector_bytes: usize) -> Result<PathBuf> {
     let sector_bytes = sector_bytes.to_string();
     let device = run(Command::new("losetup")
         .args(["--find", "--show", "--sector-size", &sector_bytes])
@@ -62,13 +60,13 @@ pub(crate) fn attach(image: &Path, sector_bytes: usize) -> Result<PathBuf> {
 }
 
 /// Takes it away again.
-pub(crate) fn detach(device: &Path) -> Result<()> {
+pub fn detach(device: &Path) -> Result<()> {
     run(Command::new("losetup").arg("--detach").arg(device)).map(drop)
 }
 
 /// The file system forgets what is not on stable storage and fails from now on.
 #[expect(unsafe_code, reason = "the one system call for which there is no safe wrapper")]
-pub(crate) fn shut_down(mount: &Path) -> Result<()> {
+pub fn shut_down(mount: &Path) -> Result<()> {
     let dir = File::open(mount)?;
     // SAFETY: the call reads one u32 behind the pointer that `Setter` passes, and writes nothing.
     unsafe { ioctl(&dir, Setter::<SHUTDOWN, u32>::new(NO_LOG_FLUSH)) }
@@ -76,7 +74,7 @@ pub(crate) fn shut_down(mount: &Path) -> Result<()> {
 }
 
 /// Unmounts as soon as nobody uses it any more.
-pub(crate) fn umount(mount: &Path) -> Result<()> {
+pub fn umount(mount: &Path) -> Result<()> {
     let began = Instant::now();
     loop {
         match run(Command::new("umount").arg(mount)) {
@@ -88,24 +86,25 @@ pub(crate) fn umount(mount: &Path) -> Result<()> {
     }
 }
 
-/// Removes what earlier runs left below a directory, whose processes are gone.
-pub(crate) fn remove_leftovers(home: &Path) -> Result<()> {
+/// Directories that earlier runs left below one: each is named by the prefix and a process that is gone.
+pub fn leftovers(home: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
     std::fs::create_dir_all(home)?;
+    let mut left = Vec::new();
     for entry in std::fs::read_dir(home)? {
         let path = entry?.path();
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
-        let Some(pid) = name.as_deref().and_then(|name| name.strip_prefix(PREFIX)) else {
+        let Some(pid) = name.as_deref().and_then(|name| name.strip_prefix(prefix)) else {
             continue;
         };
         if !Path::new("/proc").join(pid).exists() {
-            tear_down(&path)?;
+            left.push(path);
         }
     }
-    Ok(())
+    Ok(left)
 }
 
 /// Unmounts, detaches and removes everything that lies in a run's directory.
-pub(crate) fn tear_down(dir: &Path) -> Result<()> {
+pub fn tear_down(dir: &Path) -> Result<()> {
     let dir = std::path::absolute(dir)?;
     for mount in mounts_below(&dir)?.iter().rev() {
         // the file system may be one that was cut: lazily, whatever state it is in

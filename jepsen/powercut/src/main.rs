@@ -11,13 +11,13 @@ mod bed;
 mod dice;
 mod fuse;
 mod log;
-mod machine;
 mod round;
 mod shards;
 mod victim;
 mod write_log;
 
 use anyhow::{Context, Result, ensure};
+use ashlar_powercut::machine;
 use bed::{Bed, Kind, Means};
 use clap::{Parser, Subcommand};
 use round::Lives;
@@ -27,6 +27,8 @@ use std::time::{Duration, Instant};
 use victim::{Engine, Orders};
 use write_log::Fate;
 
+/// Begins the name of every directory of a run.
+const PREFIX: &str = "ashlar-powercut-";
 /// A liar that is not caught after so many cuts will not be.
 const LIAR_CUTS_MAX: u64 = 12;
 
@@ -68,9 +70,10 @@ async fn main() -> Result<ExitCode> {
         println!("0 passed, 0 failed");
         return Ok(ExitCode::SUCCESS);
     }
-    machine::remove_leftovers(&args.dir)?;
-    let dir =
-        std::path::absolute(args.dir.join(format!("{}{}", machine::PREFIX, std::process::id())))?;
+    for dir in machine::leftovers(&args.dir, PREFIX)? {
+        machine::tear_down(&dir)?;
+    }
+    let dir = std::path::absolute(args.dir.join(format!("{}{}", PREFIX, std::process::id())))?;
     std::fs::create_dir_all(&dir)?;
     let home = dir.clone();
     let run = tokio::task::spawn_blocking(move || run(&args, &home));

@@ -6,7 +6,7 @@
 
 use crate::pieces::{self, SIZES, content_of, size_of};
 use anyhow::{Context, Result, bail};
-use ashlar_check::{Action, Event, Fault, History, Kind, Piece, Verdict, Why, judge};
+use ashlar_check::{Action, Event, Fault, History, Kind, Piece, Report, Verdict, Why, judge};
 use ashlar_load::{Answer, Call, Client, Outcome, Payload, Trouble};
 use bytes::Bytes;
 use http::{Method, StatusCode};
@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// The bucket of all recorded clients.
-pub(crate) const BUCKET: &str = "kill";
+pub const BUCKET: &str = "jepsen";
 /// Beyond every gap that the contract allows under these faults.
 const DEADLINE: Duration = Duration::from_secs(20);
 /// Keys of one page: few, so that most lists need several.
@@ -31,7 +31,7 @@ const PART_BYTES: u64 = 5 << 20;
 
 /// A client and the history of what it did. Clones are one client; `another` is a new one of the same history.
 #[derive(Clone)]
-pub(crate) struct Recorder {
+pub struct Recorder {
     client: Client,
     number: u64,
     turn: Arc<AtomicUsize>,
@@ -64,7 +64,7 @@ struct Asked {
 }
 
 /// A fault that has struck and not healed yet.
-pub(crate) struct Strike {
+pub struct Strike {
     recorder: Recorder,
     operation: u64,
     fault: Fault,
@@ -79,7 +79,7 @@ struct End {
 
 impl Recorder {
     /// Begins a history and creates its bucket.
-    pub(crate) async fn begin(client: Client) -> Result<Self> {
+    pub async fn begin(client: Client) -> Result<Self> {
         client.create_bucket(BUCKET).await.context("creating the bucket")?;
         let shared = Shared {
             began: Instant::now(),
@@ -92,14 +92,14 @@ impl Recorder {
     }
 
     /// Another client that records into the same history.
-    pub(crate) fn another(&self) -> Self {
+    pub fn another(&self) -> Self {
         let number = self.shared.clients.fetch_add(1, Ordering::Relaxed);
         let turn = usize::try_from(number).unwrap_or_default();
         Self { number, turn: Arc::new(AtomicUsize::new(turn)), ..self.clone() }
     }
 
     /// Says what the history is to show; without it, it only shows what happens to be in it.
-    pub(crate) fn plan(&self, faults: &[&str], operations: u64) {
+    pub fn plan(&self, faults: &[&str], operations: u64) {
         let faults = faults.iter().map(|&fault| fault.to_owned()).collect();
         let action = Action::Plan { faults, operations };
         let operation = self.invoke(action.clone(), None);
@@ -107,7 +107,7 @@ impl Recorder {
     }
 
     /// A fault is about to strike.
-    pub(crate) fn strike(&self, fault: &str, target: &str, under_load: bool) -> Strike {
+    pub fn strike(&self, fault: &str, target: &str, under_load: bool) -> Strike {
         let fault =
             Fault { fault: fault.into(), target: target.into(), under_load, ..Fault::default() };
         let operation = self.invoke(Action::Fault(fault.clone()), None);
@@ -115,18 +115,18 @@ impl Recorder {
     }
 
     /// Writes the next value; says how it ended. Sizes come by turns.
-    pub(crate) async fn put(&self, key: &str) -> Outcome {
+    pub async fn put(&self, key: &str) -> Outcome {
         let turn = self.shared.operations.load(Ordering::Relaxed) % SIZES.len() as u64;
         self.put_of_size(key, turn).await
     }
 
     /// Writes the next value in the smallest size.
-    pub(crate) async fn put_small(&self, key: &str) -> Outcome {
+    pub async fn put_small(&self, key: &str) -> Outcome {
         self.put_of_size(key, 0).await
     }
 
     /// Writes the next value in the largest size of a single put, which is kept at full width.
-    pub(crate) async fn put_large(&self, key: &str) -> Outcome {
+    pub async fn put_large(&self, key: &str) -> Outcome {
         self.put_of_size(key, SIZES.len() as u64 - 1).await
     }
 
@@ -140,7 +140,7 @@ impl Recorder {
     }
 
     /// Writes the next value if there is no object, through one gateway.
-    pub(crate) async fn create(&self, key: &str, gateway: Option<usize>) -> Outcome {
+    pub async fn create(&self, key: &str, gateway: Option<usize>) -> Outcome {
         let value = self.next_value(key, 0);
         let bytes = Some(size_of(value));
         let call = Call::new(Method::PUT, BUCKET, key)
@@ -151,7 +151,7 @@ impl Recorder {
     }
 
     /// Reads an object and replaces it if it is still the same; not applied where there is nothing to replace.
-    pub(crate) async fn swap(&self, key: &str) -> Outcome {
+    pub async fn swap(&self, key: &str) -> Outcome {
         let Ok(Some(expect)) = self.get(key).await else { return Outcome::NotApplied };
         let Some(etag) = self.told(|told| told.etags.get(&expect).cloned()) else {
             return Outcome::NotApplied;
@@ -167,13 +167,13 @@ impl Recorder {
     }
 
     /// Removes an object.
-    pub(crate) async fn delete(&self, key: &str) -> Outcome {
+    pub async fn delete(&self, key: &str) -> Outcome {
         let call = Call::new(Method::DELETE, BUCKET, key).within(DEADLINE);
         self.write(Action::Delete { key: key.into(), version: None }, call, None).await
     }
 
     /// Reads an object whole: its value, or that there is none; an error where there was no usable answer.
-    pub(crate) async fn get(&self, key: &str) -> Result<Option<u64>, Trouble> {
+    pub async fn get(&self, key: &str) -> Result<Option<u64>, Trouble> {
         let gateway = self.next_gateway();
         let asked = || Action::Get { key: key.into(), value: None };
         let operation = self.invoke(asked(), Some(gateway));
@@ -204,7 +204,7 @@ impl Recorder {
     }
 
     /// Reads a range of an object. One that begins behind the object's end says nothing.
-    pub(crate) async fn get_range(&self, key: &str, from: u64, length: u64) -> Result<(), Trouble> {
+    pub async fn get_range(&self, key: &str, from: u64, length: u64) -> Result<(), Trouble> {
         let gateway = self.next_gateway();
         let tag = None;
         let asked = || Action::Slice { key: key.into(), from, length, tag, pieces: Vec::new() };
@@ -226,7 +226,7 @@ impl Recorder {
     }
 
     /// Lists all keys below a prefix, page by page; each page is an operation of its own.
-    pub(crate) async fn list(&self, prefix: &str) -> Result<(), Trouble> {
+    pub async fn list(&self, prefix: &str) -> Result<(), Trouble> {
         let mut after = String::new();
         while let Some(last) = self.list_page(prefix, &after).await? {
             after = last;
@@ -267,7 +267,7 @@ impl Recorder {
     }
 
     /// Writes the next value in two parts, and says twice that it is complete: the second answer must be the first.
-    pub(crate) async fn put_in_parts(&self, key: &str) -> Outcome {
+    pub async fn put_in_parts(&self, key: &str) -> Outcome {
         let value = self.next_value(key, SIZES.len() as u64);
         let begin = || Action::Begin { key: key.into(), upload: value };
         let call = Call::new(Method::POST, BUCKET, key).query("uploads", "").within(DEADLINE);
@@ -339,15 +339,21 @@ impl Recorder {
     }
 
     /// Judges everything recorded so far; the history and the report are kept beside the logs. Inconclusive fails.
-    pub(crate) fn judge(&self, dir: &Path) -> Result<u64> {
-        let history = self.told(|told| History { events: told.events.clone() });
-        std::fs::write(dir.join("history.jsonl"), history.to_lines())?;
-        let report = judge(&history);
-        std::fs::write(dir.join("verdict.json"), report.to_json())?;
+    pub fn judge(&self, dir: &Path) -> Result<u64> {
+        let (_, report) = self.report(dir)?;
         if report.verdict != Verdict::Pass {
             bail!("{report}");
         }
         Ok(report.operations)
+    }
+
+    /// As `judge`, whatever the verdict: the history and what it comes to.
+    pub fn report(&self, dir: &Path) -> Result<(History, Report)> {
+        let history = self.told(|told| History { events: told.events.clone() });
+        std::fs::write(dir.join("history.jsonl"), history.to_lines())?;
+        let report = judge(&history);
+        std::fs::write(dir.join("verdict.json"), report.to_json())?;
+        Ok((history, report))
     }
 
     /// Sends a call that must be acknowledged to be of use.
@@ -446,18 +452,18 @@ impl Told {
 
 impl Strike {
     /// It bites now; what shows it is seen later.
-    pub(crate) fn bites(&mut self) {
+    pub fn bites(&mut self) {
         self.fault.bit_at_us = Some(self.recorder.now_us());
     }
 
     /// It has been seen to bite: now, if it was not said before when.
-    pub(crate) fn bit(&mut self, evidence: impl Into<String>) {
+    pub fn bit(&mut self, evidence: impl Into<String>) {
         self.fault.bit_at_us.get_or_insert_with(|| self.recorder.now_us());
         self.fault.evidence = evidence.into();
     }
 
     /// It is over.
-    pub(crate) fn healed(self) {
+    pub fn healed(self) {
         self.recorder.end(self.operation, None, Action::Fault(self.fault), End::ok());
     }
 }

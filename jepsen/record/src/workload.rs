@@ -24,7 +24,7 @@ const PROBE_EVERY: Duration = Duration::from_millis(30);
 const RANGES: [(u64, u64); 4] = [(0, 100), (64, 4_000), (40_000, 200_000), (2_400_000, 3_000_000)];
 
 /// Clients at work, until they are told to stop.
-pub(crate) struct Workload {
+pub struct Workload {
     stop: Arc<AtomicBool>,
     mixers: Vec<JoinHandle<()>>,
     probes: Vec<JoinHandle<Duration>>,
@@ -33,7 +33,7 @@ pub(crate) struct Workload {
 
 impl Workload {
     /// Sends the clients to work.
-    pub(crate) fn start(recorder: &Recorder) -> Self {
+    pub fn start(recorder: &Recorder) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let succeeded = Arc::new(AtomicU64::new(0));
         let mixers = (0..MIXERS)
@@ -48,12 +48,12 @@ impl Workload {
     }
 
     /// Operations of the mix that have succeeded so far.
-    pub(crate) fn succeeded(&self) -> u64 {
+    pub fn succeeded(&self) -> u64 {
         self.succeeded.load(Ordering::Relaxed)
     }
 
     /// Calls the clients back; says the longest time that any probe was without an acknowledged write.
-    pub(crate) async fn stop(self) -> Result<Duration> {
+    pub async fn stop(self) -> Result<Duration> {
         self.stop.store(true, Ordering::Relaxed);
         for mixer in self.mixers {
             mixer.await?;
@@ -66,12 +66,12 @@ impl Workload {
     }
 
     /// Every key that a workload may write.
-    pub(crate) fn keys() -> impl Iterator<Item = String> {
+    pub fn keys() -> impl Iterator<Item = String> {
         (0..KEYS).map(mix_key).chain((0..PROBES).map(probe_key))
     }
 
     /// Reads every key that the workload may have written, and lists them: the last word of a history.
-    pub(crate) async fn read_all(recorder: &Recorder) -> Result<()> {
+    pub async fn read_all(recorder: &Recorder) -> Result<()> {
         for key in Self::keys() {
             recorder.get(&key).await?;
         }
