@@ -4,7 +4,7 @@ use crate::cluster::{Cluster, Place};
 use crate::fault::{Atlas, Kind};
 use crate::report;
 use crate::switch::Trouble;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use ashlar_check::Verdict;
 use ashlar_load::Outcome;
 use ashlar_record::{Recorder, Workload};
@@ -95,7 +95,8 @@ pub(crate) async fn play(
         verify(&recorder).await?;
     }
     let (history, found) = recorder.report(&place.results)?;
-    let page = report::page(&schedule.to_string(), seed, &history, &found)?;
+    let operations = history.operations().map_err(|why| anyhow!("no history: {why}"))?;
+    let page = report::page(&schedule.to_string(), seed, &operations, &found)?;
     std::fs::write(place.results.join("report.html"), page)?;
     let struck = played?;
     if found.verdict != Verdict::Pass {
