@@ -4,7 +4,8 @@ use crate::node::{Ground, Node, make_ground};
 use crate::switch::Switch;
 use anyhow::{Context, Result, ensure};
 use ashlar::config::{
-    AdminConfig, DataSection, Founder, Founding, InternalConfig, MetaSection, NodeConfig, S3Config,
+    AdminConfig, DataSection, Founder, Founding, InternalConfig, MetaSection, NodeConfig,
+    RANGES_DEFAULT, S3Config,
 };
 use ashlar::identity::{NodeDir, RootKey};
 use ashlar_host::Host;
@@ -162,7 +163,7 @@ fn configs(host: &Host, place: &Place) -> Vec<NodeConfig> {
     });
     let founders: Vec<Founder> = founders.collect();
     let cluster = ClusterId(host.random.next_u128()).to_string();
-    let founding = Founding { cluster, nodes: founders.clone() };
+    let founding = Founding { cluster, nodes: founders.clone(), ranges: RANGES_DEFAULT };
     let config = |(number, founder): (usize, Founder)| {
         let home = place.dir.join(&founder.name);
         NodeConfig {
@@ -171,7 +172,7 @@ fn configs(host: &Host, place: &Place) -> Vec<NodeConfig> {
             roles: founder.roles,
             internal: InternalConfig { listen: founder.address, advertise: None, tls: true },
             s3: S3Config { listen: port(number, 2), ..S3Config::default() },
-            admin: AdminConfig { listen: port(number, 1) },
+            admin: AdminConfig { listen: port(number, 1), ..AdminConfig::default() },
             meta: MetaSection { wal_file_bytes: 8 << 20, ..MetaSection::default() },
             data: DataSection {
                 disks: (1..=DISKS_A_NODE).map(|disk| home.join(format!("disk-{disk}"))).collect(),
@@ -181,8 +182,8 @@ fn configs(host: &Host, place: &Place) -> Vec<NodeConfig> {
                 ..DataSection::default()
             },
             founding: Some(founding.clone()),
-            join: None,
             dir: home.join("node"),
+            ..NodeConfig::on_disks(&home, &[])
         }
     };
     founders.into_iter().enumerate().map(config).collect()
