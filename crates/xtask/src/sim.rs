@@ -178,4 +178,4 @@ fn finds_lies() -> Result<()> {
 }
 
 /// Runs in which the power of all machines is cut, the likeliest first.
-const LIE_SEEDS: [u64; 5] = [2, 16, 5, 9, 7];
+const LIE_SEEDS: [u64; 5] = [16, 7, 5, 2, 9];

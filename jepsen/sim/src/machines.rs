@@ -202,6 +202,11 @@ impl Machine {
         self.host.kill(&life).await;
     }
 
+    /// The files of its log, in order.
+    pub(crate) fn log_files(&self) -> Vec<PathBuf> {
+        self.host.disk().list(&self.config.dir.join("meta/wal")).unwrap_or_default()
+    }
+
     /// The files of its shards, in order.
     pub(crate) fn segments(&self) -> Vec<PathBuf> {
         let disk: &SimDisk = self.host.disk();

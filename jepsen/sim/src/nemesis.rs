@@ -1,17 +1,21 @@
 //! What strikes, and how it heals.
 //!
 //! The atlas: kills, cuts, pauses and everything about the network and the clocks lose nothing that is promised, so they
-//! may strike together as they like. What destroys stored bytes (rot) stays on one disk for the whole run, which is
+//! may strike together as they like. What destroys stored bytes (rot) stays on one machine for the whole run, which is
 //! within every margin of the cluster.
 
+use crate::machines::Machine;
 use crate::options::{Dice, Fault, Options};
 use crate::record::Recorder;
 use crate::world::World;
-use ashlar_host::{CutStyle, DiskPace, Life, Passage, Weather};
+use ashlar_host::{CutStyle, Disk as _, DiskPace, Life, Passage, Weather};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// How long a cut may wait for its next write before it comes anyway.
 const MID_WRITE_PATIENCE: Duration = Duration::from_secs(2);
+/// What a full disk has left: the log's next file, and the reserve of the shards.
+const SPARE_BYTES: u64 = 6 << 20;
 const LOOK_EVERY: Duration = Duration::from_millis(2);
 
 /// Strikes and heals, one fault after another.
@@ -23,20 +27,34 @@ pub(crate) struct Nemesis {
     faults: Vec<Fault>,
 }
 
-fn touches_network(fault: Fault) -> bool {
-    matches!(fault, Fault::Partition | Fault::Storm | Fault::ClockJump | Fault::SlowDisk)
+/// Whether it takes no machine out of the world, so that it may go on while others do.
+fn lets_be(fault: Fault) -> bool {
+    match fault {
+        Fault::Partition | Fault::Storm | Fault::ClockJump | Fault::SlowDisk | Fault::FullDisk => {
+            true
+        }
+        Fault::Kill
+        | Fault::PowerOne
+        | Fault::PowerSome
+        | Fault::PowerAll
+        | Fault::PowerMidWrite
+        | Fault::Pause
+        | Fault::FailedSync
+        | Fault::Rot
+        | Fault::RotLog => false,
+    }
 }
 
 impl Nemesis {
-    /// Two work at once: one on machines, one on what lies between them.
-    pub(crate) fn both(world: &World, recorder: &Recorder, options: &Options) -> [Self; 2] {
-        [false, true].map(|network| {
+    /// Three work at once: two on machines, one on what lies between them and on how they behave.
+    pub(crate) fn all(world: &World, recorder: &Recorder, options: &Options) -> [Self; 3] {
+        [(false, 0x5555), (false, 0x3333), (true, 0xaaaa)].map(|(network, salt)| {
             let faults = options.faults.iter().copied();
-            let faults = faults.filter(|&fault| touches_network(fault) == network).collect();
+            let faults = faults.filter(|&fault| lets_be(fault) == network).collect();
             Self {
                 world: world.clone(),
                 recorder: recorder.clone(),
-                dice: Dice::new(options.seed ^ if network { 0xaaaa } else { 0x5555 }),
+                dice: Dice::new(options.seed ^ salt),
                 options: options.clone(),
                 faults,
             }
@@ -62,7 +80,8 @@ impl Nemesis {
         match fault {
             Fault::Kill => self.kill(index).await,
             Fault::PowerOne => self.power_one(index).await,
-            Fault::PowerAll => self.power_all().await,
+            Fault::PowerSome => self.power_some().await,
+            Fault::PowerAll => self.power_many(&(0..self.world.count()).collect::<Vec<_>>()).await,
             Fault::PowerMidWrite => self.power_mid_write(index).await,
             Fault::Pause => self.pause(index).await,
             Fault::Partition => self.partition().await,
@@ -70,7 +89,9 @@ impl Nemesis {
             Fault::SlowDisk => self.slow_disk(index).await,
             Fault::FailedSync => self.failed_sync(index).await,
             Fault::ClockJump => self.clock_jump(index).await,
-            Fault::Rot => self.rot().await,
+            Fault::Rot => self.rot(Machine::segments).await,
+            Fault::RotLog => self.rot(Machine::log_files).await,
+            Fault::FullDisk => self.full_disk(index).await,
         }
     }
 
@@ -109,11 +130,17 @@ impl Nemesis {
         self.recorder.healed(strike, at, "its tasks are dropped");
     }
 
-    async fn power_all(&self) {
+    async fn power_some(&self) {
+        let all: Vec<usize> = (0..self.world.count()).collect();
+        let some: Vec<usize> = all.into_iter().filter(|_| self.dice.percent(50)).collect();
+        self.power_many(&some).await;
+    }
+
+    async fn power_many(&self, machines: &[usize]) {
         let style = self.style();
-        let strike = self.recorder.strike("power-all", format!("{style:?}"));
+        let strike = self.recorder.strike("power-many", format!("{machines:?} {style:?}"));
         let at = self.recorder.now_us();
-        for index in 0..self.world.count() {
+        for &index in machines {
             let style = match style {
                 CutStyle::Torn { seed } => CutStyle::Torn { seed: seed ^ index as u64 },
                 CutStyle::DropAll | CutStyle::KeepAll => style,
@@ -121,8 +148,9 @@ impl Nemesis {
             self.world.cut(index, style).await;
         }
         self.rest(0, 3_000).await;
-        self.world.start_all().await;
-        self.recorder.healed(strike, at, "all tasks are dropped");
+        let starts = machines.iter().map(|&index| self.world.start(index));
+        futures::future::join_all(starts).await;
+        self.recorder.healed(strike, at, "their tasks are dropped");
     }
 
     async fn power_mid_write(&self, index: usize) {
@@ -240,8 +268,24 @@ impl Nemesis {
         self.recorder.healed(strike, at, "its wall clock shows it");
     }
 
-    /// Flips bytes of stored shards. Always of the same machine.
-    async fn rot(&self) {
+    async fn full_disk(&self, index: usize) {
+        let strike = self.recorder.strike("full-disk", Self::name(index));
+        let at = self.recorder.now_us();
+        let set = |capacity: fn(u64) -> Option<u64>| {
+            self.world.look(index, |machine| {
+                let usage = machine.host.disk().usage(Path::new("/"));
+                let used = usage.map_or(0, |usage| usage.total_bytes - usage.free_bytes);
+                machine.host.disk().set_capacity(capacity(used));
+            })
+        };
+        set(|used| Some(used + SPARE_BYTES));
+        self.rest(1_000, 8_000).await;
+        set(|_used| None);
+        self.recorder.healed(strike, at, "its disk has hardly more room than its reserve");
+    }
+
+    /// Flips bytes of files. Always of the same machine.
+    async fn rot(&self, files: fn(&Machine) -> Vec<PathBuf>) {
         let index = usize::try_from(self.options.seed).unwrap_or_default() % self.world.count();
         let strike = self.recorder.strike("rot", Self::name(index));
         let at = self.recorder.now_us();
@@ -249,9 +293,9 @@ impl Nemesis {
         for _ in 0..flips {
             let place = self.dice.u64();
             self.world.look(index, |machine| {
-                let segments = machine.segments();
-                let count = segments.len().max(1) as u64;
-                let Some(path) = segments.get(usize::try_from(place % count).unwrap_or(0)) else {
+                let files = files(machine);
+                let count = files.len().max(1) as u64;
+                let Some(path) = files.get(usize::try_from(place % count).unwrap_or(0)) else {
                     return;
                 };
                 // behind the header page, where records lie; a byte beyond the end is none

@@ -11,6 +11,8 @@ pub(crate) enum Fault {
     Kill,
     /// One machine loses its power.
     PowerOne,
+    /// Some machines do, at the same moment.
+    PowerSome,
     /// All machines do.
     PowerAll,
     /// A machine loses its power in the middle of its next writes.
@@ -27,13 +29,18 @@ pub(crate) enum Fault {
     FailedSync,
     /// A wall clock jumps.
     ClockJump,
-    /// Stored shards of one disk rot.
+    /// Stored shards of one machine rot.
     Rot,
+    /// The log of that machine rots.
+    RotLog,
+    /// A disk has no more room for a while.
+    FullDisk,
 }
 
-pub(crate) const FAULTS: [Fault; 11] = [
+pub(crate) const FAULTS: [Fault; 14] = [
     Fault::Kill,
     Fault::PowerOne,
+    Fault::PowerSome,
     Fault::PowerAll,
     Fault::PowerMidWrite,
     Fault::Pause,
@@ -43,6 +50,8 @@ pub(crate) const FAULTS: [Fault; 11] = [
     Fault::FailedSync,
     Fault::ClockJump,
     Fault::Rot,
+    Fault::RotLog,
+    Fault::FullDisk,
 ];
 
 /// The options of a run.
@@ -112,7 +121,7 @@ impl Options {
         let dice = Dice::new(seed);
         let nodes = dice.pick(&[3, 3, 3, 4, 5, 6]);
         let voters = if nodes >= 5 && dice.percent(30) { 5 } else { 3 };
-        let mut faults: Vec<Fault> = FAULTS.into_iter().filter(|_| dice.percent(35)).collect();
+        let mut faults: Vec<Fault> = FAULTS.into_iter().filter(|_| dice.percent(30)).collect();
         if faults.is_empty() {
             faults.push(dice.pick(&FAULTS));
         }
@@ -124,9 +133,9 @@ impl Options {
             ranges: dice.between(1, 3),
             gateways: nodes.min(3),
             clients: dice.between(3, 5),
-            keys: dice.between(4, 16),
+            keys: dice.pick(&[1, 3, 6, 16]),
             safety: Duration::from_secs(dice.between(10, 30)),
-            think_ms_max: dice.pick(&[50, 200, 200, 500]),
+            think_ms_max: dice.pick(&[20, 50, 200, 200]),
             snapshot_log_bytes: dice.pick(&[32 << 10, 256 << 10, 4 << 20]),
             small_segment_bytes: dice.pick(&[256 << 10, 512 << 10, 1 << 20]),
             scrub_cycle_seconds: dice.pick(&[10, 600]),

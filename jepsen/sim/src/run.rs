@@ -89,13 +89,13 @@ async fn create_bucket(world: &World) -> Result<()> {
     Ok(())
 }
 
-/// Clients work while two nemeses strike.
+/// Clients work while the nemeses strike.
 async fn safety(world: &World, recorder: &Recorder, etags: &Etags, options: &Options) {
     let clients = (1..=options.clients).map(|number| {
         let client = Client::new(number, world, recorder, etags, options.seed);
         tokio::spawn(client.work(options.clone()))
     });
-    let nemeses = Nemesis::both(world, recorder, options);
+    let nemeses = Nemesis::all(world, recorder, options);
     let mut tasks: Vec<_> = clients.collect();
     tasks.extend(nemeses.map(|nemesis| tokio::spawn(nemesis.work())));
     tokio::time::sleep(options.safety).await;
@@ -108,6 +108,9 @@ async fn safety(world: &World, recorder: &Recorder, etags: &Etags, options: &Opt
 
 async fn heal(world: &World, options: &Options) {
     world.fabric().heal();
+    for index in 0..world.count() {
+        world.look(index, |machine| machine.host.disk().set_capacity(None));
+    }
     if options.last_cut {
         for index in 0..world.count() {
             world.cut(index, CutStyle::DropAll).await;
