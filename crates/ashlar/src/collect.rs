@@ -17,8 +17,8 @@ use crate::leading::Leading;
 use ashlar_client::{Client, GarbagePage, GatewayReads};
 use ashlar_host::{Host, Monotonic};
 use ashlar_types::{
-    COLLECT_SHARDS_MAX, ClusterMap, CollectOutcome, DiskId, DiskState, Extent, ExtentId,
-    Generation, KeyPoint, NodeId, RangeId, Role, ShardName,
+    COLLECT_SHARDS_MAX, ClusterMap, CollectOutcome, DiskId, Extent, ExtentId, Generation, KeyPoint,
+    NodeId, RangeId, Role, ShardName,
 };
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
@@ -230,7 +230,7 @@ fn homes_of(map: &ClusterMap, extent: &Extent) -> Option<Vec<(NodeId, ShardName)
     let moving = group.moving.iter().copied();
     let homes = extent.profile.slots().zip(group.homes.iter().copied()).chain(moving);
     let name = |(slot, disk): (_, DiskId)| {
-        let home = map.disks.get(&disk).filter(|disk| disk.state != DiskState::Dead)?;
+        let home = map.disks.get(&disk).filter(|disk| disk.state.is_read())?;
         Some((home.node, ShardName { disk, extent: extent.id, slot }))
     };
     Some(homes.filter_map(name).collect())

@@ -126,6 +126,9 @@ fn disk_line(overview: &Overview, disk: &Disk) -> DiskLine {
 fn disk_state(disk: &Disk, status: Option<&DiskStatus>) -> &'static str {
     match (disk.state, status) {
         (DiskState::Dead, _) => "dead",
+        (DiskState::Removed, _) => "removed",
+        (DiskState::Draining, None) => "draining, no answer",
+        (DiskState::Draining, Some(_)) => "draining",
         (DiskState::Suspect, _) => "suspect",
         (DiskState::Healthy, None) => "no answer",
         (DiskState::Healthy, Some(status)) if !status.writable => "takes no writes",

@@ -1,10 +1,13 @@
 //! What a change of the placement groups makes of the cluster map, and whether it may be. What holds for every table is
 //! judged by `ashlar_placement::validate`; here is what depends on the step: nothing is placed on a dead disk.
 //!
-//! A slot that is moved keeps its old home until the move is named a second time: the first time it is noted as moving,
-//! so that the shard is copied, verified and committed before anything is dropped (D4).
+//! A slot moves in two steps. It *begins*: the target is noted beside the home, new shards go there, and the old ones are
+//! copied and verified; then it *switches*: the target is the home. Between the two nothing is dropped (D4). Each step
+//! names the group's epoch that it was decided from, so that what is late, or decided by one who knew less, is refused.
 
-use ashlar_types::{ClusterMap, DiskId, DiskState, PgId, PlacementDiff, PlacementGroup, Slot};
+use ashlar_types::{
+    ClusterMap, DiskId, DiskState, PgId, PlacementDiff, PlacementGroup, RootRefusal, SlotMove,
+};
 use std::collections::BTreeSet;
 
 /// Changes `map`, except for its epoch; gives the groups that changed, or why the change breaks an invariant.
@@ -18,9 +21,10 @@ pub(crate) fn place(
         map.groups.insert(group.id, group.clone());
         changed.insert(group.id);
     }
-    for &(id, slot, disk) in &diff.moved {
-        check_home(map, disk)?;
-        move_slot(group(map, id)?, slot, disk)?;
+    for &(id, slot, to) in &diff.moved {
+        let epoch = group(map, id)?.epoch;
+        let step = SlotMove { group: id, epoch, slot, to };
+        begin_move(map, &step).map_err(|refusal| refusal.to_string())?;
         changed.insert(id);
     }
     for &id in &diff.closed {
@@ -52,27 +56,68 @@ fn check_new(map: &ClusterMap, group: &PlacementGroup) -> Result<(), String> {
 fn check_home(map: &ClusterMap, id: DiskId) -> Result<(), String> {
     match map.disks.get(&id).map(|disk| disk.state) {
         None => Err(format!("disk {id} is not known")),
-        Some(DiskState::Dead) => Err(format!("disk {id} is dead")),
         Some(DiskState::Healthy | DiskState::Suspect) => Ok(()),
+        Some(state) => Err(format!("disk {id} is {state:?}")),
     }
 }
 
-fn move_slot(group: &mut PlacementGroup, slot: Slot, disk: DiskId) -> Result<(), String> {
-    let id = group.id;
-    if group.homes.contains(&disk) {
-        return Err(format!("disk {disk} is a home of {id} already"));
+/// A slot begins to move, or moves elsewhere because its target is lost: what only the lost one had is computed anew, as
+/// what a lost home had.
+pub(crate) fn begin_move(
+    map: &mut ClusterMap,
+    step: &SlotMove,
+) -> Result<PlacementGroup, RootRefusal> {
+    let bad = RootRefusal::BadPlacement;
+    match map.disks.get(&step.to).map(|disk| disk.state) {
+        Some(DiskState::Healthy) => {}
+        None => return Err(bad(format!("disk {} is not known", step.to))),
+        Some(state) => return Err(bad(format!("disk {} is {state:?}", step.to))),
     }
-    let Some(home) = group.homes.get_mut(usize::from(slot.0)) else {
-        return Err(format!("{id} has no {slot}"));
-    };
-    match group.moving {
-        None => group.moving = Some((slot, disk)),
-        Some(moving) if moving == (slot, disk) => {
-            *home = disk;
-            group.moving = None;
+    let known = judged_by_epoch(map, step)?;
+    if known.homes.contains(&step.to) {
+        return Err(bad(format!("disk {} is a home of {} already", step.to, step.group)));
+    }
+    if usize::from(step.slot.0) >= known.homes.len() {
+        return Err(bad(format!("{} has no {}", step.group, step.slot)));
+    }
+    if let Some((moving, target)) = known.moving {
+        let is_lost = map.disks.get(&target).is_none_or(|disk| !disk.state.is_read());
+        if moving != step.slot || !is_lost {
+            return Err(RootRefusal::AlreadyMoving(step.group));
         }
-        Some((moving, _)) => return Err(format!("{id} is moving {moving}: one at a time")),
     }
+    Ok(change(map, known, |group| group.moving = Some((step.slot, step.to))))
+}
+
+/// The target of a move is the slot's home from now on.
+pub(crate) fn switch(map: &mut ClusterMap, step: &SlotMove) -> Result<PlacementGroup, RootRefusal> {
+    let known = judged_by_epoch(map, step)?;
+    if known.moving != Some((step.slot, step.to)) {
+        return Err(RootRefusal::AlreadyMoving(step.group));
+    }
+    if map.disks.get(&step.to).is_none_or(|disk| !disk.state.is_read()) {
+        return Err(RootRefusal::BadPlacement(format!("disk {} is lost", step.to)));
+    }
+    Ok(change(map, known, |group| {
+        group.homes[usize::from(step.slot.0)] = step.to;
+        group.moving = None;
+    }))
+}
+
+fn judged_by_epoch(map: &ClusterMap, step: &SlotMove) -> Result<PlacementGroup, RootRefusal> {
+    let known = map.groups.get(&step.group);
+    let stale =
+        RootRefusal::StaleGroup { group: step.group, known: known.map(|group| group.epoch) };
+    known.filter(|group| group.epoch == step.epoch).cloned().ok_or(stale)
+}
+
+fn change(
+    map: &mut ClusterMap,
+    mut group: PlacementGroup,
+    change: impl FnOnce(&mut PlacementGroup),
+) -> PlacementGroup {
+    change(&mut group);
     group.epoch = group.epoch.next();
-    Ok(())
+    map.groups.insert(group.id, group.clone());
+    group
 }

@@ -364,6 +364,11 @@ impl Root {
                 Ok(done())
             }
             RootOp::SetVoters { range } => self.set_voters(txn, range),
+            RootOp::BeginMove(step) => {
+                self.change_group(txn, |map| crate::placed::begin_move(map, step))
+            }
+            RootOp::Switch(step) => self.change_group(txn, |map| crate::placed::switch(map, step)),
+            RootOp::LoseDisks { base, disks } => self.lose_disks(txn, *base, disks),
         }
     }
 
@@ -493,13 +498,56 @@ impl Root {
         Ok(done())
     }
 
+    /// What was dead or removed never comes back as itself: its slots have moved on without it (C6).
     fn set_disk_state(&mut self, txn: &mut Txn<'_>, id: DiskId, state: DiskState) -> Judged {
         let known = self.map.disks.get(&id).ok_or(RootRefusal::NoSuchDisk(id))?;
-        if known.state != state {
-            let disk = Disk { state, ..known.clone() };
-            put_disk(txn, &disk);
-            self.change_map().disks.insert(id, disk);
+        let from = known.state;
+        if from == state {
+            return Ok(done());
         }
+        if !from.is_read() && state != DiskState::Removed {
+            return Err(RootRefusal::BadDiskState { disk: id, from, to: state });
+        }
+        let is_named = || self.map.groups.values().any(|group| group.names(id));
+        if state == DiskState::Removed && is_named() {
+            return Err(RootRefusal::DiskInUse(id));
+        }
+        let disk = Disk { state, ..known.clone() };
+        put_disk(txn, &disk);
+        self.change_map().disks.insert(id, disk);
+        Ok(done())
+    }
+
+    /// All of them or none: who decided it saw how many would be lost at once.
+    fn lose_disks(&mut self, txn: &mut Txn<'_>, base: Epoch, disks: &[DiskId]) -> Judged {
+        if base != self.map.epoch {
+            return Err(RootRefusal::StaleMap { known: self.map.epoch });
+        }
+        for id in disks {
+            let known = self.map.disks.get(id).ok_or(RootRefusal::NoSuchDisk(*id))?;
+            if known.state == DiskState::Removed {
+                let (disk, from, to) = (*id, known.state, DiskState::Dead);
+                return Err(RootRefusal::BadDiskState { disk, from, to });
+            }
+        }
+        for id in disks {
+            self.set_disk_state(txn, *id, DiskState::Dead)?;
+        }
+        Ok(done())
+    }
+
+    fn change_group(
+        &mut self,
+        txn: &mut Txn<'_>,
+        change: impl FnOnce(&mut ClusterMap) -> Result<PlacementGroup, RootRefusal>,
+    ) -> Judged {
+        let mut map = ClusterMap::clone(&self.map);
+        let group = change(&mut map)?;
+        ashlar_placement::validate_group(&map, &group)
+            .map_err(|bad| RootRefusal::BadPlacement(bad.to_string()))?;
+        txn.put(row_key(field::GROUP, &group.id.0.to_be_bytes()), &GroupRow(group));
+        map.epoch = map.epoch.next();
+        self.map = Arc::new(map);
         Ok(done())
     }
 

@@ -76,7 +76,12 @@ fn liveliest<'a>(
 ) -> Option<&'a PlacementGroup> {
     let mut short = None;
     for group in groups {
-        let count = group.homes.iter().filter(|&&disk| live(disk)).count();
+        let count = group
+            .profile
+            .slots()
+            .filter_map(|slot| group.written(slot))
+            .filter(|&disk| live(disk))
+            .count();
         if count == usize::from(group.profile.width()) {
             return Some(group);
         }

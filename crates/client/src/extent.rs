@@ -136,11 +136,7 @@ impl ExtentWriter {
     fn open_slots(&mut self) {
         let map = self.inner.map.load_full();
         for slot in self.group.profile.slots() {
-            let index = usize::from(slot.0);
-            // new shards of a slot that moves go to where it moves
-            let target =
-                self.group.moving.filter(|(moving, _)| *moving == slot).map(|(_, disk)| disk);
-            let disk = target.or_else(|| self.group.homes.get(index).copied());
+            let disk = self.group.written(slot);
             let writable = disk.filter(|&disk| self.inner.health.is_writable(&map, disk));
             let home = writable.and_then(|disk| Home::of(&map, disk));
             let progress = Progress::new(self.inner.host.clock.clone(), self.room.clone());

@@ -6,7 +6,7 @@
 
 use crate::Client;
 use crate::inner::Inner;
-use ashlar_types::{ClusterMap, DiskId, DiskState, Node, NodeId, Role};
+use ashlar_types::{ClusterMap, DiskId, Node, NodeId, Role};
 use ashlar_wire::Class;
 use ashlar_wire::proto::data_client::DataClient;
 use ashlar_wire::proto::{PingReply, PingRequest};
@@ -130,7 +130,7 @@ impl Health {
         let Some(known) = map.disks.get(&disk) else {
             return false;
         };
-        known.state != DiskState::Dead && self.with(|beliefs| beliefs.is_up(known.node))
+        known.state.is_read() && self.with(|beliefs| beliefs.is_up(known.node))
     }
 
     /// Whether a new shard may be sent to `disk`.
@@ -142,7 +142,7 @@ impl Health {
             let disk = beliefs.disks.get(&disk);
             beliefs.is_up(known.node) && disk.is_none_or(|disk| !disk.unwritable && !disk.full)
         };
-        known.state == DiskState::Healthy && self.with(takes)
+        known.state.is_written() && self.with(takes)
     }
 
     /// Whether it is known that `disk` has no room.

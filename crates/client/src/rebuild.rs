@@ -115,8 +115,7 @@ fn writable_homes(
     missing: SlotSet,
 ) -> Vec<(Slot, Home)> {
     let home = |slot: Slot| {
-        let target = group.moving.filter(|(moving, _)| *moving == slot).map(|(_, disk)| disk);
-        let disk = target.or_else(|| group.homes.get(usize::from(slot.0)).copied())?;
+        let disk = group.written(slot)?;
         let home = Home::of(map, disk).filter(|_| inner.health.is_writable(map, disk))?;
         Some((slot, home))
     };

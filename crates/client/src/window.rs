@@ -178,9 +178,7 @@ impl<'a> Window<'a> {
     /// The disks on which a shard may be, the likeliest first.
     fn disks(&self, slot: Slot) -> impl Iterator<Item = DiskId> + use<> {
         let group = self.map.groups.get(&self.extent.pg);
-        let moving = group.and_then(|group| group.moving).filter(|(moving, _)| *moving == slot);
-        let home = group.and_then(|group| group.homes.get(usize::from(slot.0)).copied());
-        moving.map(|(_, disk)| disk).into_iter().chain(home)
+        group.map(|group| group.places(slot)).into_iter().flatten()
     }
 
     fn home(&self, slot: Slot, first: bool) -> Option<Vec<Home>> {
@@ -208,8 +206,8 @@ impl<'a> Window<'a> {
             for home in &homes {
                 let path = ShardPath { disk: home.disk, extent: id, slot };
                 end = inner.get_shard(home, path, range.start, range.end).await;
-                // a slot that moves is in one of two places
-                if end != Err(ShardError::Refused(ShardRefusal::NotFound)) {
+                // a slot that moves is in one of two places: where one fails, the other may have it
+                if end.is_ok() {
                     break;
                 }
             }

@@ -84,7 +84,11 @@ fn root(refusal: &RootRefusal) -> Failure {
         | RootRefusal::NoSuchDisk(_)
         | RootRefusal::StaleMap { .. }
         | RootRefusal::BadPlacement(_)
-        | RootRefusal::NoSuchRange => Failure::Internal(refusal.to_string()),
+        | RootRefusal::NoSuchRange
+        | RootRefusal::StaleGroup { .. }
+        | RootRefusal::AlreadyMoving(_)
+        | RootRefusal::BadDiskState { .. }
+        | RootRefusal::DiskInUse(_) => Failure::Internal(refusal.to_string()),
     }
 }
 

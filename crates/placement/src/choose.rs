@@ -65,7 +65,8 @@ impl Chooser {
     ) -> Option<&PlacementGroup> {
         let mut second: Option<(usize, PerMille, &PlacementGroup)> = None;
         for group in self.preference(extent, profile) {
-            let lives = || group.homes.iter().copied().filter(|&disk| live(disk));
+            let written = || group.profile.slots().filter_map(|slot| group.written(slot));
+            let lives = || written().filter(|&disk| live(disk));
             let (count, room) = (lives().count(), lives().map(free).min().unwrap_or(0));
             if room == 0 || count < usize::from(profile.acks_min()) {
                 continue;

@@ -41,8 +41,30 @@ pub enum DiskState {
     Healthy,
     /// Read and counted, not written.
     Suspect,
-    /// Lost: its shards are rebuilt elsewhere.
+    /// Lost: its shards are rebuilt elsewhere. It never comes back as itself.
     Dead,
+    /// Read, counted and written as before, while its slots leave it one after the other.
+    Draining,
+    /// Gone from the cluster; no group names it. It never comes back as itself.
+    Removed,
+}
+
+impl DiskState {
+    /// Whether what lies on it counts.
+    pub fn is_read(self) -> bool {
+        match self {
+            Self::Healthy | Self::Suspect | Self::Draining => true,
+            Self::Dead | Self::Removed => false,
+        }
+    }
+
+    /// Whether new shards of the slots that it has go to it.
+    pub fn is_written(self) -> bool {
+        match self {
+            Self::Healthy | Self::Draining => true,
+            Self::Suspect | Self::Dead | Self::Removed => false,
+        }
+    }
 }
 
 /// A disk.
@@ -75,6 +97,29 @@ pub struct PlacementGroup {
     pub moving: Option<(Slot, DiskId)>,
     /// Whether new extents may come.
     pub open: bool,
+}
+
+impl PlacementGroup {
+    /// Where new shards of a slot go: to its home, or to where it moves.
+    pub fn written(&self, slot: Slot) -> Option<DiskId> {
+        self.target(slot).or_else(|| self.homes.get(usize::from(slot.0)).copied())
+    }
+
+    /// Where a shard of a slot may be, the likeliest first.
+    pub fn places(&self, slot: Slot) -> impl Iterator<Item = DiskId> + use<> {
+        let home = self.homes.get(usize::from(slot.0)).copied();
+        self.target(slot).into_iter().chain(home)
+    }
+
+    /// Where a slot moves.
+    pub fn target(&self, slot: Slot) -> Option<DiskId> {
+        self.moving.filter(|(moving, _)| *moving == slot).map(|(_, disk)| disk)
+    }
+
+    /// Whether a disk is one of its homes, or about to be one.
+    pub fn names(&self, disk: DiskId) -> bool {
+        self.homes.contains(&disk) || self.moving.is_some_and(|(_, to)| to == disk)
+    }
 }
 
 /// The cluster map.
@@ -120,8 +165,21 @@ pub struct PlacementDiff {
     pub wide: Option<Profile>,
     /// Groups that are new.
     pub added: Vec<PlacementGroup>,
-    /// Slots of existing groups that get another home.
+    /// Slots of existing groups that begin to move to another home.
     pub moved: Vec<(PgId, Slot, DiskId)>,
     /// Groups that take no new extents from now on.
     pub closed: Vec<PgId>,
+}
+
+/// One step of a slot's move, judged by the epoch of its group: whatever was decided from an older one is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct SlotMove {
+    /// The group.
+    pub group: PgId,
+    /// The group's epoch that it was decided from.
+    pub epoch: Epoch,
+    /// The slot that moves.
+    pub slot: Slot,
+    /// Where it moves.
+    pub to: DiskId,
 }

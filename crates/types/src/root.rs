@@ -2,7 +2,8 @@
 
 use crate::{
     Applied, BucketId, BucketName, BucketRow, BucketState, ClusterId, ClusterMap, Disk, DiskId,
-    DiskState, Epoch, Node, NodeId, PlacementDiff, RangeDescriptor, Role, SessionId, Versioned,
+    DiskState, Epoch, Node, NodeId, PgId, PlacementDiff, RangeDescriptor, Role, SessionId,
+    SlotMove, Versioned,
 };
 use serde::{Deserialize, Serialize};
 
@@ -120,6 +121,18 @@ pub enum RootOp {
         /// The range as it is now: same id and interval, next epoch.
         range: RangeDescriptor,
     },
+    /// A slot begins to move; or, where the disk that it was moving to is lost, to move elsewhere. New shards of it go
+    /// to the target from now on, and its home keeps what it has.
+    BeginMove(SlotMove),
+    /// The target has all that counts: it is the slot's home from now on.
+    Switch(SlotMove),
+    /// Disks are declared dead together, as decided from the map at this epoch.
+    LoseDisks {
+        /// The map's epoch: another one refuses it.
+        base: Epoch,
+        /// The disks.
+        disks: Vec<DiskId>,
+    },
 }
 
 /// One command to the root.
@@ -200,6 +213,30 @@ pub enum RootRefusal {
     /// The range directory does not know it, or by another epoch.
     #[error("the range is not known so")]
     NoSuchRange,
+    /// The group has changed since the step was decided, or there is none.
+    #[error("{group} is not at the epoch from which this was decided, but at {known:?}")]
+    StaleGroup {
+        /// The group.
+        group: PgId,
+        /// Its epoch; `None`: there is no such group.
+        known: Option<Epoch>,
+    },
+    /// Another slot of the group moves, or this one moves elsewhere.
+    #[error("{0} is moving a slot: one at a time")]
+    AlreadyMoving(PgId),
+    /// A disk goes from this state to that one never.
+    #[error("disk {disk} is {from:?} and cannot become {to:?}")]
+    BadDiskState {
+        /// The disk.
+        disk: DiskId,
+        /// What it is.
+        from: DiskState,
+        /// What it was to be.
+        to: DiskState,
+    },
+    /// Groups have slots on the disk, or are moving one there.
+    #[error("disk {0} still has slots: drain it first")]
+    DiskInUse(DiskId),
 }
 
 /// A bucket as the root's directory knows it.

@@ -6,8 +6,8 @@
 
 use ashlar_client::Client;
 use ashlar_types::{
-    CellSum, ClusterMap, DiskAnswer, DiskId, DiskQuery, DiskState, Extent, ExtentId, HeldShard,
-    NodeId, PgId, ShardCell, Slot,
+    CellSum, ClusterMap, DiskAnswer, DiskId, DiskQuery, Extent, ExtentId, HeldShard, NodeId, PgId,
+    ShardCell, Slot,
 };
 use futures::StreamExt;
 use std::collections::{BTreeMap, BTreeSet};
@@ -101,7 +101,7 @@ impl<'a> Disks<'a> {
     /// The sums of all cells at their homes.
     async fn ask_sums(&mut self, client: &Client) -> Sums {
         let (map, shift) = (self.map, self.shift);
-        let disks = map.disks.values().filter(|disk| is_read(disk.state));
+        let disks = map.disks.values().filter(|disk| disk.state.is_read());
         let asked: Vec<_> =
             disks.map(|disk| ask_cells(client, map, disk.node, disk.id, shift)).collect();
         let mut answers = futures::stream::iter(asked).buffer_unordered(DISKS_AT_ONCE);
@@ -215,7 +215,7 @@ impl<'a> Disks<'a> {
         let group = self.map.groups.get(&extent.pg);
         let home = group.and_then(|group| group.homes.get(usize::from(slot.0)).copied());
         let Some(home) = home else { return Standing::Unknown };
-        if self.map.disks.get(&home).is_none_or(|disk| !is_read(disk.state)) {
+        if self.map.disks.get(&home).is_none_or(|disk| !disk.state.is_read()) {
             return Standing::Missing;
         }
         if !self.answered.contains(&home) {
@@ -249,11 +249,4 @@ async fn ask_cells(
     shift: u8,
 ) -> (DiskId, Result<DiskAnswer, String>) {
     (disk, client.ask_disk(map, node, &DiskQuery::Cells { disk, shift }).await)
-}
-
-fn is_read(state: DiskState) -> bool {
-    match state {
-        DiskState::Healthy | DiskState::Suspect => true,
-        DiskState::Dead => false,
-    }
 }

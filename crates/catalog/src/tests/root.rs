@@ -234,10 +234,160 @@ fn placement_is_checked_against_the_map_it_changes() {
         RootOutcome::Refused(RootRefusal::StaleMap { .. })
     ));
     assert_eq!(place(&mut root, &[], &[4]), done());
-    let moving = root.root.map().groups[&PgId(1)].clone();
+    assert!(bad(place(&mut root, &[], &[4])), "to begin twice is no switch");
+}
+
+/// Disks 1 to 6 in one node; disks 1, 2 and 3 are the homes of group 1.
+fn placed() -> Roots {
+    let mut root = Roots::bootstrapped();
+    root.send(boot(1, (1..=6).map(|id| disk(id, 1)).collect()));
+    let group = PlacementGroup {
+        id: PgId(1),
+        profile: Profile::RS_2_1,
+        epoch: Epoch(1),
+        homes: [1, 2, 3].map(DiskId).to_vec(),
+        moving: None,
+        open: true,
+    };
+    let (base, added) = (root.root.map().epoch, vec![group]);
+    root.send(RootOp::Place(PlacementDiff { base, added, ..PlacementDiff::default() }));
+    root
+}
+
+fn step(epoch: u64, slot: u8, to: u128) -> SlotMove {
+    SlotMove { group: PgId(1), epoch: Epoch(epoch), slot: Slot(slot), to: DiskId(to) }
+}
+
+fn group_of(root: &Roots) -> PlacementGroup {
+    root.root.map().groups[&PgId(1)].clone()
+}
+
+fn stale(known: u64) -> RootOutcome {
+    refused(RootRefusal::StaleGroup { group: PgId(1), known: Some(Epoch(known)) })
+}
+
+fn state(root: &mut Roots, disk: u128, state: DiskState) -> RootOutcome {
+    root.send(RootOp::SetDiskState { disk: DiskId(disk), state })
+}
+
+#[test]
+fn d4_a_slot_begins_to_move_and_switches_by_two_entries() {
+    let mut root = placed();
+    let before = root.root.map().epoch;
+    assert_eq!(
+        root.send(RootOp::Switch(step(1, 0, 4))),
+        refused(RootRefusal::AlreadyMoving(PgId(1)))
+    );
+    assert_eq!(root.send(RootOp::BeginMove(step(1, 0, 4))), done());
+    let moving = group_of(&root);
     assert_eq!((moving.homes[0], moving.moving), (DiskId(1), Some((Slot(0), DiskId(4)))), "D4");
-    assert_eq!(place(&mut root, &[], &[4]), done());
-    assert_eq!(root.root.map().groups[&PgId(1)].homes[0], DiskId(4));
+    assert_eq!(moving.epoch, Epoch(2));
+    assert!(root.root.map().epoch > before, "R12");
+    assert_eq!(moving.written(Slot(0)), Some(DiskId(4)), "new shards go to the target");
+    assert_eq!(moving.places(Slot(0)).collect::<Vec<_>>(), [DiskId(4), DiskId(1)]);
+
+    assert_eq!(root.send(RootOp::BeginMove(step(1, 0, 4))), stale(2), "late, or twice");
+    let busy = refused(RootRefusal::AlreadyMoving(PgId(1)));
+    assert_eq!(root.send(RootOp::BeginMove(step(2, 1, 5))), busy, "one slot of a group");
+    assert_eq!(root.send(RootOp::BeginMove(step(2, 0, 5))), busy, "its target is well");
+    assert_eq!(root.send(RootOp::Switch(step(1, 0, 4))), stale(2), "of an earlier move");
+    assert_eq!(root.send(RootOp::Switch(step(2, 0, 5))), busy, "another target");
+    assert_eq!(root.send(RootOp::Switch(step(2, 1, 4))), busy, "another slot");
+
+    assert_eq!(root.send(RootOp::Switch(step(2, 0, 4))), done());
+    let switched = group_of(&root);
+    assert_eq!((switched.homes[0], switched.moving), (DiskId(4), None));
+    assert_eq!(root.send(RootOp::Switch(step(2, 0, 4))), stale(3));
+}
+
+#[test]
+fn nothing_moves_to_where_it_cannot_be() {
+    let mut root = placed();
+    let bad = |outcome: RootOutcome| {
+        matches!(outcome, RootOutcome::Refused(RootRefusal::BadPlacement(_)))
+    };
+    assert!(bad(root.send(RootOp::BeginMove(step(1, 0, 2)))), "a home of the group");
+    assert!(bad(root.send(RootOp::BeginMove(step(1, 0, 1)))), "where it is");
+    assert!(bad(root.send(RootOp::BeginMove(step(1, 3, 4)))), "no such slot");
+    assert!(bad(root.send(RootOp::BeginMove(step(1, 0, 9)))), "no such disk");
+    let unknown = SlotMove { group: PgId(7), ..step(1, 0, 4) };
+    let none = RootRefusal::StaleGroup { group: PgId(7), known: None };
+    assert_eq!(root.send(RootOp::BeginMove(unknown)), refused(none));
+    for other in [DiskState::Suspect, DiskState::Draining, DiskState::Dead, DiskState::Removed] {
+        state(&mut root, 4, other);
+        assert!(bad(root.send(RootOp::BeginMove(step(1, 0, 4)))), "{other:?}");
+    }
+}
+
+#[test]
+fn a_move_whose_target_is_lost_goes_elsewhere_and_never_to_the_lost_one() {
+    let mut root = placed();
+    assert_eq!(root.send(RootOp::BeginMove(step(1, 0, 4))), done());
+    assert_eq!(state(&mut root, 4, DiskState::Dead), done());
+    let to_the_lost = root.send(RootOp::Switch(step(2, 0, 4)));
+    assert!(matches!(to_the_lost, RootOutcome::Refused(RootRefusal::BadPlacement(_))));
+    let other_slot = root.send(RootOp::BeginMove(step(2, 1, 5)));
+    assert_eq!(other_slot, refused(RootRefusal::AlreadyMoving(PgId(1))), "this slot first");
+    assert_eq!(root.send(RootOp::BeginMove(step(2, 0, 5))), done());
+    assert_eq!(root.send(RootOp::Switch(step(3, 0, 5))), done());
+    assert_eq!(group_of(&root).homes, [5, 2, 3].map(DiskId));
+}
+
+#[test]
+fn c6_a_disk_that_was_dead_or_removed_never_comes_back_as_itself() {
+    let mut root = placed();
+    for (from, to) in [
+        (DiskState::Draining, DiskState::Healthy),
+        (DiskState::Suspect, DiskState::Draining),
+        (DiskState::Healthy, DiskState::Dead),
+    ] {
+        assert_eq!(state(&mut root, 1, from), done());
+        assert_eq!(state(&mut root, 1, to), done());
+    }
+    for to in [DiskState::Healthy, DiskState::Suspect, DiskState::Draining] {
+        let never = RootRefusal::BadDiskState { disk: DiskId(1), from: DiskState::Dead, to };
+        assert_eq!(state(&mut root, 1, to), refused(never));
+    }
+    let in_use = refused(RootRefusal::DiskInUse(DiskId(1)));
+    assert_eq!(state(&mut root, 1, DiskState::Removed), in_use, "a group names it");
+    assert_eq!(root.send(RootOp::BeginMove(step(1, 0, 4))), done());
+    let in_use = refused(RootRefusal::DiskInUse(DiskId(4)));
+    assert_eq!(state(&mut root, 4, DiskState::Removed), in_use, "a slot moves there");
+    assert_eq!(root.send(RootOp::Switch(step(2, 0, 4))), done());
+    assert_eq!(state(&mut root, 1, DiskState::Removed), done());
+    let never = RootRefusal::BadDiskState {
+        disk: DiskId(1),
+        from: DiskState::Removed,
+        to: DiskState::Dead,
+    };
+    assert_eq!(state(&mut root, 1, DiskState::Dead), refused(never));
+    assert_eq!(root.send(boot(2, vec![disk(1, 2)])), done());
+    assert_eq!(
+        root.root.map().disks[&DiskId(1)].state,
+        DiskState::Removed,
+        "a boot changes nothing"
+    );
+}
+
+#[test]
+fn disks_are_lost_together_and_from_the_map_that_was_judged() {
+    let mut root = placed();
+    let base = root.root.map().epoch;
+    let lose = |base, disks: &[u128]| RootOp::LoseDisks {
+        base,
+        disks: disks.iter().map(|&id| DiskId(id)).collect(),
+    };
+    let states = |root: &Roots| {
+        let states = root.root.map().disks.values().map(|disk| disk.state);
+        states.filter(|state| *state == DiskState::Dead).count()
+    };
+    assert_eq!(root.send(lose(base, &[1, 9])), refused(RootRefusal::NoSuchDisk(DiskId(9))));
+    assert_eq!(states(&root), 0, "all or none");
+    assert_eq!(root.send(lose(base, &[1, 2])), done());
+    assert_eq!(states(&root), 2);
+    let known = root.root.map().epoch;
+    assert_eq!(root.send(lose(base, &[3])), refused(RootRefusal::StaleMap { known }));
+    assert_eq!(states(&root), 2);
 }
 
 #[test]
