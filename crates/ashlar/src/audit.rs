@@ -142,6 +142,11 @@ fn show(report: &AuditReport) {
     gauge("ashlar_audit_stray_shards", report.strays);
     gauge("ashlar_audit_unnamed_extents", report.unnamed);
     gauge("ashlar_durability_lost_objects", report.durability.lost.objects);
+    for &node in report.durability.with_stopped.keys() {
+        let unreadable = report.durability.unreadable_without(node).objects;
+        metrics::gauge!("ashlar_node_stop_unreadable_objects", "node" => node.to_string())
+            .set(as_gauge(unreadable));
+    }
     for (domain, margins) in &report.durability.by_margin {
         let domain = format!("{domain:?}").to_lowercase();
         for margin in -1..=3 {

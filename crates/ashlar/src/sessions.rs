@@ -38,33 +38,31 @@ impl SessionEnds {
             }
             match look(&self.client).await {
                 Ok(gateways) => {
-                    let dead = self.dead(&mut silent, &gateways);
+                    let now = self.host.clock.now();
+                    let dead = dead(&mut silent, &gateways, now, self.silent_max);
                     end(&self.client, &gateways, &dead).await;
                 }
                 Err(failure) => tracing::debug!(%failure, "the open sessions are not known now"),
             }
         }
     }
+}
 
-    /// Those that have been silent for a lease, as this node measures it.
-    fn dead(
-        &self,
-        silent: &mut BTreeMap<NodeId, Monotonic>,
-        gateways: &[Gateway],
-    ) -> BTreeSet<NodeId> {
-        let now = self.host.clock.now();
-        let quiet: BTreeSet<NodeId> = gateways
-            .iter()
-            .filter(|gateway| gateway.answer.is_none())
-            .map(|gateway| gateway.node)
-            .collect();
-        silent.retain(|node, _| quiet.contains(node));
-        for &node in &quiet {
-            silent.entry(node).or_insert(now);
-        }
-        let over = |&(_, &since): &(&NodeId, &Monotonic)| now - since >= self.silent_max;
-        silent.iter().filter(over).map(|(&node, _)| node).collect()
+/// Those that have been silent for a lease, as this node measures it.
+fn dead(
+    silent: &mut BTreeMap<NodeId, Monotonic>,
+    gateways: &[Gateway],
+    now: Monotonic,
+    silent_max: Duration,
+) -> BTreeSet<NodeId> {
+    let quiet = gateways.iter().filter(|gateway| gateway.answer.is_none());
+    let quiet: BTreeSet<NodeId> = quiet.map(|gateway| gateway.node).collect();
+    silent.retain(|node, _| quiet.contains(node));
+    for &node in &quiet {
+        silent.entry(node).or_insert(now);
     }
+    let over = |&(_, &since): &(&NodeId, &Monotonic)| now - since >= silent_max;
+    silent.iter().filter(over).map(|(&node, _)| node).collect()
 }
 
 /// Ends what surely nobody uses, at once: before an audit.
@@ -174,5 +172,20 @@ mod tests {
         assert!(is_over(&gateway(None), &SESSION, true));
         let gone = Gateway { member: false, ..gateway(None) };
         assert!(is_over(&gone, &SESSION, false), "no member any more");
+    }
+
+    #[test]
+    fn a_lease_runs_from_the_first_silence_and_ends_with_an_answer() {
+        let (mut silent, lease) = (BTreeMap::new(), Duration::from_secs(10));
+        let mut dead_at = |seconds: u64, answer: Option<SessionsInUse>| {
+            let now = Monotonic::default() + Duration::from_secs(seconds);
+            !dead(&mut silent, &[gateway(answer)], now, lease).is_empty()
+        };
+        assert!(!dead_at(1, None));
+        assert!(!dead_at(10, None));
+        assert!(!dead_at(10, answer(2, &[], false)), "it lives");
+        assert!(!dead_at(11, None));
+        assert!(!dead_at(20, None), "the lease began anew");
+        assert!(dead_at(21, None));
     }
 }

@@ -287,6 +287,6 @@ async fn keep_tidy(client: Weak<Inner>) {
     while let Some(inner) = client.upgrade() {
         inner.retire_idle();
         inner.end_retired().await;
-        inner.host.clock.sleep(TIDY_EVERY).await;
+        inner.host.clock.sleep(TIDY_EVERY.min(inner.config.session_age_max)).await;
     }
 }

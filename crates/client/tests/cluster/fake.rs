@@ -72,6 +72,7 @@ pub(crate) struct Shared {
     pub(crate) tricks: VecDeque<Trick>,
     /// Every command as it arrived, and at which node.
     pub(crate) arrived: Vec<(u64, Command)>,
+    pub(crate) ended: BTreeSet<SessionId>,
     pub(crate) applied: BTreeMap<(SessionId, u64), Outcome>,
     pub(crate) sessions: u64,
     pub(crate) gets: u64,
@@ -100,6 +101,11 @@ pub(crate) const BUCKET: BucketId = BucketId(77);
 impl FakeCluster {
     /// Six data nodes (1 to 6, disks 101 to 106) and two meta nodes (11, 12). The nodes in `dead` listen nowhere.
     pub(crate) async fn start(dead: &[u64]) -> Self {
+        Self::start_with(dead, Duration::from_secs(3600)).await
+    }
+
+    /// The same, with sessions that are replaced at this age.
+    pub(crate) async fn start_with(dead: &[u64], session_age_max: Duration) -> Self {
         let host = Host::real().with_own_shutdown();
         let shared = Arc::new(Mutex::new(Shared::default()));
         let mut map =
@@ -160,6 +166,7 @@ impl FakeCluster {
         }
         let mut config = ClientConfig::new(seeds, NodeId(99), 1);
         config.patience = Duration::from_secs(4);
+        config.session_age_max = session_age_max;
         config.ping_every = Duration::from_millis(50);
         let dialer = Dialer::new(host.clone(), &Security::Plain);
         let client = Client::start(host.clone(), dialer, config).await;
@@ -484,6 +491,10 @@ impl FakeNode {
             RootOp::OpenSession { .. } => {
                 shared.sessions += 1;
                 RootOutcome::Session(SessionId(shared.sessions))
+            }
+            RootOp::EndSession { session } => {
+                shared.ended.insert(session);
+                RootOutcome::Applied(Applied::Done)
             }
             RootOp::CreateBucket { name, bucket, owner, created_ms } => {
                 if let Some(known) = &shared.bucket {

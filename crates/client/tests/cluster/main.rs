@@ -537,3 +537,28 @@ async fn a_page_goes_on_in_the_next_range_and_follows_a_moved_one() {
     cluster.with(|shared| shared.ranges.iter_mut().for_each(|range| range.epoch = Epoch(2)));
     assert_eq!(names(page("b", 4).await.unwrap()), (keys[2..].to_vec(), false));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_is_in_use_as_long_as_something_may_be_sent_under_it() {
+    let cluster = FakeCluster::start_with(&[], Duration::from_millis(100)).await;
+    assert_eq!(cluster.client.sessions_in_use(), (vec![], false));
+    let (_, held) = write(&cluster, &content_of(MIB)).await.unwrap();
+    cluster.host.clock.sleep(Duration::from_millis(150)).await;
+    let (_, later) = write(&cluster, &content_of(MIB)).await.unwrap();
+    assert!(cluster.with(|shared| shared.sessions) >= 2, "the first one has aged");
+    let (used, _) = cluster.client.sessions_in_use();
+    assert!(used.contains(&SessionId(1)), "a command may still go under it: {used:?}");
+    assert!(cluster.with(|shared| !shared.ended.contains(&SessionId(1))));
+    drop((held, later));
+    // nobody asks for a session any more: the idle ones end by themselves
+    let all_ended = async {
+        loop {
+            let ended = cluster.with(|shared| shared.ended.len() as u64 >= shared.sessions);
+            if ended && cluster.client.sessions_in_use() == (vec![], false) {
+                return;
+            }
+            cluster.host.clock.sleep(Duration::from_millis(10)).await;
+        }
+    };
+    cluster.host.clock.timeout(Duration::from_secs(20), all_ended).await.unwrap();
+}
