@@ -17,7 +17,7 @@ const LANES_MAX: usize = 400;
 
 const STYLE: &str = "body{font:14px/1.4 system-ui,sans-serif;max-width:1240px;margin:2em auto;padding:0 1em;color:#222}\
 table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .7em;border-bottom:1px solid #ddd;text-align:left}\
-td.n{text-align:right;font-variant-numeric:tabular-nums}.pass{color:#186a3b}.fail{color:#a93226}\
+td.n{text-align:right;white-space:nowrap;font-variant-numeric:tabular-nums}.pass{color:#186a3b}.fail{color:#a93226}\
 .inconclusive{color:#9a6700}svg{background:#fafafa;border:1px solid #ddd;display:block;max-width:100%}";
 
 /// The page.

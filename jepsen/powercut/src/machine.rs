@@ -96,11 +96,18 @@ pub fn leftovers(home: &Path, prefix: &str) -> Result<Vec<PathBuf>> {
         let Some(pid) = name.as_deref().and_then(|name| name.strip_prefix(prefix)) else {
             continue;
         };
-        if !Path::new("/proc").join(pid).exists() {
+        if !runs(pid, prefix.trim_end_matches('-')) {
             left.push(path);
         }
     }
     Ok(left)
+}
+
+/// Whether a process is the program of this name. One that is dead has no command line, also while nobody has reaped it,
+/// and its number may have gone to another program.
+fn runs(pid: &str, program: &str) -> bool {
+    let command = std::fs::read(Path::new("/proc").join(pid).join("cmdline")).unwrap_or_default();
+    String::from_utf8_lossy(&command).contains(program)
 }
 
 /// Unmounts, detaches and removes everything that lies in a run's directory.
@@ -141,4 +148,22 @@ fn loop_devices_below(dir: &Path) -> Result<Vec<PathBuf>> {
         .filter(|(_, image)| Path::new(image).starts_with(dir))
         .map(|(device, _)| PathBuf::from(device))
         .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_dead_run_left_is_found_and_what_a_living_one_has_is_not() {
+        let home = tempfile::tempdir().unwrap();
+        let own = std::process::id();
+        for name in [format!("ashlar_powercut-{own}"), "ashlar_powercut-0".into(), "other-0".into()]
+        {
+            std::fs::create_dir(home.path().join(name)).unwrap();
+        }
+        // the program of this test is named like its crate
+        let left = leftovers(home.path(), "ashlar_powercut-").unwrap();
+        assert_eq!(left, [home.path().join("ashlar_powercut-0")]);
+    }
 }
