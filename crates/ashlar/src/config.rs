@@ -116,6 +116,8 @@ pub struct DataSection {
     pub direct_io: bool,
     /// Every block of a disk is verified within so many seconds.
     pub scrub_cycle_seconds: u64,
+    /// The leader of a range looks so often whether all of it has the code that new content gets.
+    pub recode_cycle_seconds: u64,
     /// The profile of extents that are not small, where the cluster's size shall not choose it.
     pub profile: Option<String>,
 }
@@ -240,6 +242,7 @@ impl Default for DataSection {
             reserve_bytes: 1 << 30,
             direct_io: true,
             scrub_cycle_seconds: 14 * 24 * 3600,
+            recode_cycle_seconds: 600,
             profile: None,
         }
     }

@@ -14,5 +14,6 @@ pub mod node;
 pub mod operator;
 pub mod process;
 mod reads;
+mod recode;
 mod repair;
 mod sessions;

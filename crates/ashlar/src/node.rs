@@ -13,6 +13,7 @@ use crate::leading::Leading;
 use crate::membership::{self, MembershipService};
 use crate::operator::OperatorService;
 use crate::reads::ReadsService;
+use crate::recode::Recoder;
 use crate::repair::Repairer;
 use crate::sessions::SessionEnds;
 use anyhow::{Context, Result, bail};
@@ -154,6 +155,13 @@ impl RunningNode {
             let cycle = Duration::from_secs(config.audit.cycle_seconds);
             let auditing = auditor.clone().run(leading.clone(), cycle);
             background("audit", until_stop(&host, auditing));
+            let recoder = Recoder {
+                host: host.clone(),
+                client: client.clone(),
+                leading: leading.clone(),
+                every: Duration::from_secs(config.data.recode_cycle_seconds.max(1)),
+            };
+            background("recode", until_stop(&host, recoder.run()));
             let deletions = Deletions { host: host.clone(), client: client.clone(), leading };
             background("deletions", until_stop(&host, deletions.run()));
             let telling = tell_outdated(meta.clone(), readiness.clone());

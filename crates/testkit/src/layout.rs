@@ -77,6 +77,7 @@ pub(crate) fn single(host: &Host, dir: &Path, disks: usize) -> Result<(Laid, Roo
 }
 
 fn shrink(config: &mut NodeConfig) {
+    config.data.recode_cycle_seconds = 1;
     ENGINE.clone_into(&mut config.meta.engine);
     config.meta.wal_file_bytes = WAL_FILE_BYTES;
     config.data.small_segment_bytes = SMALL_SEGMENT_BYTES;

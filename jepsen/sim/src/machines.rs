@@ -120,6 +120,7 @@ fn config(options: &Options, founder: &Founder, founding: &Founding) -> NodeConf
             reserve_bytes: RESERVE_BYTES,
             direct_io: false,
             scrub_cycle_seconds: options.scrub_cycle_seconds,
+            recode_cycle_seconds: DataSection::default().recode_cycle_seconds,
             profile: None,
         },
         audit: AuditSection::default(),
