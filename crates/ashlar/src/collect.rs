@@ -172,7 +172,6 @@ impl Collector {
             let freed = page.extents.iter().filter(|(_, freed)| *freed <= queue.upto);
             let freed: Vec<&Extent> = freed.map(|(extent, _)| extent).collect();
             let gone = self.delete(queue, map, &freed).await;
-            let gone = self.of_same_groups(map, &freed, gone).await?;
             all &= gone.len() == freed.len();
             if !gone.is_empty() {
                 let count = gone.len() as u64;
@@ -185,25 +184,6 @@ impl Collector {
                 return Ok(all);
             }
         }
-    }
-
-    /// Those of the extents whose group is now what it was when their homes were asked. Where a slot has begun to move
-    /// meanwhile, its shards may have been copied from a home before that was asked: they wait for the next round.
-    async fn of_same_groups(
-        &self,
-        map: &ClusterMap,
-        freed: &[&Extent],
-        gone: Vec<ExtentId>,
-    ) -> Result<Vec<ExtentId>, String> {
-        if gone.is_empty() {
-            return Ok(gone);
-        }
-        let now = self.client.map_now().await.map_err(|failure| failure.to_string())?;
-        let epoch = |map: &ClusterMap, extent: &Extent| map.groups.get(&extent.pg).map(|g| g.epoch);
-        let is_same = |extent: &&&Extent| epoch(map, extent) == epoch(&now, extent);
-        let same: BTreeSet<ExtentId> =
-            freed.iter().filter(is_same).map(|extent| extent.id).collect();
-        Ok(gone.into_iter().filter(|id| same.contains(id)).collect())
     }
 
     /// Deletes the shards of extents; gives those of which no home has anything any more.

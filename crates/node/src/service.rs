@@ -3,13 +3,11 @@
 use crate::collect::CollectError;
 use crate::{DataNode, GarbageJudge};
 use ashlar_store::Store;
-use ashlar_types::{
-    CollectShards, DiskId, DiskQuery, Epoch, ListShards, ShardsCollected, decode, encode,
-};
+use ashlar_types::{CollectShards, DiskId, DiskQuery, ShardsCollected, decode, encode};
 use ashlar_wire::proto::data_server::Data;
 use ashlar_wire::proto::{
-    CollectReply, CollectRequest, DiskStatus, InventoryReply, InventoryRequest, ListShardsReply,
-    ListShardsRequest, PingReply, PingRequest,
+    CollectReply, CollectRequest, DiskStatus, InventoryReply, InventoryRequest, PingReply,
+    PingRequest,
 };
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
@@ -44,8 +42,7 @@ impl DataService {
 
 #[tonic::async_trait]
 impl Data for DataService {
-    async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PingReply>, Status> {
-        self.node.heard_of(Epoch(request.into_inner().map_epoch));
+    async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingReply>, Status> {
         Ok(Response::new(PingReply {
             node: self.node.config.node.0,
             incarnation: self.node.config.incarnation,
@@ -74,16 +71,6 @@ impl Data for DataService {
         let (node, tasks) = (self.node.clone(), self.node.host.tasks.clone());
         let body = tasks.run_blocking(move || encode(&node.inventory(&query))).await;
         Ok(Response::new(InventoryReply { body: body.into() }))
-    }
-
-    async fn list_shards(
-        &self,
-        request: Request<ListShardsRequest>,
-    ) -> Result<Response<ListShardsReply>, Status> {
-        let ask: ListShards = decode(&request.into_inner().body)
-            .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let listed = self.node.list_shards(&ask).await;
-        Ok(Response::new(ListShardsReply { body: encode(&listed).into() }))
     }
 }
 
