@@ -269,24 +269,30 @@ mod tests {
         let disk = SimDisk::new();
         let mut log = store(&disk);
         append(&mut log, 0).await.await.expect("answered").expect("synced");
-        disk.fail_sync_after(1);
-        let mut waiting = vec![append(&mut log, 1).await];
-        // some of them wait behind the sync that fails, however slowly the writer gets its turn
-        for index in 2..1_000 {
-            let (sender, flushed) = Types::oneshot();
-            let entry = Entry::new(log_id(1, index), EntryPayload::Blank);
-            // an append that is refused at once says so itself, and has no later answer
-            match log.append([entry], IOFlushed::signal(sender)).await {
-                Ok(()) => waiting.push(flushed),
-                Err(_) => break,
+        let (mut index, mut failed) = (0, false);
+        for round in 0..100 {
+            // first a good one; the sync that fails may also be that of a file which is zeroed, then it is the next one
+            disk.fail_sync_after(u64::from(round == 0));
+            let (mut waiting, mut refused) = (Vec::new(), false);
+            for _ in 0..3 {
+                index += 1;
+                let (sender, flushed) = Types::oneshot();
+                let entry = Entry::new(log_id(1, index), EntryPayload::Blank);
+                // an append that is refused at once says so itself, and has no later answer
+                match log.append([entry], IOFlushed::signal(sender)).await {
+                    Ok(()) => waiting.push(flushed),
+                    Err(_) => refused = true,
+                }
             }
-            tokio::task::yield_now().await;
-        }
-        let mut failed = false;
-        for flushed in waiting {
-            let answer = flushed.await.expect("each that was taken is answered");
-            assert!(!failed || answer.is_err(), "nothing is durable behind a failed sync");
-            failed |= answer.is_err();
+            for flushed in waiting {
+                let answer = flushed.await.expect("each that was taken is answered");
+                assert!(!failed || answer.is_err(), "nothing is durable behind a failed sync");
+                failed |= answer.is_err();
+            }
+            failed |= refused;
+            if failed {
+                break;
+            }
         }
         assert!(failed);
         assert!(
