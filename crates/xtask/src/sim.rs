@@ -73,25 +73,34 @@ fn start(seed: u64, more: &[&str]) -> Result<Running> {
     Ok(Running { seed, child, began: Instant::now() })
 }
 
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    Clean,
+    Found,
+    /// It was ended from here: of a lie that is no proof that it was found.
+    Hung,
+}
+
 impl Running {
-    /// Whether it ended, and well.
-    fn poll(&mut self) -> Result<Option<bool>> {
+    /// How it ended; `None`: it goes on.
+    fn poll(&mut self) -> Result<Option<End>> {
         if let Some(status) = self.child.try_wait()? {
-            return Ok(Some(status.success()));
+            return Ok(Some(if status.success() { End::Clean } else { End::Found }));
         }
         if self.began.elapsed() > PATIENCE {
             self.child.kill()?;
             self.child.wait()?;
             println!("seed {} hangs: ended after {PATIENCE:?}", self.seed);
-            return Ok(Some(false));
+            return Ok(Some(End::Hung));
         }
         Ok(None)
     }
 
-    fn wait(mut self) -> Result<bool> {
+    fn wait(mut self) -> Result<End> {
         loop {
-            if let Some(good) = self.poll()? {
-                return Ok(good);
+            if let Some(end) = self.poll()? {
+                return Ok(end);
             }
             std::thread::sleep(LOOK_EVERY);
         }
@@ -113,8 +122,8 @@ fn all(seeds: &[u64]) -> Result<()> {
         for mut run in running {
             match run.poll()? {
                 None => going.push(run),
-                Some(true) => {}
-                Some(false) => {
+                Some(End::Clean) => {}
+                Some(End::Found | End::Hung) => {
                     println!("{}", fs::read_to_string(output(run.seed))?);
                     bad.push(run.seed);
                 }
@@ -161,7 +170,7 @@ fn finds_lies() -> Result<()> {
     for lie in ["wal", "shards"] {
         let mut found = None;
         for seed in LIE_SEEDS {
-            if !start(seed, &["--lie", lie])?.wait()? {
+            if start(seed, &["--lie", lie])?.wait()? == End::Found {
                 found = Some(seed);
                 break;
             }
