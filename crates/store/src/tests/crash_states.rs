@@ -471,7 +471,8 @@ async fn a_cut_behind_every_byte_of_every_structure() {
     script.put(&[(1, 40), (2, 500)]).await;
     script.put(&[(3, LARGE)]).await;
     script.delete(&[1]).await;
-    script.put(&[(4, 60_000), (5, 60_000), (6, 60_000)]).await;
+    script.put(&[(4, 65_000), (5, 65_000), (6, 65_000)]).await;
+    // begins the next segment, whether or not it shares a batch with 8: the first one keeps too little to stay
     script.put(&[(7, 65_000), (8, 20_000)]).await;
     script.delete(&[4, 5, 6]).await;
     script.delete(&[8]).await;
