@@ -91,12 +91,24 @@ impl LogReader {
         (from.max(first), to.min(last.saturating_add(1)))
     }
 
+    fn is_purged(&self, index: u64) -> bool {
+        self.state().purged.is_some_and(|(upto, _)| index <= upto)
+    }
+
     /// The first entries of `from .. to`: at least one, and not many more bytes than a frame should have.
+    ///
+    /// None where they are purged. The library purges nothing that a replica of the range still has to get; only the
+    /// stream of one that it has just removed may ask for it, until it notices. It takes none for a heartbeat, and
+    /// ends; an error would stop the leader's whole group.
     fn some_entries(&self, from: u64, to: u64) -> io::Result<Vec<Entry>> {
         let to = to.min(from.saturating_add(APPEND_ENTRIES_MAX));
         let (mut entries, mut bytes, mut at) = (Vec::new(), 0, from);
         while at < to && bytes < APPEND_BYTES_MAX {
-            let step = self.entries(at, to.min(at + READ_STEP))?;
+            let step = match self.entries(at, to.min(at + READ_STEP)) {
+                Ok(step) => step,
+                Err(_) if self.is_purged(at) => break,
+                Err(error) => return Err(error),
+            };
             at += step.len() as u64;
             bytes += step.iter().map(|entry| payload_bytes(entry).len()).sum::<usize>();
             entries.extend(step);
@@ -262,6 +274,22 @@ mod tests {
         log.reader.wal.close().await;
         let noted = store(&disk).read_committed().await.expect("readable");
         assert_eq!(noted, Some(log_id(1, 28)), "it lags by one append");
+    }
+
+    #[tokio::test]
+    async fn the_stream_of_a_removed_replica_does_not_stop_the_group_when_its_entries_are_purged() {
+        let mut log = store(&SimDisk::new());
+        for index in 0..20 {
+            append(&mut log, index).await.await.expect("answered").expect("synced");
+        }
+        log.purge(log_id(1, 9)).await.expect("purged");
+        let mut reader = log.get_log_reader().await;
+        let purged = reader.limited_get_log_entries(3, 15).await.expect("a heartbeat");
+        assert!(purged.is_empty(), "{purged:?}");
+        let there = reader.limited_get_log_entries(10, 15).await.expect("there");
+        assert_eq!(there.len(), 5);
+        let beyond = reader.limited_get_log_entries(18, 25).await;
+        assert!(beyond.is_err(), "nothing but what was purged may be missing: {beyond:?}");
     }
 
     #[tokio::test]

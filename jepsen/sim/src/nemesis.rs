@@ -236,18 +236,24 @@ impl Nemesis {
         let at = self.recorder.now_us();
         let sync = self.dice.millis(10, 400);
         let pace = DiskPace { sync, call: self.dice.millis(1, 20), bytes_per_ms: 10_000 };
-        let set = |pace| self.world.look(index, |machine| machine.host.conduct().set_pace(pace));
-        set(pace);
+        let conduct = &self.world.hardware(index).conduct;
+        conduct.set_pace(pace);
         self.rest(1_000, 8_000).await;
-        set(DiskPace::default());
+        conduct.set_pace(DiskPace::default());
         self.recorder.healed(strike, at, "calls take their time");
     }
 
     async fn failed_sync(&self, index: usize) {
+        let good = self.dice.below(20);
+        let arm = |machine: &Machine| {
+            machine.node().map(|_| machine.host.disk().fail_sync_after(good)).is_some()
+        };
+        // a node that is down does not start on a disk that cannot sync, and nobody promises that it does
+        if self.world.look(index, arm) != Some(true) {
+            return;
+        }
         let strike = self.recorder.strike("failed-sync", Self::name(index));
         let at = self.recorder.now_us();
-        let good = self.dice.below(20);
-        self.world.look(index, |machine| machine.host.disk().fail_sync_after(good));
         self.rest(500, 5_000).await;
         // a log that has failed ends its process
         self.world.kill(index).await;
@@ -260,10 +266,11 @@ impl Nemesis {
         let at = self.recorder.now_us();
         let hours = self.dice.below(48);
         let ahead = i64::try_from(hours * 3_600_000).unwrap_or_default() - 24 * 3_600_000;
-        self.world.look(index, |machine| machine.host.skew().set_ms(ahead));
+        let skew = &self.world.hardware(index).skew;
+        skew.set_ms(ahead);
         self.rest(100, 5_000).await;
         if self.dice.percent(50) {
-            self.world.look(index, |machine| machine.host.skew().set_ms(0));
+            skew.set_ms(0);
         }
         self.recorder.healed(strike, at, "its wall clock shows it");
     }
@@ -271,16 +278,12 @@ impl Nemesis {
     async fn full_disk(&self, index: usize) {
         let strike = self.recorder.strike("full-disk", Self::name(index));
         let at = self.recorder.now_us();
-        let set = |capacity: fn(u64) -> Option<u64>| {
-            self.world.look(index, |machine| {
-                let usage = machine.host.disk().usage(Path::new("/"));
-                let used = usage.map_or(0, |usage| usage.total_bytes - usage.free_bytes);
-                machine.host.disk().set_capacity(capacity(used));
-            })
-        };
-        set(|used| Some(used + SPARE_BYTES));
+        let disk = &self.world.hardware(index).disk;
+        let used =
+            disk.usage(Path::new("/")).map_or(0, |usage| usage.total_bytes - usage.free_bytes);
+        disk.set_capacity(Some(used + SPARE_BYTES));
         self.rest(1_000, 8_000).await;
-        set(|_used| None);
+        disk.set_capacity(None);
         self.recorder.healed(strike, at, "its disk has hardly more room than its reserve");
     }
 

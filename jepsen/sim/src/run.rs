@@ -9,7 +9,7 @@ use crate::record::{Finding, Recorder};
 use crate::world::World;
 use anyhow::{Result, bail};
 use ashlar_check::{Report, Verdict, judge};
-use ashlar_host::CutStyle;
+use ashlar_host::{CutStyle, DiskPace};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -50,7 +50,7 @@ pub(crate) async fn run(options: Options, lie: Option<Lie>) -> Result<Outcome> {
     create_bucket(&world).await?;
     if let Some(Lie(directory)) = lie {
         for index in 0..world.count() {
-            world.look(index, |machine| machine.host.conduct().lie_about(Some(directory)));
+            world.hardware(index).conduct.lie_about(Some(directory));
         }
     }
     let etags = Etags::default();
@@ -109,7 +109,9 @@ async fn safety(world: &World, recorder: &Recorder, etags: &Etags, options: &Opt
 async fn heal(world: &World, options: &Options) {
     world.fabric().heal();
     for index in 0..world.count() {
-        world.look(index, |machine| machine.host.disk().set_capacity(None));
+        let hardware = world.hardware(index);
+        hardware.disk.set_capacity(None);
+        hardware.conduct.set_pace(DiskPace::default());
     }
     if options.last_cut {
         for index in 0..world.count() {

@@ -7,7 +7,7 @@ use crate::machines::{Door, Machine, Machines};
 use crate::record::Recorder;
 use anyhow::Result;
 use ashlar::node::RunningNode;
-use ashlar_host::{CutStyle, Fabric};
+use ashlar_host::{CutStyle, DiskConduct, Fabric, SimDisk, WallSkew};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -24,8 +24,25 @@ struct Inner {
     fabric: Fabric,
     addresses: Vec<IpAddr>,
     machines: Vec<Mutex<Option<Machine>>>,
+    hardware: Vec<Hardware>,
     recorder: Recorder,
     safety_is_over: AtomicBool,
+}
+
+/// What of a machine behaves in one way or another whoever works on it: a fault that begins or ends while its node
+/// starts is not lost.
+pub(crate) struct Hardware {
+    pub(crate) disk: SimDisk,
+    pub(crate) conduct: DiskConduct,
+    pub(crate) skew: WallSkew,
+}
+
+impl Hardware {
+    fn of(machine: &Machine) -> Self {
+        let host = &machine.host;
+        let (disk, conduct) = (host.disk().clone(), host.conduct().clone());
+        Self { disk, conduct, skew: host.skew().clone() }
+    }
 }
 
 impl World {
@@ -34,6 +51,7 @@ impl World {
         Self(Arc::new(Inner {
             fabric,
             addresses: all.iter().map(Machine::address).collect(),
+            hardware: all.iter().map(Hardware::of).collect(),
             machines: all.into_iter().map(|machine| Mutex::new(Some(machine))).collect(),
             recorder: recorder.clone(),
             safety_is_over: AtomicBool::new(false),
@@ -67,6 +85,11 @@ impl World {
     /// Looks at a machine; `None`: somebody works on it.
     pub(crate) fn look<T>(&self, index: usize, look: impl FnOnce(&Machine) -> T) -> Option<T> {
         self.place(index).as_ref().map(look)
+    }
+
+    /// What of a machine is there whoever works on it.
+    pub(crate) fn hardware(&self, index: usize) -> &Hardware {
+        &self.0.hardware[index]
     }
 
     /// A gateway's door, where it serves.
