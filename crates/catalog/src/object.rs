@@ -90,7 +90,9 @@ impl Step<'_, '_> {
         if current.is_some() {
             self.next_generation();
             self.replace(&op.at, current.as_ref(), None)?;
-            self.txn.remove(key::current(&op.at));
+            if !bug!("delete-without-effect") {
+                self.txn.remove(key::current(&op.at));
+            }
         }
         Ok(Applied::Deleted { existed: current.is_some() })
     }

@@ -148,6 +148,9 @@ impl SnapshotFile {
         self.chunks(&mut |chunk| {
             let mut rows = Vec::new();
             rows_of(&chunk, &mut |key, value| rows.push((key, value)))?;
+            if bug!("snapshot-loses-a-row") {
+                rows.pop();
+            }
             failed = take(rows);
             if failed.is_err() { Err("the taker failed".to_owned()) } else { Ok(()) }
         })

@@ -94,6 +94,27 @@ pub const CATALOGUE: &[Bug] = &[
         faults: "kill",
         seed: 1,
     },
+    Bug {
+        id: "snapshot-loses-a-row",
+        what: "a replica that installs a snapshot misses rows of it",
+        breaks: "R4",
+        faults: "rot-log,power-one",
+        seed: 4,
+    },
+    Bug {
+        id: "emptied-while-a-voter",
+        what: "a damaged replica begins anew before its removal is committed",
+        breaks: "R5",
+        faults: "rot-log,kill,partition",
+        seed: 5,
+    },
+    Bug {
+        id: "delete-without-effect",
+        what: "a delete is acknowledged and changes nothing",
+        breaks: "C6",
+        faults: "kill",
+        seed: 1,
+    },
 ];
 
 /// The bug of this name.
