@@ -37,6 +37,17 @@ def tables_have_a_line_for_each(cluster):
 
 
 @check
+def the_ranges_leave_no_key_out(cluster):
+    ranges = json.loads(ashlar(cluster, "range", "ls", "--json"))
+    starts = [line["from"] for line in ranges]
+    ends = [line["to"] for line in ranges]
+    equal([starts[0], ends[-1]], [None, None], "outer edges of the key space")
+    equal(ends[:-1], starts[1:], "each range ends where the next one begins")
+    equal([len(line["voters"]) for line in ranges], [3] * len(ranges), "voters of ranges")
+    equal(len(ashlar(cluster, "range", "ls").splitlines()), len(ranges) + 1, "lines of ranges")
+
+
+@check
 def who_is_no_member_is_told_so(cluster):
     complaint = ashlar(cluster, "disk", "ls", member="/nowhere", fails=True)
     assert "/nowhere" in complaint, complaint

@@ -1,4 +1,4 @@
-//! `ashlar server | demo | token | node | disk | cluster`: the command line.
+//! `ashlar server | demo | token | node | disk | range | cluster`: the command line.
 #![expect(clippy::print_stdout, reason = "a command-line tool answers on standard output")]
 
 mod show;
@@ -49,6 +49,8 @@ enum Command {
     Node(NodeArgs),
     /// Looks at the disks.
     Disk(DiskArgs),
+    /// Looks at the ranges of the catalog.
+    Range(RangeArgs),
     /// Looks at what the cluster holds, and at what it survives.
     Cluster(ClusterArgs),
 }
@@ -212,6 +214,20 @@ enum DiskVerb {
     Ls,
 }
 
+#[derive(Debug, Args)]
+struct RangeArgs {
+    #[command(flatten)]
+    ask: AskArgs,
+    #[command(subcommand)]
+    verb: RangeVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum RangeVerb {
+    /// Shows all ranges: which keys each has, and which nodes hold it.
+    Ls,
+}
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
     log_to_stderr(cli.log_format);
@@ -252,6 +268,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Token(args) => token(host, args).await,
         Command::Node(args) => node(host, args).await,
         Command::Disk(args) => disk(host, args).await,
+        Command::Range(args) => range(host, args).await,
         Command::Cluster(args) => cluster(host, args).await,
     }
 }
@@ -312,6 +329,14 @@ async fn disk(host: Host, args: DiskArgs) -> Result<()> {
     let member = member(&host, &args.ask)?;
     match args.verb {
         DiskVerb::Ls => print!("{}", show::disks(&member.overview().await?, args.ask.json)?),
+    }
+    Ok(())
+}
+
+async fn range(host: Host, args: RangeArgs) -> Result<()> {
+    let member = member(&host, &args.ask)?;
+    match args.verb {
+        RangeVerb::Ls => print!("{}", show::ranges(&member.ranges().await?, args.ask.json)?),
     }
     Ok(())
 }

@@ -9,10 +9,12 @@ use crate::identity::NodeDir;
 use anyhow::{Context, Result, bail};
 use ashlar_client::{Client, Failure};
 use ashlar_host::Host;
-use ashlar_types::{ClusterMap, NodeId, decode, encode};
+use ashlar_types::{ClusterMap, NodeId, RangeDescriptor, RootAnswer, decode, encode};
 use ashlar_wire::proto::operator_client::OperatorClient;
 use ashlar_wire::proto::operator_server::Operator;
-use ashlar_wire::proto::{AuditReply, AuditRequest, OverviewReply, OverviewRequest, PingReply};
+use ashlar_wire::proto::{
+    AuditReply, AuditRequest, OverviewReply, OverviewRequest, PingReply, RangesReply, RangesRequest,
+};
 use ashlar_wire::{Class, Dialer, Security};
 use std::path::Path;
 use std::sync::Arc;
@@ -54,6 +56,11 @@ impl Operator for OperatorService {
         };
         let report = report.map(|report| encode(&report).into()).unwrap_or_default();
         Ok(Response::new(AuditReply { report }))
+    }
+
+    async fn ranges(&self, _: Request<RangesRequest>) -> Result<Response<RangesReply>, Status> {
+        let ranges = self.client.ranges_now().await.map_err(|failure| not_answered(&failure))?;
+        Ok(Response::new(RangesReply { answer: encode(&RootAnswer::Ranges(ranges)).into() }))
     }
 }
 
@@ -124,6 +131,16 @@ impl Member {
         let call = member.audit(AuditRequest { age_ms_max, own: false });
         let reply = self.answer_within(AUDIT_PATIENCE, call).await?;
         decode(&reply.report).context("the member's answer is not understood")
+    }
+
+    /// The range directory, in the order of keys.
+    pub async fn ranges(&self) -> Result<Vec<RangeDescriptor>> {
+        let mut member = self.client();
+        let reply = self.answer(member.ranges(RangesRequest {})).await?;
+        match decode(&reply.answer).context("the member's answer is not understood")? {
+            RootAnswer::Ranges(ranges) => Ok(ranges),
+            _ => bail!("the member at {} answered something else than ranges", self.address),
+        }
     }
 
     fn client(&self) -> OperatorClient<Channel> {

@@ -4,7 +4,7 @@
 
 use anyhow::Result;
 use ashlar::operator::Overview;
-use ashlar_types::{ClusterMap, Disk, DiskId, DiskState, Node, Role};
+use ashlar_types::{ClusterMap, Disk, DiskId, DiskState, KeyPoint, Node, RangeDescriptor, Role};
 use ashlar_wire::proto::{DiskStatus, PingReply};
 use serde::Serialize;
 
@@ -33,6 +33,73 @@ struct DiskLine {
     /// Slots of placement groups whose home it is.
     slots: usize,
     directory: Option<String>,
+}
+
+/// What is said of a range.
+#[derive(Debug, Serialize)]
+struct RangeLine {
+    range: String,
+    epoch: u64,
+    /// The first point inside; `None`: it begins where all keys begin.
+    from: Option<PointLine>,
+    /// The first point behind; `None`: it goes to the end of all keys.
+    to: Option<PointLine>,
+    voters: Vec<String>,
+}
+
+/// A point between keys: the first keys behind it are those of `bucket` from `key` on.
+#[derive(Debug, Serialize)]
+struct PointLine {
+    bucket: String,
+    key: String,
+}
+
+impl PointLine {
+    fn of(point: &KeyPoint) -> Self {
+        let key = String::from_utf8_lossy(&point.key).into_owned();
+        Self { bucket: point.bucket.to_string(), key }
+    }
+
+    fn text(&self) -> String {
+        if self.key.is_empty() {
+            self.bucket.clone()
+        } else {
+            // quoted: a key may hold blanks and line ends
+            format!("{} {:?}", self.bucket, self.key)
+        }
+    }
+}
+
+/// All ranges, in the order of keys.
+pub(crate) fn ranges(ranges: &[RangeDescriptor], json: bool) -> Result<String> {
+    let lines: Vec<RangeLine> = ranges.iter().map(range_line).collect();
+    if json {
+        return as_json(&lines);
+    }
+    let point = |point: &Option<PointLine>, none: &str| {
+        point.as_ref().map_or_else(|| none.to_owned(), PointLine::text)
+    };
+    let rows = lines.iter().map(|line| {
+        vec![
+            line.range.clone(),
+            line.epoch.to_string(),
+            point(&line.from, "(start)"),
+            point(&line.to, "(end)"),
+            line.voters.join(","),
+        ]
+    });
+    Ok(table(&["RANGE", "EPOCH", "FROM", "TO", "VOTERS"], rows))
+}
+
+fn range_line(range: &RangeDescriptor) -> RangeLine {
+    let start = &range.interval.start;
+    RangeLine {
+        range: range.id.to_string(),
+        epoch: range.epoch.0,
+        from: (*start != KeyPoint::least()).then(|| PointLine::of(start)),
+        to: range.interval.end.as_ref().map(PointLine::of),
+        voters: range.voters.iter().map(ToString::to_string).collect(),
+    }
 }
 
 /// All nodes.
@@ -199,6 +266,31 @@ mod tests {
         ];
         let text = table(&["ONE", "TWO"], rows.into_iter());
         assert_eq!(text, "ONE  TWO\na    long text\nbcd  x\n");
+    }
+
+    #[test]
+    fn ranges_are_shown_with_the_keys_between_which_they_lie() {
+        use ashlar_types::{BucketId, Epoch, Interval, NodeId, RangeId};
+        let between = KeyPoint::new(BucketId(7), *b"a b");
+        let range = |id, epoch, start, end| RangeDescriptor {
+            id: RangeId(id),
+            epoch: Epoch(epoch),
+            interval: Interval { start, end },
+            voters: vec![NodeId(1), NodeId(2)],
+        };
+        let both =
+            [range(1, 2, KeyPoint::least(), Some(between.clone())), range(9, 1, between, None)];
+        let expected = "\
+RANGE    EPOCH  FROM            TO              VOTERS
+range-1  2      (start)         bucket-7 \"a b\"  node-1,node-2
+range-9  1      bucket-7 \"a b\"  (end)           node-1,node-2
+";
+        assert_eq!(ranges(&both, false).expect("a table"), expected);
+        let json: serde_json::Value =
+            serde_json::from_str(&ranges(&both, true).expect("JSON")).expect("JSON");
+        assert_eq!(json[0]["from"], serde_json::Value::Null);
+        assert_eq!(json[0]["to"]["key"], "a b");
+        assert_eq!(json[1]["from"]["bucket"], "bucket-7");
     }
 
     #[test]
