@@ -5,7 +5,7 @@
 
 use crate::key::{self, family};
 use crate::{CatalogError, View};
-use ashlar_types::{BucketId, Interval, KeyPoint, PAGE_ENTRIES_MAX, Page};
+use ashlar_types::{BucketId, Interval, KeyPoint, PAGE_ENTRIES_MAX, Page, bug};
 use std::ops::ControlFlow;
 
 /// What is to be walked.
@@ -65,7 +65,7 @@ impl Walk<'_> {
             }
             self.view.scan(&from, end.as_deref(), &mut |row, value| {
                 if page.entries.len() == limit {
-                    page.more = true;
+                    page.more = !bug!("page-without-more");
                     return ControlFlow::Break(());
                 }
                 let Some((key, _)) = key::split(row) else {

@@ -5,7 +5,7 @@ use crate::step::{Step, Stop};
 use crate::{CatalogError, key};
 use ashlar_types::{
     Applied, Delete, Etag, ExtentOwner, KeyPoint, Put, Redescribe, Refusal, RequestToken,
-    WriteCondition,
+    WriteCondition, bug,
 };
 
 /// Whether a condition lets a write pass.
@@ -24,7 +24,7 @@ pub(crate) fn judge(
             None,
         ) => return Err(Refusal::NoSuchKey),
     };
-    if met { Ok(()) } else { Err(Refusal::ConditionFailed) }
+    if met || bug!("condition-without-effect") { Ok(()) } else { Err(Refusal::ConditionFailed) }
 }
 
 /// Whether the current object is this very request's earlier success (C7).
@@ -90,7 +90,9 @@ impl Step<'_, '_> {
         if current.is_some() {
             self.next_generation();
             self.replace(&op.at, current.as_ref(), None)?;
-            self.txn.remove(key::current(&op.at));
+            if !bug!("delete-without-effect") {
+                self.txn.remove(key::current(&op.at));
+            }
         }
         Ok(Applied::Deleted { existed: current.is_some() })
     }

@@ -8,7 +8,7 @@
 use crate::row::{FloorRow, ResultRow};
 use crate::txn::Txn;
 use crate::{CatalogError, View, key};
-use ashlar_types::{Caller, Outcome, RangeId, Refusal, SessionId, decode};
+use ashlar_types::{Caller, Outcome, RangeId, Refusal, SessionId, bug, decode};
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
@@ -84,7 +84,7 @@ impl RetryTable {
         let Some(session) = self.sessions.get(&caller.session) else {
             return Ok(Admission::Fresh);
         };
-        if session.results.contains_key(&caller.seq) {
+        if session.results.contains_key(&caller.seq) && !bug!("resend-is-new") {
             let row: ResultRow = txn
                 .get(&key::result(self.range, caller.session, caller.seq))?
                 .ok_or(CatalogError::Inconsistent("a remembered result has no row"))?;

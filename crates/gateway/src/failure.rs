@@ -2,7 +2,7 @@
 
 use ashlar_client::Failure as Client;
 use ashlar_s3::Failure;
-use ashlar_types::{QueryRefusal, Refusal, RootRefusal};
+use ashlar_types::{QueryRefusal, Refusal, RootRefusal, bug};
 
 /// Whether the bucket that the gateway remembers may be another one by now.
 pub(crate) fn is_stale_bucket(failure: &Client) -> bool {
@@ -21,6 +21,7 @@ pub(crate) fn translate(failure: Client) -> Failure {
         Client::Root(refusal) => root(&refusal),
         Client::BucketExists(_) => Failure::BucketExists,
         Client::Unavailable { reason } => Failure::Unavailable(reason),
+        Client::Unknown { reason } if bug!("unknown-is-refused") => Failure::Unavailable(reason),
         Client::Unknown { reason } => Failure::Unknown(reason),
         Client::NoSpace => Failure::NoSpace,
         lost @ (Client::Lost { .. } | Client::Corrupt { .. }) => {

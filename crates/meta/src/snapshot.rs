@@ -7,6 +7,7 @@
 use crate::codec::{BadBytes, read_stored_membership, stored_membership_bytes};
 use crate::raft::{LogId, Snapshot, SnapshotMeta, StoredMembership, log_id};
 use ashlar_host::{Disk, File, OpenMode};
+use ashlar_types::bug;
 use bytes::Bytes;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -147,6 +148,9 @@ impl SnapshotFile {
         self.chunks(&mut |chunk| {
             let mut rows = Vec::new();
             rows_of(&chunk, &mut |key, value| rows.push((key, value)))?;
+            if bug!("snapshot-loses-a-row") {
+                rows.pop();
+            }
             failed = take(rows);
             if failed.is_err() { Err("the taker failed".to_owned()) } else { Ok(()) }
         })
@@ -369,6 +373,9 @@ impl SnapshotWriter {
     pub(crate) fn finish(mut self) -> Result<(), SnapshotError> {
         self.close_chunk()?;
         self.put(&trailer_bytes(self.sums))?;
+        if bug!("snapshot-without-sync") {
+            return Ok(());
+        }
         self.file.sync_data().map_err(|error| SnapshotError::Disk(self.path.clone(), error))
     }
 }

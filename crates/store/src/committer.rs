@@ -15,6 +15,7 @@ use crate::segment::Segment;
 use crate::small::{Chore, SmallWriter};
 use crate::store::Core;
 use crate::{ShardKey, ShardMeta, StoreError};
+use ashlar_types::bug;
 use bytes::Bytes;
 use metrics::{Counter, Histogram};
 use std::collections::{BTreeMap, BTreeSet};
@@ -590,7 +591,7 @@ impl Committer {
     fn sync(&self, segment: &Segment) -> Result<(), StoreError> {
         let clock = &self.core.host.clock;
         let began = clock.now();
-        let synced = segment.file.sync_data();
+        let synced = if bug!("shard-without-sync") { Ok(()) } else { segment.file.sync_data() };
         self.measures.sync_seconds.record(clock.now() - began);
         self.measures.syncs.increment(1);
         synced.map_err(|error| {

@@ -19,6 +19,7 @@ mod profile;
 mod query;
 mod record;
 mod root;
+pub mod seeded;
 
 pub use cluster::*;
 pub use codec::{DecodeError, Versioned, decode, encode};

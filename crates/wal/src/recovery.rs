@@ -24,7 +24,7 @@ use crate::record::{GroupHealth, Note, WalConfig};
 use crate::table::{Place, Slot, Table};
 use crate::writer::End;
 use ashlar_host::{File, Host, OpenMode};
-use ashlar_types::RangeId;
+use ashlar_types::{RangeId, bug};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -366,7 +366,7 @@ impl Replay {
         }
         for (id, mut group) in std::mem::take(&mut self.groups) {
             let complete = group.cut_at_hole();
-            if group.severed || !complete {
+            if !bug!("damage-is-a-torn-tail") && (group.severed || !complete) {
                 group.state.health = GroupHealth::Corrupt;
             } else if self.torn && group.state.health == GroupHealth::Sound {
                 group.state.health = GroupHealth::TornTail;

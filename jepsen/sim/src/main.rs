@@ -1,7 +1,8 @@
 //! `ashlar-sim`: a cluster's bad years in seconds. One seed is one process is one whole run: real nodes, gateways from
 //! the S3 backend down, and clients, on virtual time, simulated disks and a simulated network.
 //!
-//! `ashlar-sim --seed N [--trace FILE] [--lie wal|shards]`; exit code 0: nothing was found.
+//! `ashlar-sim --seed N [--faults LIST] [--trace FILE] [--lie wal|shards] [--bug ID]`; exit code 0: nothing was found, 3:
+//! something was.
 
 #![expect(clippy::print_stdout, reason = "a command-line tool reports to its terminal")]
 
@@ -17,7 +18,7 @@ mod world;
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
-use options::Options;
+use options::{Fault, Options};
 use run::{Lie, Outcome};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,7 +28,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::FormatTime;
 
 /// The exit code of a run that found something.
-const FOUND: u8 = 1;
+const FOUND: u8 = 3;
 
 /// Simulates one cluster.
 #[derive(Parser)]
@@ -35,6 +36,9 @@ struct Args {
     /// Decides everything.
     #[arg(long)]
     seed: u64,
+    /// What may strike, instead of what the seed draws.
+    #[arg(long, value_delimiter = ',')]
+    faults: Vec<Fault>,
     /// Where the trace goes: the same seed, the same bytes.
     #[arg(long)]
     trace: Option<PathBuf>,
@@ -44,6 +48,9 @@ struct Args {
     /// A planted bug: the disks lie about these syncs.
     #[arg(long)]
     lie: Option<About>,
+    /// A seeded bug, by its id in the catalogue (`jepsen/bugs`), in a build that has them.
+    #[arg(long)]
+    bug: Option<String>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -56,8 +63,14 @@ enum About {
 
 fn main() -> Result<ExitCode> {
     let args = Args::parse();
-    exit_on_panic(args.seed);
-    let options = Options::of(args.seed);
+    exit_on_panic();
+    if let Some(id) = &args.bug {
+        switch_on(id)?;
+    }
+    let mut options = Options::of(args.seed);
+    if !args.faults.is_empty() {
+        options.faults.clone_from(&args.faults);
+    }
     println!("{options}");
     let lie = args.lie.map(|about| match about {
         About::Wal => Lie("wal"),
@@ -80,18 +93,35 @@ fn main() -> Result<ExitCode> {
     if outcome.is_good() {
         return Ok(ExitCode::SUCCESS);
     }
-    println!("again: target/debug/ashlar-sim --seed {}", args.seed);
+    println!("again: {}", this_run());
     Ok(ExitCode::from(FOUND))
 }
 
 /// A panic anywhere is a finding, and nothing after it means anything.
-fn exit_on_panic(seed: u64) {
+fn exit_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         report(panic);
-        println!("found: a panic; again: target/debug/ashlar-sim --seed {seed}");
+        println!("found: a panic; again: {}", this_run());
         std::process::exit(FOUND.into());
     }));
+}
+
+/// The line that repeats it.
+fn this_run() -> String {
+    std::env::args().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(feature = "seeded-bugs")]
+fn switch_on(id: &str) -> Result<()> {
+    let bug = ashlar_bugs::find(id).with_context(|| format!("no seeded bug is called {id}"))?;
+    ashlar_types::seeded::switch_on(bug.id);
+    Ok(())
+}
+
+#[cfg(not(feature = "seeded-bugs"))]
+fn switch_on(id: &str) -> Result<()> {
+    anyhow::bail!("{id}: this build has no seeded bugs; `cargo xtask bugs` makes one that has")
 }
 
 /// Prints what the nodes log.

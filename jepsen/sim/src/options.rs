@@ -1,11 +1,12 @@
 //! What a run is: everything that its seed decides before it begins.
 
 use ashlar_host::{Random, SeededRandom, Weather};
+use clap::ValueEnum;
 use std::fmt;
 use std::time::Duration;
 
 /// What may strike. A run knows some of them, and draws among these.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Fault {
     /// A process is killed: what it has written stays.
     Kill,
