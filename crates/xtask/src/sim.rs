@@ -42,12 +42,23 @@ const FRESH: u64 = 80;
 pub(crate) fn test() -> Result<()> {
     repeats(FIXED[0])?;
     all(&FIXED)?;
-    let base = fresh_base();
+    let base = base_of_the_tree()?;
     all(&(base..base + FRESH).collect::<Vec<_>>())?;
     finds_lies()
 }
 
-/// Seeds that differ from run to run; printed, so that they can be repeated.
+/// Seeds that differ from change to change, and are the same whenever the same tree is tested: nobody gets another verdict
+/// by asking again. Printed, so that they can be repeated.
+fn base_of_the_tree() -> Result<u64> {
+    let tree = Command::new("git").args(["rev-parse", "HEAD^{tree}"]).output().context("git")?;
+    let tree = String::from_utf8(tree.stdout)?;
+    let Some(digits) = tree.get(..8) else { return Ok(fresh_base()) };
+    let base = u64::from_str_radix(digits, 16).context("the name of the tree")? * 1_000;
+    println!("fresh seeds of this tree from {base} on");
+    Ok(base)
+}
+
+/// Seeds that differ from run to run.
 fn fresh_base() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     let base = since.unwrap_or_default().as_secs() * 1_000;
@@ -189,4 +200,4 @@ fn finds_lies() -> Result<()> {
 }
 
 /// Runs in which the power of all machines is cut, the likeliest first.
-const LIE_SEEDS: [u64; 5] = [16, 7, 5, 2, 9];
+const LIE_SEEDS: [u64; 5] = [9, 16, 7, 5, 2];
