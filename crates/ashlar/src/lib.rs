@@ -10,6 +10,7 @@ mod duties;
 pub mod identity;
 mod leading;
 pub mod membership;
+mod moves;
 pub mod node;
 pub mod operator;
 pub mod process;

@@ -3,11 +3,13 @@
 use crate::collect::CollectError;
 use crate::{DataNode, GarbageJudge};
 use ashlar_store::Store;
-use ashlar_types::{CollectShards, DiskId, DiskQuery, ShardsCollected, decode, encode};
+use ashlar_types::{
+    CollectShards, DiskId, DiskQuery, Epoch, ListShards, ShardsCollected, decode, encode,
+};
 use ashlar_wire::proto::data_server::Data;
 use ashlar_wire::proto::{
-    CollectReply, CollectRequest, DiskStatus, InventoryReply, InventoryRequest, PingReply,
-    PingRequest,
+    CollectReply, CollectRequest, DiskStatus, InventoryReply, InventoryRequest, ListShardsReply,
+    ListShardsRequest, PingReply, PingRequest,
 };
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
@@ -42,7 +44,8 @@ impl DataService {
 
 #[tonic::async_trait]
 impl Data for DataService {
-    async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingReply>, Status> {
+    async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PingReply>, Status> {
+        self.node.heard_of(Epoch(request.into_inner().map_epoch));
         Ok(Response::new(PingReply {
             node: self.node.config.node.0,
             incarnation: self.node.config.incarnation,
@@ -72,6 +75,16 @@ impl Data for DataService {
         let body = tasks.run_blocking(move || encode(&node.inventory(&query))).await;
         Ok(Response::new(InventoryReply { body: body.into() }))
     }
+
+    async fn list_shards(
+        &self,
+        request: Request<ListShardsRequest>,
+    ) -> Result<Response<ListShardsReply>, Status> {
+        let ask: ListShards = decode(&request.into_inner().body)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let listed = self.node.list_shards(&ask).await;
+        Ok(Response::new(ListShardsReply { body: encode(&listed).into() }))
+    }
 }
 
 fn refused(error: &CollectError) -> Status {
@@ -82,7 +95,7 @@ fn refused(error: &CollectError) -> Status {
 }
 
 fn status_of_one_that_is_out(disk: DiskId) -> DiskStatus {
-    DiskStatus { disk: disk.0.to_be_bytes().to_vec().into(), ..DiskStatus::default() }
+    DiskStatus { disk: disk.0.to_be_bytes().to_vec().into(), out: true, ..DiskStatus::default() }
 }
 
 fn status(store: &Store) -> DiskStatus {
@@ -90,6 +103,7 @@ fn status(store: &Store) -> DiskStatus {
     DiskStatus {
         disk: store.disk_id().0.to_be_bytes().to_vec().into(),
         writable: usage.writable,
+        out: false,
         capacity_bytes: usage.capacity,
         free_bytes: usage.free,
         shards: usage.shards,
