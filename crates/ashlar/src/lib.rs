@@ -5,6 +5,7 @@ mod collect;
 pub mod config;
 mod deletions;
 pub mod demo;
+pub mod disk_change;
 mod disks;
 mod duties;
 pub mod identity;

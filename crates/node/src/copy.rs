@@ -122,7 +122,11 @@ pub struct IncomingMove {
 
 /// The moves to this node's disks that are under way.
 #[derive(Debug, Default)]
-pub(crate) struct IncomingMoves(Mutex<BTreeMap<SlotMove, Arc<Incoming>>>);
+pub(crate) struct IncomingMoves {
+    moves: Mutex<BTreeMap<SlotMove, Arc<Incoming>>>,
+    /// What has been copied to each disk since the start.
+    copied_bytes: Mutex<BTreeMap<DiskId, u64>>,
+}
 
 #[derive(Debug, Default)]
 struct Incoming {
@@ -134,7 +138,18 @@ struct Incoming {
 
 impl IncomingMoves {
     fn moves(&self) -> MutexGuard<'_, BTreeMap<SlotMove, Arc<Incoming>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.moves.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn copied(&self, disk: DiskId, bytes: u64) {
+        let mut copied = self.copied_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        *copied.entry(disk).or_default() += bytes;
+    }
+
+    /// What has been copied to a disk since the start.
+    pub(crate) fn copied_bytes(&self, disk: DiskId) -> u64 {
+        let copied = self.copied_bytes.lock().unwrap_or_else(PoisonError::into_inner);
+        copied.get(&disk).copied().unwrap_or(0)
     }
 
     pub(crate) fn begin(&self, step: SlotMove) {
@@ -324,6 +339,7 @@ impl DataNode {
             match end {
                 Brought::Here => {
                     incoming.done_bytes.fetch_add(wanted.shard.length, Ordering::Relaxed);
+                    self.incoming.copied(moving.step.to, wanted.shard.length);
                     metrics::counter!("ashlar_move_shards_total").increment(1);
                     metrics::counter!("ashlar_move_bytes_total").increment(wanted.shard.length);
                 }

@@ -34,7 +34,10 @@ impl DataService {
 
     /// Those that are served, and those that are out: nothing is to be written to these.
     fn disks(&self) -> Vec<DiskStatus> {
-        let mut disks: Vec<DiskStatus> = self.node.stores().values().map(status).collect();
+        let served = |(disk, store): (&DiskId, &Store)| {
+            status(store, self.node.incoming.copied_bytes(*disk))
+        };
+        let mut disks: Vec<DiskStatus> = self.node.stores().iter().map(served).collect();
         let is_out = |disk: &DiskId| self.node.why_out(*disk).is_some();
         let out = self.node.disk_reports().into_iter().filter_map(|report| report.disk);
         disks.extend(out.filter(is_out).map(status_of_one_that_is_out));
@@ -98,7 +101,7 @@ fn status_of_one_that_is_out(disk: DiskId) -> DiskStatus {
     DiskStatus { disk: disk.0.to_be_bytes().to_vec().into(), out: true, ..DiskStatus::default() }
 }
 
-fn status(store: &Store) -> DiskStatus {
+fn status(store: &Store, copied_bytes: u64) -> DiskStatus {
     let usage = store.usage();
     DiskStatus {
         disk: store.disk_id().0.to_be_bytes().to_vec().into(),
@@ -108,5 +111,7 @@ fn status(store: &Store) -> DiskStatus {
         free_bytes: usage.free,
         shards: usage.shards,
         directory: store.dir().display().to_string(),
+        shard_bytes: store.live_bytes(),
+        copied_bytes,
     }
 }

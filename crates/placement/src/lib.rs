@@ -2,6 +2,7 @@
 //!
 //! - [`extend`] and [`rebalance`] compute a difference of the tables; the root commits it, nobody recomputes it.
 //! - [`schedule`] says which slots may begin to move now, the most urgent first.
+//! - [`drain_forecast`] says what it would mean to empty disks.
 //! - [`validate`] is what the root's apply asks of a table.
 //! - [`Chooser`] is what a gateway asks for each extent.
 //!
@@ -9,6 +10,7 @@
 
 mod choose;
 mod domains;
+mod drain;
 mod plan;
 mod ring;
 mod schedule;
@@ -16,6 +18,7 @@ mod solver;
 mod validate;
 
 pub use choose::{Chooser, PerMille};
+pub use drain::{DrainForecast, Survival, drain_forecast};
 pub use plan::{Settings, extend, profiles, rebalance};
 pub use schedule::{MoveLimits, are_moves_left, schedule, settled};
 pub use validate::{BadPlacement, validate, validate_group};

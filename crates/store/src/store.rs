@@ -473,6 +473,12 @@ impl Store {
         }
     }
 
+    /// What the shards that are there take: never waits for the disk.
+    pub fn live_bytes(&self) -> u64 {
+        let segments = self.core.segments.lock().unwrap_or_else(PoisonError::into_inner);
+        segments.values().map(|segment| segment.live_bytes()).sum()
+    }
+
     /// What its room is used for.
     pub fn space(&self) -> Space {
         let figures = *self.core.figures();

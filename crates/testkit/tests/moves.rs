@@ -5,10 +5,15 @@
 
 mod common;
 
-use ashlar_host::CutStyle;
+use ashlar::disk_change::{ChangeDisks, DiskStep, DisksChange};
+use ashlar::operator::Member;
+use ashlar_host::{CutStyle, Host};
 use ashlar_load::{Client as S3, Content};
 use ashlar_testkit::{NewNode, TestCluster, TestNode};
-use ashlar_types::{ClusterMap, DiskId, DiskState, ExtentId, PgId, Role, RootOp, Slot};
+use ashlar_types::{
+    ClusterMap, DiskId, DiskState, Epoch, ExtentId, PgId, PlacementGroup, Role, RootOp, Slot,
+};
+use ashlar_wire::Security;
 use common::{BUCKET, Ledger, client_of};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -46,9 +51,8 @@ async fn settled(cluster: &TestCluster, wanted: impl Fn(&ClusterMap) -> bool) ->
 }
 
 fn moving(map: &ClusterMap) -> Vec<(PgId, Slot, DiskId)> {
-    let moving = |(&id, group): (&PgId, &ashlar_types::PlacementGroup)| {
-        group.moving.map(|(slot, to)| (id, slot, to))
-    };
+    let moving =
+        |(&id, group): (&PgId, &PlacementGroup)| group.moving.map(|(slot, to)| (id, slot, to));
     map.groups.iter().filter_map(moving).collect()
 }
 
@@ -177,6 +181,14 @@ impl Load {
     }
 }
 
+fn moved_slots(before: &ClusterMap, after: &ClusterMap) -> usize {
+    let changed = before.groups.iter().map(|(id, group)| {
+        let homes = group.homes.iter().zip(&after.groups[id].homes);
+        homes.filter(|(old, new)| old != new).count()
+    });
+    changed.sum()
+}
+
 fn data_bytes(cluster: &TestCluster, disk: DiskId) -> u64 {
     let datas = cluster.nodes().iter().filter_map(TestNode::running).filter_map(|node| node.data());
     let stores = datas.filter_map(|data| data.store(disk));
@@ -225,11 +237,7 @@ async fn data_moves_to_a_new_node_while_it_is_used() {
         cluster.nodes()[new].running().unwrap().data().unwrap().stores().keys().copied().collect();
     let map = settled(&cluster, |map| disks.iter().all(|disk| !is_empty(map, *disk))).await;
     ledger.join(load.end().await);
-    let changed = before.groups.iter().map(|(id, group)| {
-        let homes = group.homes.iter().zip(&map.groups[id].homes);
-        homes.filter(|(old, new)| old != new).count()
-    });
-    let changed: usize = changed.sum();
+    let changed = moved_slots(&before, &map);
     let taken = before
         .groups
         .keys()
@@ -246,26 +254,66 @@ async fn data_moves_to_a_new_node_while_it_is_used() {
     assert_eq!(ledger.losses(&client_of(&cluster)).await, Vec::<String>::new());
 }
 
+/// A member that an operator asks.
+fn member(cluster: &TestCluster) -> Member {
+    let address = cluster.nodes()[0].config().address();
+    Member::at(&Host::real(), &address, &Security::Plain)
+}
+
+async fn change(cluster: &TestCluster, disks: &[DiskId], step: DiskStep) -> DisksChange {
+    let change = ChangeDisks { disks: disks.to_vec(), step, dry_run: false };
+    member(cluster).change_disks(&change).await.unwrap()
+}
+
+fn disks_of(cluster: &TestCluster, node: usize) -> Vec<DiskId> {
+    cluster.nodes()[node].running().unwrap().data().unwrap().stores().keys().copied().collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_would_break_a_promise_is_not_drained() {
+    let cluster = TestCluster::demo().await.unwrap();
+    let zone = |node: usize| cluster.nodes()[node].config().zone.clone();
+    let in_zone = (0..cluster.nodes().len()).filter(|&node| zone(node) == zone(0));
+    let disks: Vec<DiskId> = in_zone.flat_map(|node| disks_of(&cluster, node)).collect();
+    let before = map_of(&cluster).await;
+    let refused = change(&cluster, &disks, DiskStep::Drain).await;
+    assert!(!refused.done && !refused.refusals.is_empty(), "a whole zone: {refused:?}");
+    let one = ChangeDisks { disks: vec![disks[0]], step: DiskStep::Drain, dry_run: true };
+    let planned = member(&cluster).change_disks(&one).await.unwrap();
+    assert!(!planned.done && planned.refusals.is_empty() && planned.slots > 0, "{planned:?}");
+    let used = change(&cluster, &disks[..1], DiskStep::Remove).await;
+    assert!(!used.done && used.refusals[0].contains("drain it first"), "{used:?}");
+    assert_eq!(map_of(&cluster).await.disks, before.disks, "nothing was changed");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_node_is_drained_to_empty_under_load() {
     let mut cluster = TestCluster::demo().await.unwrap();
     let mut ledger = fill(&cluster).await;
     let (node, _) = roles(&cluster);
-    let disks: Vec<DiskId> =
-        cluster.nodes()[node].running().unwrap().data().unwrap().stores().keys().copied().collect();
+    let disks = disks_of(&cluster, node);
+    let before = map_of(&cluster).await;
+    let is_first = |group: &PlacementGroup| group.epoch == Epoch(1);
+    assert!(before.groups.values().all(is_first), "an ordinary cluster moves nothing by itself");
+    let ideal: u64 = disks.iter().map(|&disk| data_bytes(&cluster, disk)).sum();
     let load = Load::start(&cluster);
-    for &disk in &disks {
-        let op = RootOp::SetDiskState { disk, state: DiskState::Draining };
-        running(&cluster).root(op).await.unwrap();
-    }
+    let drained = change(&cluster, &disks, DiskStep::Drain).await;
+    assert!(drained.done, "{drained:?}");
     let map = settled(&cluster, |map| disks.iter().all(|disk| is_empty(map, *disk))).await;
     ledger.join(load.end().await);
+    let moved = moved_slots(&before, &map);
+    let copied = member(&cluster).overview().await.unwrap().copied_bytes();
+    println!(
+        "slots that had to move: {}, that moved: {moved}; bytes on the node in the beginning: {ideal}, copied in all: {copied}",
+        drained.slots
+    );
+    assert!(moved as u64 * 100 <= drained.slots * 105, "{moved} slots moved");
     all_in_place(&cluster, &map).await;
     for &disk in &disks {
         assert_eq!(data_bytes(&cluster, disk), 0, "nothing is left behind");
-        let op = RootOp::SetDiskState { disk, state: DiskState::Removed };
-        running(&cluster).root(op).await.unwrap();
     }
+    let removed = change(&cluster, &disks, DiskStep::Remove).await;
+    assert!(removed.done, "{removed:?}");
     cluster.power_off_one(node, CutStyle::DropAll).await.unwrap();
     assert_eq!(ledger.losses(&client_of(&cluster)).await, Vec::<String>::new());
 }

@@ -2,9 +2,9 @@
 //! calling them. Each node has the map that the test has given it, as old as that may be.
 
 use super::config;
-use crate::gate::SlotPlace;
 use crate::DataNode;
 use crate::copy::{CopyError, MoveSource, Round};
+use crate::gate::SlotPlace;
 use ashlar_client::{Column, ColumnFailure, Failure, ShardError};
 use ashlar_erasure::Codec;
 use ashlar_host::{Host, SimDisk};
