@@ -48,6 +48,27 @@ def the_ranges_leave_no_key_out(cluster):
 
 
 @check
+def a_disk_is_drained_and_used_again(cluster):
+    disk = json.loads(ashlar(cluster, "disk", "ls", "--json"))[0]["disk"]
+    planned = json.loads(ashlar(cluster, "disk", "drain", disk, "--dry-run", "--json"))
+    assert planned["slots"] > 0 and not planned["done"], planned
+    equal(state_of(cluster, disk), "healthy", "state behind a dry run")
+    assert json.loads(ashlar(cluster, "disk", "drain", disk, "--json"))["done"]
+    assert state_of(cluster, disk) in ("draining", "drained")
+    complaint = ashlar(cluster, "disk", "remove", "no-such-disk", fails=True)
+    assert "no-such-disk" in complaint, complaint
+    ashlar(cluster, "disk", "undrain", disk)
+    equal(state_of(cluster, disk), "healthy", "state of a disk that is used again")
+    complaint = ashlar(cluster, "disk", "remove", disk, fails=True)
+    assert "drain it first" in complaint, complaint
+
+
+def state_of(cluster, disk):
+    disks = json.loads(ashlar(cluster, "disk", "ls", "--json"))
+    return next(line["state"] for line in disks if line["disk"] == disk)
+
+
+@check
 def who_is_no_member_is_told_so(cluster):
     complaint = ashlar(cluster, "disk", "ls", member="/nowhere", fails=True)
     assert "/nowhere" in complaint, complaint

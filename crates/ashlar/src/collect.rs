@@ -18,7 +18,7 @@ use ashlar_client::{Client, GarbagePage, GatewayReads};
 use ashlar_host::{Host, Monotonic};
 use ashlar_types::{
     COLLECT_SHARDS_MAX, ClusterMap, CollectOutcome, DiskId, Extent, ExtentId, Generation, KeyPoint,
-    NodeId, RangeId, Role, ShardName,
+    NodeId, RangeId, Role, ShardName, Slot,
 };
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
@@ -172,6 +172,7 @@ impl Collector {
             let freed = page.extents.iter().filter(|(_, freed)| *freed <= queue.upto);
             let freed: Vec<&Extent> = freed.map(|(extent, _)| extent).collect();
             let gone = self.delete(queue, map, &freed).await;
+            let gone = self.of_same_groups(map, &freed, gone).await?;
             all &= gone.len() == freed.len();
             if !gone.is_empty() {
                 let count = gone.len() as u64;
@@ -186,26 +187,53 @@ impl Collector {
         }
     }
 
+    /// Those of the extents whose group is now what it was when their homes were asked. Where a slot has begun to move
+    /// meanwhile, its shards may have been copied from a home before that was asked: they wait for the next round.
+    async fn of_same_groups(
+        &self,
+        map: &ClusterMap,
+        freed: &[&Extent],
+        gone: Vec<ExtentId>,
+    ) -> Result<Vec<ExtentId>, String> {
+        if gone.is_empty() {
+            return Ok(gone);
+        }
+        let now = self.client.map_now().await.map_err(|failure| failure.to_string())?;
+        let epoch = |map: &ClusterMap, extent: &Extent| map.groups.get(&extent.pg).map(|g| g.epoch);
+        let is_same = |extent: &&&Extent| epoch(map, extent) == epoch(&now, extent);
+        let same: BTreeSet<ExtentId> =
+            freed.iter().filter(is_same).map(|extent| extent.id).collect();
+        Ok(gone.into_iter().filter(|id| same.contains(id)).collect())
+    }
+
     /// Deletes the shards of extents; gives those of which no home has anything any more.
     async fn delete(&self, queue: &Queue, map: &ClusterMap, freed: &[&Extent]) -> Vec<ExtentId> {
         let mut left: BTreeSet<ExtentId> = BTreeSet::new();
-        let mut by_node: BTreeMap<NodeId, Vec<ShardName>> = BTreeMap::new();
+        let (mut at_homes, mut at_targets) = (ShardsByNode::new(), ShardsByNode::new());
         for extent in freed {
-            let Some(homes) = homes_of(map, extent) else {
+            let Some(group) = map.groups.get(&extent.pg) else {
                 tracing::warn!(extent = %extent.id, pg = %extent.pg,
                     "the cluster map does not have the placement group of an extent that is to be collected");
                 left.insert(extent.id);
                 continue;
             };
-            for (node, shard) in homes {
-                by_node.entry(node).or_default().push(shard);
-            }
+            let homes = extent.profile.slots().zip(group.homes.iter().copied());
+            note(&mut at_homes, map, extent.id, homes);
+            note(&mut at_targets, map, extent.id, group.moving);
         }
-        let asked = by_node.iter().flat_map(|(&node, shards)| {
+        left.extend(self.ask_all(queue, at_homes).await);
+        // Last: whatever a target copies, it has begun to copy by now, and takes note that it must not keep it. If it
+        // were asked first, it could still find the shard at a home afterwards.
+        left.extend(self.ask_all(queue, at_targets).await);
+        freed.iter().map(|extent| extent.id).filter(|id| !left.contains(id)).collect()
+    }
+
+    /// Asks all of these nodes; gives the extents of which they may still have something.
+    async fn ask_all(&self, queue: &Queue, shards: ShardsByNode) -> Vec<ExtentId> {
+        let asked = shards.iter().flat_map(|(&node, shards)| {
             shards.chunks(COLLECT_SHARDS_MAX).map(move |chunk| self.ask(node, &queue.at, chunk))
         });
-        left.extend(join_all(asked).await.into_iter().flatten());
-        freed.iter().map(|extent| extent.id).filter(|id| !left.contains(id)).collect()
+        join_all(asked).await.into_iter().flatten().collect()
     }
 
     /// Asks one node; gives the extents of which it may still have something.
@@ -223,17 +251,20 @@ impl Collector {
     }
 }
 
-/// Where an extent's shards may be: its group's homes, the one that a slot moves to among them, but no dead disk.
-/// `None`: the map does not say.
-fn homes_of(map: &ClusterMap, extent: &Extent) -> Option<Vec<(NodeId, ShardName)>> {
-    let group = map.groups.get(&extent.pg)?;
-    let moving = group.moving.iter().copied();
-    let homes = extent.profile.slots().zip(group.homes.iter().copied()).chain(moving);
-    let name = |(slot, disk): (_, DiskId)| {
-        let home = map.disks.get(&disk).filter(|disk| disk.state.is_read())?;
-        Some((home.node, ShardName { disk, extent: extent.id, slot }))
-    };
-    Some(homes.filter_map(name).collect())
+type ShardsByNode = BTreeMap<NodeId, Vec<ShardName>>;
+
+/// Notes shards at the nodes that have these disks. A dead one is asked for nothing.
+fn note(
+    shards: &mut ShardsByNode,
+    map: &ClusterMap,
+    extent: ExtentId,
+    places: impl IntoIterator<Item = (Slot, DiskId)>,
+) {
+    for (slot, disk) in places {
+        if let Some(home) = map.disks.get(&disk).filter(|disk| disk.state.is_read()) {
+            shards.entry(home.node).or_default().push(ShardName { disk, extent, slot });
+        }
+    }
 }
 
 #[cfg(test)]

@@ -40,6 +40,9 @@ impl Duties {
         self.readiness.set("cluster", false, "the cluster map is not known yet");
         let mut seen = None;
         while self.waits(POLL_EVERY).await {
+            if self.data.as_ref().is_some_and(|data| data.wants_map()) {
+                self.client.want_map();
+            }
             let map = self.client.map();
             if seen == Some(map.epoch) || map.epoch == Epoch(0) {
                 continue;
@@ -136,6 +139,11 @@ impl Duties {
             }
             let settings = Settings { wide: self.profile, ..Settings::default() };
             let Some(diff) = ashlar_placement::extend(&map, &settings) else { continue };
+            // groups that were only appended would give new disks nothing of what is there: first it moves
+            let only_appends = diff.wide.is_none() && diff.closed.is_empty();
+            if only_appends && ashlar_placement::are_moves_left(&map) {
+                continue;
+            }
             match self.client.root(RootOp::Place(diff)).await {
                 Ok(_) => tracing::info!("new disks were placed"),
                 Err(failure) => tracing::debug!(%failure, "a placement was not taken"),

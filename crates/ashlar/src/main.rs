@@ -1,6 +1,7 @@
 //! `ashlar server | demo | token | node | disk | range | cluster`: the command line.
 #![expect(clippy::print_stdout, reason = "a command-line tool answers on standard output")]
 
+mod drain_command;
 mod show;
 mod show_audit;
 
@@ -8,12 +9,14 @@ use anyhow::{Context, Result, bail};
 use ashlar::audit::{AuditReport, CanStop};
 use ashlar::config::{JoinConfig, NodeConfig};
 use ashlar::demo::{self, Demo, DemoFacts, DemoWish};
+use ashlar::disk_change::DiskStep;
 use ashlar::node::RunningNode;
 use ashlar::operator::{self, Member};
 use ashlar::{membership, process};
 use ashlar_host::Host;
 use ashlar_types::{NodeId, Role};
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use drain_command::How;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -45,9 +48,9 @@ enum Command {
     Demo(DemoArgs),
     /// Prints a one-time token with which another node may join.
     Token(TokenArgs),
-    /// Looks at the nodes.
+    /// Looks at the nodes, and empties them.
     Node(NodeArgs),
-    /// Looks at the disks.
+    /// Looks at the disks, empties them, strikes them off.
     Disk(DiskArgs),
     /// Looks at the ranges of the catalog.
     Range(RangeArgs),
@@ -175,6 +178,23 @@ enum NodeVerb {
         #[arg(long, default_value_t = 600)]
         age_seconds: u64,
     },
+    /// Empties all disks of a node. Its other roles stay as they are.
+    Drain {
+        /// The node: node-3, or its name.
+        node: String,
+        #[command(flatten)]
+        how: DrainArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+struct DrainArgs {
+    /// Only says what would move, and what would survive less than now.
+    #[arg(long)]
+    dry_run: bool,
+    /// Shows how far it is, and ends when no data is left.
+    #[arg(long, conflicts_with = "dry_run")]
+    wait: bool,
 }
 
 #[derive(Debug, Args)]
@@ -210,8 +230,28 @@ struct DiskArgs {
 
 #[derive(Debug, Subcommand)]
 enum DiskVerb {
-    /// Shows all disks, how full they are and what they hold.
+    /// Shows all disks, how full they are, what they hold and what moves.
     Ls,
+    /// Empties a disk: its data moves to others. Refused where that would break a promise.
+    Drain {
+        /// The disk: its id as `ls` shows it, or its directory.
+        disk: String,
+        #[command(flatten)]
+        how: DrainArgs,
+    },
+    /// Uses a disk again that drains.
+    Undrain {
+        /// The disk: its id as `ls` shows it, or its directory.
+        disk: String,
+    },
+    /// Strikes off a disk that is drained, or dead and left by all slots. It never comes back as itself.
+    Remove {
+        /// The disk: its id as `ls` shows it, or its directory.
+        disk: String,
+        /// Only says whether it may be.
+        #[arg(long)]
+        dry_run: bool,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -285,6 +325,11 @@ async fn node(host: Host, args: NodeArgs) -> Result<()> {
                 bail!("{} cannot be stopped: {}", verdict.node, verdict.refusals.join("; "));
             }
         }
+        NodeVerb::Drain { node, how } => {
+            let disks = drain_command::disks_of_node(&member.overview().await?, &node)?;
+            let how = How { dry_run: how.dry_run, wait: how.wait, json: args.ask.json };
+            drain_command::change(&host, &member, disks, DiskStep::Drain, how).await?;
+        }
     }
     Ok(())
 }
@@ -327,10 +372,22 @@ async fn cluster(host: Host, args: ClusterArgs) -> Result<()> {
 
 async fn disk(host: Host, args: DiskArgs) -> Result<()> {
     let member = member(&host, &args.ask)?;
-    match args.verb {
-        DiskVerb::Ls => print!("{}", show::disks(&member.overview().await?, args.ask.json)?),
-    }
-    Ok(())
+    let json = args.ask.json;
+    let (disk, step, how) = match args.verb {
+        DiskVerb::Ls => {
+            print!("{}", show::disks(&member.overview().await?, json)?);
+            return Ok(());
+        }
+        DiskVerb::Drain { disk, how } => {
+            (disk, DiskStep::Drain, How { dry_run: how.dry_run, wait: how.wait, json })
+        }
+        DiskVerb::Undrain { disk } => (disk, DiskStep::Undrain, How { json, ..How::default() }),
+        DiskVerb::Remove { disk, dry_run } => {
+            (disk, DiskStep::Remove, How { dry_run, json, ..How::default() })
+        }
+    };
+    let disk = drain_command::disk_named(&member.overview().await?, &disk)?;
+    drain_command::change(&host, &member, vec![disk], step, how).await
 }
 
 async fn range(host: Host, args: RangeArgs) -> Result<()> {

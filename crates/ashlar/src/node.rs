@@ -11,6 +11,7 @@ use crate::duties;
 use crate::identity::{Identity, NodeDir, RootKey};
 use crate::leading::Leading;
 use crate::membership::{self, MembershipService};
+use crate::moves::Mover;
 use crate::operator::OperatorService;
 use crate::reads::ReadsService;
 use crate::recode::Recoder;
@@ -24,6 +25,7 @@ use ashlar_gateway::Gateway;
 use ashlar_host::{Host, Listener, TaskHandle, TaskKind};
 use ashlar_meta::{Formation, MetaConfig, MetaNode};
 use ashlar_node::{DataConfig, DataNode};
+use ashlar_placement::MoveLimits;
 use ashlar_s3::Backend;
 use ashlar_types::{ClusterId, ClusterMap, Node, NodeId, Role};
 use ashlar_wire::proto::gateway_server::GatewayServer;
@@ -131,10 +133,16 @@ impl RunningNode {
         background("follow the map", until_stop(&host, duty.clone().follow_map()));
         background("register", until_stop(&host, duty.clone().register(identity.clone(), address)));
         if let Some(data) = &data {
-            let (data, source) = (data.clone(), client.clone());
-            let scrubbing = async move { data.scrub(&source).await };
+            let (scrubbed, source) = (data.clone(), client.clone());
+            let scrubbing = async move { scrubbed.scrub(&source).await };
             background("scrub", until_stop(&host, scrubbing));
             background("tell of the disks", until_stop(&host, duty.clone().tell_of_disks()));
+            let (taker, source) = (data.clone(), client.clone());
+            let taking_in = async move { taker.take_in(&source).await };
+            background("take in slots", until_stop(&host, taking_in));
+            let giver = data.clone();
+            let giving_up = async move { giver.give_up_slots().await };
+            background("give up slots", until_stop(&host, giving_up));
         }
         if let Some(meta) = &meta {
             background("place", until_stop(&host, duty.clone().place()));
@@ -162,6 +170,14 @@ impl RunningNode {
                 every: Duration::from_secs(config.data.recode_cycle_seconds.max(1)),
             };
             background("recode", until_stop(&host, recoder.run()));
+            let mover = Mover {
+                host: host.clone(),
+                client: client.clone(),
+                leading: leading.clone(),
+                limits: MoveLimits::default(),
+                dead_after: Duration::from_secs(config.meta.disk_dead_after_seconds),
+            };
+            background("move slots", until_stop(&host, mover.run()));
             let deletions = Deletions { host: host.clone(), client: client.clone(), leading };
             background("deletions", until_stop(&host, deletions.run()));
             let telling = tell_outdated(meta.clone(), readiness.clone());

@@ -5,15 +5,17 @@
 
 use crate::audit::{AuditReport, Auditor};
 use crate::config::NodeConfig;
+use crate::disk_change::{ChangeDisks, DisksChange, change_disks};
 use crate::identity::NodeDir;
 use anyhow::{Context, Result, bail};
 use ashlar_client::{Client, Failure};
 use ashlar_host::Host;
-use ashlar_types::{ClusterMap, NodeId, RangeDescriptor, RootAnswer, decode, encode};
+use ashlar_types::{ClusterMap, DiskId, NodeId, RangeDescriptor, RootAnswer, decode, encode};
 use ashlar_wire::proto::operator_client::OperatorClient;
 use ashlar_wire::proto::operator_server::Operator;
 use ashlar_wire::proto::{
-    AuditReply, AuditRequest, OverviewReply, OverviewRequest, PingReply, RangesReply, RangesRequest,
+    AuditReply, AuditRequest, ChangeDisksReply, ChangeDisksRequest, OverviewReply, OverviewRequest,
+    PingReply, RangesReply, RangesRequest,
 };
 use ashlar_wire::{Class, Dialer, Security};
 use std::path::Path;
@@ -24,6 +26,8 @@ use tonic::{Request, Response, Status};
 
 /// How long a member may take to answer a question.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
+/// Each disk is an entry of the root, and all nodes are asked before and after.
+const CHANGE_PATIENCE: Duration = Duration::from_secs(60);
 /// An audit walks over everything.
 const AUDIT_PATIENCE: Duration = Duration::from_secs(3600);
 /// A map of very many groups is larger than what a message may be by default.
@@ -61,6 +65,20 @@ impl Operator for OperatorService {
     async fn ranges(&self, _: Request<RangesRequest>) -> Result<Response<RangesReply>, Status> {
         let ranges = self.client.ranges_now().await.map_err(|failure| not_answered(&failure))?;
         Ok(Response::new(RangesReply { answer: encode(&RootAnswer::Ranges(ranges)).into() }))
+    }
+
+    async fn change_disks(
+        &self,
+        request: Request<ChangeDisksRequest>,
+    ) -> Result<Response<ChangeDisksReply>, Status> {
+        let asked: ChangeDisks = decode(&request.into_inner().body)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let change = change_disks(&self.client, &asked).await;
+        let change = change.map_err(|failure| not_answered(&failure))?;
+        if change.done {
+            tracing::info!(step = ?asked.step, disks = ?asked.disks, "an operator has changed disks");
+        }
+        Ok(Response::new(ChangeDisksReply { body: encode(&change).into() }))
     }
 }
 
@@ -102,6 +120,19 @@ pub struct Overview {
 }
 
 impl Overview {
+    /// What has been copied to all disks because slots move, since their nodes started.
+    pub fn copied_bytes(&self) -> u64 {
+        self.nodes.iter().flat_map(|node| &node.disks).map(|disk| disk.copied_bytes).sum()
+    }
+
+    /// The disks that lie in this directory of whichever node.
+    pub fn disks_in(&self, directory: &str) -> Vec<DiskId> {
+        let disks = self.nodes.iter().flat_map(|node| &node.disks);
+        let there = disks.filter(|disk| disk.directory == directory);
+        let id = |disk: &[u8]| Some(DiskId(u128::from_be_bytes(disk.try_into().ok()?)));
+        there.filter_map(|disk| id(&disk.disk)).collect()
+    }
+
     /// What a node has answered; `None`: nothing, or it has no disks to be asked for.
     pub fn answer_of(&self, node: NodeId) -> Option<&PingReply> {
         self.nodes.iter().find(|answer| answer.node == node.0)
@@ -112,8 +143,13 @@ impl Member {
     /// The member whose configuration file, or first directory, this is.
     pub fn of(host: &Host, place: &Path) -> Result<Self> {
         let (address, security) = door(host, place)?;
-        let channel = Dialer::new(host.clone(), &security).channel(&address, Class::Metadata);
-        Ok(Self { host: host.clone(), address, channel })
+        Ok(Self::at(host, &address, &security))
+    }
+
+    /// The member at an address.
+    pub fn at(host: &Host, address: &str, security: &Security) -> Self {
+        let channel = Dialer::new(host.clone(), security).channel(address, Class::Metadata);
+        Self { host: host.clone(), address: address.to_owned(), channel }
     }
 
     /// What there is.
@@ -141,6 +177,14 @@ impl Member {
             RootAnswer::Ranges(ranges) => Ok(ranges),
             _ => bail!("the member at {} answered something else than ranges", self.address),
         }
+    }
+
+    /// Takes disks out of use, or back; or says what that would mean.
+    pub async fn change_disks(&self, change: &ChangeDisks) -> Result<DisksChange> {
+        let mut member = self.client();
+        let call = member.change_disks(ChangeDisksRequest { body: encode(change).into() });
+        let reply = self.answer_within(CHANGE_PATIENCE, call).await?;
+        decode(&reply.body).context("the member's answer is not understood")
     }
 
     fn client(&self) -> OperatorClient<Channel> {

@@ -3,8 +3,11 @@
 //! Only facts go in; every text here is made from them, so that what a person reads and what a program reads agree.
 
 use anyhow::Result;
+use ashlar::disk_change::{DiskStep, DisksChange, slots_on};
 use ashlar::operator::Overview;
-use ashlar_types::{ClusterMap, Disk, DiskId, DiskState, KeyPoint, Node, RangeDescriptor, Role};
+use ashlar_types::{
+    ClusterMap, Disk, DiskId, DiskState, KeyPoint, Node, PlacementGroup, RangeDescriptor, Role,
+};
 use ashlar_wire::proto::{DiskStatus, PingReply};
 use serde::Serialize;
 
@@ -30,8 +33,14 @@ struct DiskLine {
     capacity_bytes: u64,
     free_bytes: Option<u64>,
     shards: Option<u64>,
+    /// What they take.
+    shard_bytes: Option<u64>,
     /// Slots of placement groups whose home it is.
     slots: usize,
+    /// Slots that are leaving it now.
+    leaving: usize,
+    /// Slots that are on their way to it.
+    arriving: usize,
     directory: Option<String>,
 }
 
@@ -145,12 +154,49 @@ pub(crate) fn disks(overview: &Overview, json: bool) -> Result<String> {
             bytes(line.capacity_bytes),
             known(line.free_bytes.map(bytes)),
             known(line.shards.map(|shards| shards.to_string())),
+            known(line.shard_bytes.map(bytes)),
             line.slots.to_string(),
+            format!("-{} +{}", line.leaving, line.arriving),
             known(line.directory.clone()),
         ]
     });
-    let heads = ["DISK", "NODE", "ZONE", "STATE", "SIZE", "FREE", "SHARDS", "SLOTS", "DIRECTORY"];
+    let heads = [
+        "DISK",
+        "NODE",
+        "ZONE",
+        "STATE",
+        "SIZE",
+        "FREE",
+        "SHARDS",
+        "DATA",
+        "SLOTS",
+        "MOVING",
+        "DIRECTORY",
+    ];
     Ok(table(&heads, rows))
+}
+
+/// What a change of disks has come to, or would.
+pub(crate) fn disks_change(change: &DisksChange, step: DiskStep, json: bool) -> Result<String> {
+    if json {
+        return as_json(change);
+    }
+    let (done, planned) = match step {
+        DiskStep::Drain => ("draining", "can be drained"),
+        DiskStep::Undrain => ("in use again", "can be used again"),
+        DiskStep::Remove => ("removed", "can be removed"),
+    };
+    let verdict = match (change.done, change.refusals.is_empty()) {
+        (true, _) => done.to_owned(),
+        (false, true) => planned.to_owned(),
+        (false, false) => "refused; nothing was changed".to_owned(),
+    };
+    let moving = match step {
+        DiskStep::Drain => format!(": {} slots with {} to move", change.slots, bytes(change.bytes)),
+        DiskStep::Undrain | DiskStep::Remove => String::new(),
+    };
+    let lines = change.refusals.iter().chain(&change.remarks).map(|line| format!("- {line}\n"));
+    Ok(format!("{verdict}{moving}\n{}", lines.collect::<String>()))
 }
 
 fn node_line(overview: &Overview, node: &Node) -> NodeLine {
@@ -180,20 +226,24 @@ fn disk_line(overview: &Overview, disk: &Disk) -> DiskLine {
         disk: disk.id.to_string(),
         node: disk.node.to_string(),
         zone: node.map(|node| node.zone.clone()).unwrap_or_default(),
-        state: disk_state(disk, status),
+        state: disk_state(disk, status, slots_on(&overview.map, disk.id)),
         capacity_bytes: disk.capacity_bytes,
         free_bytes: status.map(|status| status.free_bytes),
         shards: status.map(|status| status.shards),
+        shard_bytes: status.map(|status| status.shard_bytes),
         slots: slots_of(&overview.map, disk.id),
+        leaving: moves(&overview.map, |group, slot, _| group.homes.get(slot) == Some(&disk.id)),
+        arriving: moves(&overview.map, |_, _, to| to == disk.id),
         directory: status.map(|status| status.directory.clone()),
     }
 }
 
 /// What the root has decided comes first, then what its node says now.
-fn disk_state(disk: &Disk, status: Option<&DiskStatus>) -> &'static str {
+fn disk_state(disk: &Disk, status: Option<&DiskStatus>, slots: usize) -> &'static str {
     match (disk.state, status) {
         (DiskState::Dead, _) => "dead",
         (DiskState::Removed, _) => "removed",
+        (DiskState::Draining, Some(_)) if slots == 0 => "drained",
         (DiskState::Draining, None) => "draining, no answer",
         (DiskState::Draining, Some(_)) => "draining",
         (DiskState::Suspect, _) => "suspect",
@@ -212,7 +262,15 @@ fn slots_of(map: &ClusterMap, disk: DiskId) -> usize {
     map.groups.values().flat_map(|group| &group.homes).filter(|home| **home == disk).count()
 }
 
-fn as_json<T: Serialize>(lines: &[T]) -> Result<String> {
+/// The moves that are under way of which this holds: the group, the slot's place in it, the target.
+fn moves(map: &ClusterMap, is: impl Fn(&PlacementGroup, usize, DiskId) -> bool) -> usize {
+    let moving = |group: &&PlacementGroup| {
+        group.moving.is_some_and(|(slot, to)| is(group, usize::from(slot.0), to))
+    };
+    map.groups.values().filter(moving).count()
+}
+
+fn as_json<T: Serialize + ?Sized>(lines: &T) -> Result<String> {
     Ok(format!("{}\n", serde_json::to_string_pretty(lines)?))
 }
 
@@ -303,10 +361,12 @@ range-9  1      bucket-7 \"a b\"  (end)           node-1,node-2
             state,
         };
         let well = DiskStatus { writable: true, free_bytes: 1, ..DiskStatus::default() };
-        assert_eq!(disk_state(&disk(DiskState::Dead), Some(&well)), "dead");
-        assert_eq!(disk_state(&disk(DiskState::Healthy), None), "no answer");
-        assert_eq!(disk_state(&disk(DiskState::Healthy), Some(&well)), "healthy");
+        assert_eq!(disk_state(&disk(DiskState::Dead), Some(&well), 1), "dead");
+        assert_eq!(disk_state(&disk(DiskState::Healthy), None, 1), "no answer");
+        assert_eq!(disk_state(&disk(DiskState::Healthy), Some(&well), 1), "healthy");
+        assert_eq!(disk_state(&disk(DiskState::Draining), Some(&well), 1), "draining");
+        assert_eq!(disk_state(&disk(DiskState::Draining), Some(&well), 0), "drained");
         let full = DiskStatus { free_bytes: 0, ..well };
-        assert_eq!(disk_state(&disk(DiskState::Healthy), Some(&full)), "full");
+        assert_eq!(disk_state(&disk(DiskState::Healthy), Some(&full), 1), "full");
     }
 }

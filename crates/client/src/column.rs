@@ -2,10 +2,10 @@
 //! column at some offset are computed from those of any k others at the same offset.
 
 use crate::inner::Inner;
-use crate::shard::{Frames, Home, ShardError};
+use crate::shard::{Frames, Home};
 use crate::{Client, Failure};
 use ashlar_erasure::Codec;
-use ashlar_types::{ClusterMap, ExtentId, PgId, PlacementGroup, Profile, Slot};
+use ashlar_types::{ClusterMap, DiskId, ExtentId, PgId, PlacementGroup, Profile, Slot};
 use ashlar_wire::shard::ShardPath;
 use bytes::Bytes;
 use futures::StreamExt;
@@ -25,26 +25,98 @@ pub struct Column {
     pub profile: Profile,
 }
 
+/// A column could not be computed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{found} of {needed} other shards of extent {extent} could be read: {why}")]
+pub struct ColumnFailure {
+    /// The extent.
+    pub extent: ExtentId,
+    /// Other shards that could be read.
+    pub found: usize,
+    /// How many are needed.
+    pub needed: usize,
+    /// Other shards that may be there, although they could not be read now. 0: it is certain that too few are left.
+    pub unknown: usize,
+    /// What came of the last one that was asked.
+    pub why: String,
+}
+
+impl From<ColumnFailure> for Failure {
+    fn from(failure: ColumnFailure) -> Self {
+        Self::unavailable(failure.to_string())
+    }
+}
+
 impl Client {
     /// The bytes of a column at these offsets, from the same offsets of k others; each of them is verified by the node
     /// that reads it (D5).
-    pub async fn column(&self, column: Column, span: Range<u64>) -> Result<Bytes, Failure> {
+    pub async fn column(&self, column: Column, span: Range<u64>) -> Result<Bytes, ColumnFailure> {
         let inner = &self.0;
+        let needed = usize::from(column.profile.data);
+        let failed = |unknown, why: String| ColumnFailure {
+            extent: column.extent,
+            found: 0,
+            needed,
+            unknown,
+            why,
+        };
         let map = inner.map.load_full();
         let Some(group) = map.groups.get(&column.pg) else {
             inner.want_map();
-            return Err(Failure::unavailable(format!("{} is not in the cluster map", column.pg)));
+            let why = format!("{} is not in the cluster map", column.pg);
+            return Err(failed(usize::from(column.profile.width()), why));
         };
         let length = span.end.saturating_sub(span.start);
-        let needed = usize::from(column.profile.data);
-        let _memory = inner.reserve(length * (needed as u64 + 1)).await?;
+        let memory = inner.reserve(length * (needed as u64 + 1)).await;
+        let _memory = memory.map_err(|busy| failed(needed, busy.to_string()))?;
         let cells = inner.others(column, group, &map, &span, needed).await?;
         let cells: Vec<Option<&[u8]>> = cells.iter().map(Option::as_deref).collect();
         let mut bytes = vec![0; usize::try_from(length).unwrap_or(usize::MAX)];
         let codec = Codec::new(column.profile);
         let rebuilt = codec.rebuild(&cells, &[column.slot], &mut [&mut bytes]);
-        rebuilt.map_err(|error| Failure::unavailable(error.to_string()))?;
+        rebuilt.map_err(|error| failed(needed, error.to_string()))?;
         Ok(bytes.into())
+    }
+}
+
+/// One other slot, and where its shard may be.
+struct Other {
+    slot: Slot,
+    homes: Vec<Home>,
+    /// Whether it may also be where nobody can ask now.
+    is_partly_away: bool,
+}
+
+impl Other {
+    /// `None`: all of its places are lost for good.
+    fn of(inner: &Inner, map: &ClusterMap, group: &PlacementGroup, slot: Slot) -> Option<Self> {
+        let is_there = |disk: &DiskId| map.disks.get(disk).is_some_and(|disk| disk.state.is_read());
+        let places: Vec<DiskId> = group.places(slot).filter(is_there).collect();
+        let readable = places.iter().filter(|disk| inner.health.is_readable(map, **disk));
+        let homes: Vec<Home> = readable.filter_map(|&disk| Home::of(map, disk)).collect();
+        let is_partly_away = homes.len() < places.len();
+        (!places.is_empty()).then_some(Self { slot, homes, is_partly_away })
+    }
+
+    /// Its bytes; the error says whether it is certain that there are none, and why there are not.
+    async fn read(
+        self,
+        inner: &Inner,
+        extent: ExtentId,
+        span: &Range<u64>,
+    ) -> Result<(Slot, Vec<u8>), (bool, String)> {
+        let (mut is_certain, mut why) = (!self.is_partly_away, "its node is away".to_owned());
+        for home in &self.homes {
+            let path = ShardPath { disk: home.disk, extent, slot: self.slot };
+            match inner.get_shard(home, path, span.start, span.end).await {
+                Ok(frames) => return Ok((self.slot, joined(&frames))),
+                Err(error) => {
+                    is_certain &= error.is_certain();
+                    why = format!("slot {}: {error}", self.slot.0);
+                }
+            }
+        }
+        Err((is_certain, why))
     }
 }
 
@@ -57,45 +129,31 @@ impl Inner {
         map: &ClusterMap,
         span: &Range<u64>,
         needed: usize,
-    ) -> Result<Vec<Option<Vec<u8>>>, Failure> {
-        let other = |slot: Slot| {
-            let disk = *group.homes.get(usize::from(slot.0))?;
-            let home = Home::of(map, disk).filter(|_| self.health.is_readable(map, disk))?;
-            (slot != column.slot).then_some((slot, home))
-        };
-        let mut candidates = column.profile.slots().filter_map(other);
-        let ask = |(slot, home): (Slot, Home)| async move {
-            let path = ShardPath { disk: home.disk, extent: column.extent, slot };
-            (slot, self.get_shard(&home, path, span.start, span.end).await)
-        };
-        let mut asked: FuturesUnordered<_> = candidates.by_ref().take(needed).map(ask).collect();
+    ) -> Result<Vec<Option<Vec<u8>>>, ColumnFailure> {
+        let slots = column.profile.slots().filter(|slot| *slot != column.slot);
+        let mut others = slots.filter_map(|slot| Other::of(self, map, group, slot));
+        let ask = |other: Other| other.read(self, column.extent, span);
+        let mut asked: FuturesUnordered<_> = others.by_ref().take(needed).map(ask).collect();
         let mut cells = vec![None; usize::from(column.profile.width())];
-        let mut why = String::from("too few homes live");
-        let mut found = 0;
-        while let Some((slot, answer)) = asked.next().await {
+        let (mut found, mut unknown, mut why) = (0, 0, String::from("too few homes are left"));
+        while let Some(answer) = asked.next().await {
             match answer {
-                Ok(frames) => {
-                    cells[usize::from(slot.0)] = Some(joined(&frames));
+                Ok((slot, bytes)) => {
+                    cells[usize::from(slot.0)] = Some(bytes);
                     found += 1;
                 }
-                Err(error) => {
-                    why = error_of(slot, &error);
-                    asked.extend(candidates.next().map(ask));
+                Err((is_certain, reason)) => {
+                    unknown += usize::from(!is_certain);
+                    why = reason;
+                    asked.extend(others.next().map(ask));
                 }
             }
         }
         if found >= needed {
             return Ok(cells);
         }
-        let extent = column.extent;
-        Err(Failure::unavailable(format!(
-            "{found} of {needed} shards of {extent} could be read: {why}"
-        )))
+        Err(ColumnFailure { extent: column.extent, found, needed, unknown, why })
     }
-}
-
-fn error_of(slot: Slot, error: &ShardError) -> String {
-    format!("slot {}: {error}", slot.0)
 }
 
 fn joined(frames: &Frames) -> Vec<u8> {

@@ -6,7 +6,8 @@
 
 use crate::Client;
 use crate::inner::Inner;
-use ashlar_types::{ClusterMap, DiskId, Node, NodeId, Role};
+use ashlar_host::Monotonic;
+use ashlar_types::{ClusterMap, DiskId, Epoch, Node, NodeId, Role};
 use ashlar_wire::Class;
 use ashlar_wire::proto::data_client::DataClient;
 use ashlar_wire::proto::{PingReply, PingRequest};
@@ -80,6 +81,9 @@ struct NodeBelief {
 
 #[derive(Debug, Default)]
 struct DiskBelief {
+    /// When its node has last said that it has it, and that it is not out of service.
+    seen: Option<Monotonic>,
+    out: bool,
     /// `false` once its node has said so.
     unwritable: bool,
     full: bool,
@@ -217,7 +221,19 @@ impl Health {
         self.with(|beliefs| beliefs.disks.get(&disk)?.writes.percentile(99))
     }
 
-    fn pinged(&self, node: NodeId, answer: Option<PingReply>) {
+    /// Whether the node of a disk has said that it serves it.
+    pub(crate) fn is_served(&self, disk: DiskId) -> bool {
+        self.with(|beliefs| {
+            beliefs.disks.get(&disk).is_some_and(|disk| disk.seen.is_some() && !disk.out)
+        })
+    }
+
+    /// When the node of a disk has last said that it has it.
+    pub(crate) fn seen(&self, disk: DiskId) -> Option<Monotonic> {
+        self.with(|beliefs| beliefs.disks.get(&disk)?.seen)
+    }
+
+    fn pinged(&self, node: NodeId, answer: Option<PingReply>, now: Monotonic) {
         self.with(|beliefs| {
             let belief = beliefs.nodes.entry(node).or_default();
             let Some(answer) = answer else {
@@ -230,6 +246,10 @@ impl Health {
                     continue;
                 };
                 let disk = beliefs.disks.entry(DiskId(u128::from_be_bytes(id))).or_default();
+                disk.out = status.out;
+                if !status.out {
+                    disk.seen = Some(now);
+                }
                 disk.unwritable = !status.writable;
                 disk.full = false;
                 disk.used_per_mille = used_per_mille(status.capacity_bytes, status.free_bytes);
@@ -275,26 +295,31 @@ fn pings(
     map: &ClusterMap,
 ) -> FuturesUnordered<impl Future<Output = (NodeId, Option<PingReply>)>> {
     let data_nodes = map.nodes.values().filter(|node| node.roles.contains(&Role::Data));
-    data_nodes.cloned().map(|node| ping(inner, node)).collect()
+    data_nodes.cloned().map(|node| ping(inner, node, map.epoch)).collect()
 }
 
-async fn ping_all(inner: &Inner) {
+/// Asks all data nodes how they are, and tells them the epoch of the map.
+pub(crate) async fn ping_all(inner: &Inner) {
     let map = inner.map.load_full();
     let mut pings = pings(inner, &map);
     while let Some((node, answer)) = pings.next().await {
         if answer.as_ref().is_some_and(|answer| answer.map_epoch > map.epoch.0) {
             inner.want_map();
         }
-        inner.health.pinged(node, answer);
+        inner.health.pinged(node, answer, inner.host.clock.now());
     }
     inner.health.compare_disks();
 }
 
-async fn ping(inner: &Inner, node: Node) -> (NodeId, Option<PingReply>) {
+async fn ping(inner: &Inner, node: Node, epoch: Epoch) -> (NodeId, Option<PingReply>) {
     let peer = node.id.0.to_string();
     metrics::counter!("ashlar_rpc_sent_total", "peer" => peer, "service" => "data").increment(1);
     let mut client = DataClient::new(inner.dialer.channel(&node.address, Class::Bulk));
-    let answer = inner.host.clock.timeout(PING_PATIENCE, client.ping(PingRequest {})).await;
+    let answer = inner
+        .host
+        .clock
+        .timeout(PING_PATIENCE, client.ping(PingRequest { map_epoch: epoch.0 }))
+        .await;
     let answer = answer.ok().and_then(Result::ok).map(tonic::Response::into_inner);
     // another node at this address is not this node
     (node.id, answer.filter(|answer| answer.node == node.id.0))
@@ -309,11 +334,11 @@ mod tests {
         let (health, node) = (Health::default(), NodeId(1));
         let is_up = || health.with(|beliefs| beliefs.is_up(node));
         assert!(is_up(), "nothing is known of it yet");
-        health.pinged(node, None);
+        health.pinged(node, None, Monotonic::default());
         assert!(is_up());
-        health.pinged(node, None);
+        health.pinged(node, None, Monotonic::default());
         assert!(!is_up());
-        health.pinged(node, Some(PingReply::default()));
+        health.pinged(node, Some(PingReply::default()), Monotonic::default());
         assert!(is_up());
         health.refused(node);
         assert!(!is_up());

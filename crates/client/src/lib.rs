@@ -21,6 +21,7 @@ mod extent;
 mod failure;
 mod health;
 mod inner;
+mod moves;
 mod open_reads;
 mod pool;
 mod query;
@@ -36,12 +37,13 @@ mod writer;
 
 pub use audit::{InventoryPage, LivingSessions, SessionsInUse};
 pub use collect::{GarbagePage, GatewayReads};
-pub use column::Column;
+pub use column::{Column, ColumnFailure};
 pub use config::ClientConfig;
 pub use execute::Ticket;
 pub use failure::Failure;
 pub use open_reads::{OpenRead, OpenReadNumbers};
 pub use query::ListUploads;
+pub use shard::ShardError;
 pub use writer::ObjectWriter;
 
 use ashlar_host::Host;

@@ -37,7 +37,7 @@ impl Home {
 
 /// Why a shard was not stored, or not read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum ShardError {
+pub enum ShardError {
     /// The data node says why.
     #[error("refused: {}", .0.word())]
     Refused(ShardRefusal),
@@ -47,6 +47,19 @@ pub(crate) enum ShardError {
     /// The answer broke off, or is not what was asked for.
     #[error("{0}")]
     Broken(String),
+}
+
+impl ShardError {
+    /// Whether it is certain that the shard is not there, or cannot be read there any more.
+    pub fn is_certain(&self) -> bool {
+        match self {
+            Self::Refused(refusal) => matches!(
+                refusal,
+                ShardRefusal::NotFound | ShardRefusal::Corrupt | ShardRefusal::BadRange
+            ),
+            Self::Unreachable(_) | Self::Broken(_) => false,
+        }
+    }
 }
 
 /// Bytes as they came, in order.

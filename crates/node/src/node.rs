@@ -1,6 +1,8 @@
 //! A data node: its disks, and the cluster map by which it judges epochs.
 
+use crate::copy::IncomingMoves;
 use crate::disks::Disks;
+use crate::gate::Gate;
 use crate::service::DataService;
 use crate::{DiskReport, GarbageJudge, Stores, shards};
 use ashlar_host::{Host, TaskKind};
@@ -10,7 +12,7 @@ use ashlar_wire::proto::data_server::DataServer;
 use futures::future::join_all;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -69,7 +71,11 @@ pub struct DataNode {
     pub(crate) host: Host,
     pub(crate) config: DataConfig,
     disks: Arc<Disks>,
-    map: RwLock<Arc<ClusterMap>>,
+    map: watch::Sender<Arc<ClusterMap>>,
+    /// The newest epoch of the map that it has heard of.
+    heard: watch::Sender<Epoch>,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) incoming: IncomingMoves,
 }
 
 impl std::fmt::Debug for DataNode {
@@ -83,7 +89,15 @@ impl DataNode {
     /// where none is.
     pub async fn start(host: Host, config: DataConfig) -> Result<Arc<Self>, DataNodeError> {
         let disks = Arc::new(Disks::default());
-        let node = Self { host, config, disks: disks.clone(), map: RwLock::default() };
+        let node = Self {
+            host,
+            config,
+            disks: disks.clone(),
+            map: watch::Sender::default(),
+            heard: watch::Sender::default(),
+            gate: Arc::default(),
+            incoming: IncomingMoves::default(),
+        };
         for dir in &node.config.disks {
             disks.announce(dir, node.config.known.get(dir).copied())?;
         }
@@ -240,21 +254,66 @@ impl DataNode {
 
     /// From now on epochs are judged by this map. An older one than is known changes nothing.
     pub fn set_map(&self, map: Arc<ClusterMap>) {
-        let mut known = self.map.write().unwrap_or_else(PoisonError::into_inner);
-        if map.epoch >= known.epoch {
-            *known = map;
-        }
+        self.map.send_if_modified(|known| {
+            let is_newer = map.epoch > known.epoch;
+            if is_newer {
+                *known = map;
+            }
+            is_newer
+        });
+    }
+
+    /// As after a start.
+    #[cfg(test)]
+    pub(crate) fn forget_map(&self) {
+        self.map.send_replace(Arc::default());
+    }
+
+    /// The map that it has.
+    pub(crate) fn map(&self) -> Arc<ClusterMap> {
+        self.map.borrow().clone()
     }
 
     /// The epoch of the map that it has.
     pub fn map_epoch(&self) -> Epoch {
-        self.map.read().unwrap_or_else(PoisonError::into_inner).epoch
+        self.map.borrow().epoch
+    }
+
+    /// Somebody has a map of this epoch.
+    pub(crate) fn heard_of(&self, epoch: Epoch) {
+        self.heard.send_if_modified(|known| {
+            let is_newer = epoch > *known;
+            *known = epoch.max(*known);
+            is_newer
+        });
+    }
+
+    /// Whether it has heard of a newer map than it has.
+    pub fn wants_map(&self) -> bool {
+        *self.heard.borrow() > self.map_epoch()
+    }
+
+    /// Waits until its map has changed since `seen`.
+    pub(crate) async fn map_changed(&self, seen: Epoch) {
+        let mut maps = self.map.subscribe();
+        drop(maps.wait_for(|map| map.epoch > seen).await);
+    }
+
+    /// Waits until its map has a group at this epoch or a later one.
+    pub(crate) async fn until_epoch(&self, pg: PgId, epoch: Epoch) {
+        let known =
+            |map: &ClusterMap| map.groups.get(&pg).is_some_and(|group| group.epoch >= epoch);
+        if !known(&self.map()) {
+            // a group never gets ahead of the map
+            self.heard_of(self.map_epoch().next());
+        }
+        let mut maps = self.map.subscribe();
+        drop(maps.wait_for(|map| known(map)).await);
     }
 
     /// The epoch of a placement group; `None`: the map that this node has does not know it.
     pub(crate) fn pg_epoch(&self, pg: PgId) -> Option<Epoch> {
-        let map = self.map.read().unwrap_or_else(PoisonError::into_inner);
-        map.groups.get(&pg).map(|group| group.epoch)
+        self.map.borrow().groups.get(&pg).map(|group| group.epoch)
     }
 
     /// Closes all disks cleanly. Writes that come later are refused. A disk that does not answer is not waited for.

@@ -38,7 +38,7 @@ pub trait ColumnSource: Send + Sync + 'static {
 #[async_trait]
 impl ColumnSource for Client {
     async fn column(&self, column: Column, span: Range<u64>) -> Result<Bytes, Failure> {
-        Self::column(self, column, span).await
+        Ok(Self::column(self, column, span).await?)
     }
 }
 

@@ -3,11 +3,13 @@
 use crate::collect::CollectError;
 use crate::{DataNode, GarbageJudge};
 use ashlar_store::Store;
-use ashlar_types::{CollectShards, DiskId, DiskQuery, ShardsCollected, decode, encode};
+use ashlar_types::{
+    CollectShards, DiskId, DiskQuery, Epoch, ListShards, ShardsCollected, decode, encode,
+};
 use ashlar_wire::proto::data_server::Data;
 use ashlar_wire::proto::{
-    CollectReply, CollectRequest, DiskStatus, InventoryReply, InventoryRequest, PingReply,
-    PingRequest,
+    CollectReply, CollectRequest, DiskStatus, InventoryReply, InventoryRequest, ListShardsReply,
+    ListShardsRequest, PingReply, PingRequest,
 };
 use std::sync::Arc;
 use tonic::{Request, Response, Status};
@@ -32,7 +34,10 @@ impl DataService {
 
     /// Those that are served, and those that are out: nothing is to be written to these.
     fn disks(&self) -> Vec<DiskStatus> {
-        let mut disks: Vec<DiskStatus> = self.node.stores().values().map(status).collect();
+        let served = |(disk, store): (&DiskId, &Store)| {
+            status(store, self.node.incoming.copied_bytes(*disk))
+        };
+        let mut disks: Vec<DiskStatus> = self.node.stores().iter().map(served).collect();
         let is_out = |disk: &DiskId| self.node.why_out(*disk).is_some();
         let out = self.node.disk_reports().into_iter().filter_map(|report| report.disk);
         disks.extend(out.filter(is_out).map(status_of_one_that_is_out));
@@ -42,7 +47,8 @@ impl DataService {
 
 #[tonic::async_trait]
 impl Data for DataService {
-    async fn ping(&self, _: Request<PingRequest>) -> Result<Response<PingReply>, Status> {
+    async fn ping(&self, request: Request<PingRequest>) -> Result<Response<PingReply>, Status> {
+        self.node.heard_of(Epoch(request.into_inner().map_epoch));
         Ok(Response::new(PingReply {
             node: self.node.config.node.0,
             incarnation: self.node.config.incarnation,
@@ -72,6 +78,16 @@ impl Data for DataService {
         let body = tasks.run_blocking(move || encode(&node.inventory(&query))).await;
         Ok(Response::new(InventoryReply { body: body.into() }))
     }
+
+    async fn list_shards(
+        &self,
+        request: Request<ListShardsRequest>,
+    ) -> Result<Response<ListShardsReply>, Status> {
+        let ask: ListShards = decode(&request.into_inner().body)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let listed = self.node.list_shards(&ask).await;
+        Ok(Response::new(ListShardsReply { body: encode(&listed).into() }))
+    }
 }
 
 fn refused(error: &CollectError) -> Status {
@@ -82,17 +98,20 @@ fn refused(error: &CollectError) -> Status {
 }
 
 fn status_of_one_that_is_out(disk: DiskId) -> DiskStatus {
-    DiskStatus { disk: disk.0.to_be_bytes().to_vec().into(), ..DiskStatus::default() }
+    DiskStatus { disk: disk.0.to_be_bytes().to_vec().into(), out: true, ..DiskStatus::default() }
 }
 
-fn status(store: &Store) -> DiskStatus {
+fn status(store: &Store, copied_bytes: u64) -> DiskStatus {
     let usage = store.usage();
     DiskStatus {
         disk: store.disk_id().0.to_be_bytes().to_vec().into(),
         writable: usage.writable,
+        out: false,
         capacity_bytes: usage.capacity,
         free_bytes: usage.free,
         shards: usage.shards,
         directory: store.dir().display().to_string(),
+        shard_bytes: store.live_bytes(),
+        copied_bytes,
     }
 }

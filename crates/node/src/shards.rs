@@ -1,9 +1,10 @@
 //! Shards over HTTP: PUT, and GET with ranges. They are deleted by `collect.rs` alone.
 
 use crate::DataNode;
+use crate::gate::{OpenWrite, SlotPlace};
 use ashlar_host::Clock;
 use ashlar_store::{SMALL_SHARD_BYTES_END, ShardKey, ShardMeta, Store, StoreError};
-use ashlar_types::EXTENT_BYTES_MAX;
+use ashlar_types::{EXTENT_BYTES_MAX, Epoch};
 use ashlar_wire::shard::{
     BadShardRequest, CRC_HEADER, ERROR_HEADER, LENGTH_HEADER, SHARD_ROUTE, ShardFacts, ShardPath,
     ShardRefusal, format_crc, parse_crc,
@@ -73,6 +74,9 @@ async fn put(
     let path: ShardPath = head.uri.path().parse()?;
     let facts: ShardFacts = head.uri.query().unwrap_or_default().parse()?;
     let store = store(&node, &path)?;
+    let at = SlotPlace { disk: path.disk, group: facts.pg, slot: path.slot };
+    // from here until it has ended, whoever acknowledges a newer epoch waits for it
+    let open = Arc::new(node.gate.enter(at, facts.pg_epoch).await);
     judge(&node, &facts, &head.headers)?;
     let expected = crc_of(&head.headers)?;
     let meta = ShardMeta {
@@ -84,7 +88,7 @@ async fn put(
         length: facts.length,
         created_ms: node.host.clock.wall_ms(),
     };
-    let incoming = Incoming::new(node.host.clock.clone(), body, expected);
+    let incoming = Incoming::new(node.host.clock.clone(), body, expected, open);
     // the class goes by what was announced: a shard that ends early stays where its room is
     let (crc, length) = if facts.length < SMALL_SHARD_BYTES_END {
         put_small(&store, meta, incoming).await?
@@ -107,6 +111,11 @@ fn store(node: &DataNode, path: &ShardPath) -> Result<Store, Refused> {
 
 /// What can be said before the body comes.
 fn judge(node: &DataNode, facts: &ShardFacts, headers: &HeaderMap) -> Result<(), Refused> {
+    if node.map_epoch() == Epoch(0) {
+        // what it acknowledged before it was started anew is in a map that it does not have yet
+        let text = "this node does not know the cluster map yet".to_owned();
+        return Err(Refused(ShardRefusal::StaleEpoch, text));
+    }
     if let Some(known) = node.pg_epoch(facts.pg).filter(|&known| facts.pg_epoch < known) {
         let text = format!("{} is at {known}, not at {}", facts.pg, facts.pg_epoch);
         return Err(Refused(ShardRefusal::StaleEpoch, text));
@@ -181,11 +190,12 @@ struct Incoming {
     body: Body,
     expected: Option<u32>,
     in_trailer: bool,
+    open: Arc<OpenWrite>,
 }
 
 impl Incoming {
-    fn new(clock: Arc<dyn Clock>, body: Body, expected: Option<u32>) -> Self {
-        Self { clock, body, expected, in_trailer: false }
+    fn new(clock: Arc<dyn Clock>, body: Body, expected: Option<u32>, open: Arc<OpenWrite>) -> Self {
+        Self { clock, body, expected, in_trailer: false, open }
     }
 
     /// The next bytes; `None`: that was all.
@@ -194,9 +204,16 @@ impl Incoming {
             let seconds = BODY_PATIENCE.as_secs();
             Refused(ShardRefusal::BadBody, format!("the body sent nothing for {seconds} s"))
         };
-        while let Some(frame) =
-            self.clock.timeout(BODY_PATIENCE, self.body.frame()).await.map_err(late)?
-        {
+        loop {
+            let came = tokio::select! {
+                biased;
+                came = self.clock.timeout(BODY_PATIENCE, self.body.frame()) => came,
+                () = self.open.broken_off() => {
+                    let text = "the group is at a newer epoch by now".to_owned();
+                    return Err(Refused(ShardRefusal::StaleEpoch, text));
+                }
+            };
+            let Some(frame) = came.map_err(late)? else { return Ok(None) };
             let frame = frame.map_err(|error| {
                 Refused(ShardRefusal::BadBody, format!("the body broke off: {error}"))
             })?;
@@ -211,7 +228,6 @@ impl Incoming {
                 }
             }
         }
-        Ok(None)
     }
 
     /// Whether what came is what was sent. It may be shorter than announced only if a trailer says what it is: so ends

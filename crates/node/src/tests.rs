@@ -1,6 +1,9 @@
 //! A data node through its router, as a client sees it.
 
 mod disks;
+mod fleet;
+mod moves;
+mod moves_model;
 
 use crate::{DataConfig, DataNode, GarbageJudge};
 use ashlar_host::Host;
@@ -47,10 +50,16 @@ struct Fixture {
     dir: tempfile::TempDir,
 }
 
+/// A map that knows no group: no epoch is refused.
+fn some_map() -> Arc<ClusterMap> {
+    Arc::new(ClusterMap { epoch: Epoch(1), ..ClusterMap::default() })
+}
+
 async fn start() -> Fixture {
     let dir = tempfile::tempdir().unwrap();
     let node = DataNode::start(Host::real(), config(vec![dir.path().to_owned()])).await.unwrap();
     let disk = node.disks()[0].id;
+    node.set_map(some_map());
     Fixture { node, disk, dir }
 }
 
@@ -267,6 +276,7 @@ async fn a_shard_that_ended_early_has_its_true_length_after_a_restart_too() {
             fixture.node.stop().await;
             let disks = vec![fixture.dir.path().to_owned()];
             fixture.node = DataNode::start(Host::real(), config(disks)).await.unwrap();
+            fixture.node.set_map(some_map());
         }
         for (counter, length) in [(1, 500), (2, 1_000), (3, 524_288)] {
             let (status, headers, all) = fixture.get(counter, None).await;
@@ -316,7 +326,8 @@ async fn a_ping_says_how_the_disks_are() {
     let fixture = start().await;
     fixture.put(1, bytes(10)).await;
     let service = crate::DataService::new(fixture.node.clone(), Arc::new(Queue(None)));
-    let reply = service.ping(tonic::Request::new(PingRequest {})).await.unwrap().into_inner();
+    let reply =
+        service.ping(tonic::Request::new(PingRequest::default())).await.unwrap().into_inner();
     assert_eq!((reply.node, reply.incarnation, reply.disks.len()), (3, 6, 1));
     assert!(reply.disks[0].writable && reply.disks[0].free_bytes > 0);
     assert_eq!(reply.disks[0].shards, 1);

@@ -1,6 +1,8 @@
 //! Where shards live: groups of homes, made by weights, zones and the ring, and the group of each new extent.
 //!
 //! - [`extend`] and [`rebalance`] compute a difference of the tables; the root commits it, nobody recomputes it.
+//! - [`schedule`] says which slots may begin to move now, the most urgent first.
+//! - [`drain_forecast`] says what it would mean to empty disks.
 //! - [`validate`] is what the root's apply asks of a table.
 //! - [`Chooser`] is what a gateway asks for each extent.
 //!
@@ -8,11 +10,15 @@
 
 mod choose;
 mod domains;
+mod drain;
 mod plan;
 mod ring;
+mod schedule;
 mod solver;
 mod validate;
 
 pub use choose::{Chooser, PerMille};
+pub use drain::{DrainForecast, Survival, drain_forecast};
 pub use plan::{Settings, extend, profiles, rebalance};
+pub use schedule::{MoveLimits, are_moves_left, schedule, settled};
 pub use validate::{BadPlacement, validate, validate_group};

@@ -6,7 +6,7 @@
 
 use crate::domains::{Domains, count};
 use crate::solver::Solver;
-use ashlar_types::{ClusterMap, Epoch, PgId, PlacementDiff, PlacementGroup, Profile, Slot};
+use ashlar_types::{ClusterMap, DiskId, Epoch, PgId, PlacementDiff, PlacementGroup, Profile, Slot};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What an operator may ask of placement.
@@ -29,7 +29,7 @@ impl Default for Settings {
 /// A table grows by appending at most to this many times its first size; beyond that, slots must move.
 const GROWTH_MAX: usize = 4;
 /// Slots over or under its share at which a disk gives or takes: less is the rounding of whole slots.
-const MOVE_FROM_SLOTS: f64 = 1.0;
+pub(crate) const MOVE_FROM_SLOTS: f64 = 1.0;
 
 /// The profiles that this cluster should have groups of, the wide one first. Empty: there is no healthy disk.
 pub fn profiles(map: &ClusterMap, settings: &Settings) -> Vec<Profile> {
@@ -145,9 +145,18 @@ fn someone_is_behind(solver: &Solver<'_>, disks: usize, base: usize) -> bool {
 /// Slots that move are data that is copied, which is the migration's work; and a group moves one slot at a time, so a
 /// large difference is worked off in several rounds.
 pub fn rebalance(map: &ClusterMap, settings: &Settings) -> Option<PlacementDiff> {
+    let moved = moves(map, MOVE_FROM_SLOTS);
+    let idle = moved.is_empty();
+    let diff = PlacementDiff { base: map.epoch, moved, ..PlacementDiff::default() };
+    if idle { extend(map, settings) } else { Some(diff) }
+}
+
+/// The slots that must move, because their disk is no home any more, or because a disk is `behind_slots` or more behind
+/// its share; then all are evened out.
+pub(crate) fn moves(map: &ClusterMap, behind_slots: f64) -> Vec<(PgId, Slot, DiskId)> {
     let domains = Domains::of(map);
-    let mut diff = PlacementDiff { base: map.epoch, ..PlacementDiff::default() };
     let used: BTreeSet<Profile> = map.groups.values().map(|group| group.profile).collect();
+    let mut moved = Vec::new();
     for profile in used {
         let Some(mut solver) = Solver::new(&domains, profile, map.groups_of(profile)) else {
             continue;
@@ -155,11 +164,14 @@ pub fn rebalance(map: &ClusterMap, settings: &Settings) -> Option<PlacementDiff>
         let mut table = Table::of(map, profile, &solver);
         let mut moves = BTreeMap::new();
         table.leave_the_lost(&mut solver, &mut moves);
-        table.even_out(&mut solver, &mut moves);
-        diff.moved
-            .extend(moves.into_iter().map(|((id, slot), at)| (id, slot_of(slot), solver.disk(at))));
+        let is_far_behind = |at: usize| solver.behind(at) >= behind_slots;
+        if (0..solver.disks()).any(is_far_behind) {
+            table.even_out(&mut solver, &mut moves);
+        }
+        let disk = |at: usize| solver.disk(at);
+        moved.extend(moves.into_iter().map(|((id, slot), at)| (id, slot_of(slot), disk(at))));
     }
-    if diff.moved.is_empty() { extend(map, settings) } else { Some(diff) }
+    moved
 }
 
 /// Where slots go, by group and slot: a slot goes once, wherever it was first meant to go.

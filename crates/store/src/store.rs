@@ -21,7 +21,7 @@ use ashlar_host::{Disk, DiskUsage, Host, OpenMode};
 use ashlar_types::{BucketId, ClusterId, DiskId, Epoch, ExtentId, NodeId, PgId, Profile, Slot};
 use bytes::Bytes;
 use futures::FutureExt;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Bound;
 use std::path::{Path, PathBuf};
@@ -35,6 +35,8 @@ const LOCK_NAME: &str = "ashlar.lock";
 const NUMBERS_PER_INCARNATION_BITS: u32 = 40;
 /// Chores that may wait for the helper thread.
 const CHORES_MAX: usize = 64;
+/// Shards that a page of a slot's list looks at, so that writers do not wait long for the index.
+const LOOKED_AT_ONCE: usize = 65_536;
 /// A small segment holds at least two of the largest batches that its size allows.
 const SMALL_SEGMENT_BYTES_MIN: u64 = 256 * 1024;
 
@@ -471,6 +473,12 @@ impl Store {
         }
     }
 
+    /// What the shards that are there take: never waits for the disk.
+    pub fn live_bytes(&self) -> u64 {
+        let segments = self.core.segments.lock().unwrap_or_else(PoisonError::into_inner);
+        segments.values().map(|segment| segment.live_bytes()).sum()
+    }
+
     /// What its room is used for.
     pub fn space(&self) -> Space {
         let figures = *self.core.figures();
@@ -621,6 +629,38 @@ impl Store {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let index = self.core.index.read().unwrap_or_else(PoisonError::into_inner);
         index.range((from, Bound::Unbounded)).take(limit).map(|(_, entry)| entry.meta).collect()
+    }
+
+    /// The shards of one slot of a group, behind `after`, in the order of their extents, each with the CRC-32C of its
+    /// content; and where the next page begins. A page may have fewer than `limit`, even none, and not be the last.
+    pub fn list_slot(
+        &self,
+        pg: PgId,
+        slot: Slot,
+        after: Option<ExtentId>,
+        limit: usize,
+    ) -> (Vec<(ShardMeta, u32)>, Option<ExtentId>) {
+        let behind = |extent| ShardKey { extent, slot: Slot(u8::MAX) };
+        let from = after.map_or(Bound::Unbounded, |extent| Bound::Excluded(behind(extent)));
+        let index = self.core.index.read().unwrap_or_else(PoisonError::into_inner);
+        let (mut found, mut last) = (Vec::new(), None);
+        for (looked, (key, entry)) in index.range((from, Bound::Unbounded)).enumerate() {
+            let is_full = looked >= LOOKED_AT_ONCE || found.len() >= limit;
+            if is_full && last.is_some_and(|last| last != key.extent) {
+                return (found, last);
+            }
+            if entry.meta.pg == pg && key.slot == slot {
+                found.push((entry.meta, entry.crc));
+            }
+            last = Some(key.extent);
+        }
+        (found, None)
+    }
+
+    /// The slots of groups of which this disk has shards. It looks at all of them.
+    pub fn slots(&self) -> BTreeSet<(PgId, Slot)> {
+        let index = self.core.index.read().unwrap_or_else(PoisonError::into_inner);
+        index.iter().map(|(key, entry)| (entry.meta.pg, key.slot)).collect()
     }
 
     /// Finishes what has come, writes a checkpoint and marks the disk clean. Later writes are refused.

@@ -6,9 +6,11 @@ use crate::watched_disk::{Lie, Syncs, WatchedDisk};
 use anyhow::{Context, Result};
 use ashlar::config::NodeConfig;
 use ashlar::identity::RootKey;
+use ashlar::membership::issue_token;
 use ashlar::node::RunningNode;
-use ashlar_host::{CutStyle, Host};
+use ashlar_host::{CutStyle, Disk, Host, OpenMode};
 use ashlar_types::Role;
+use ashlar_wire::Security;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -61,7 +63,7 @@ pub struct TestCluster {
     nodes: Vec<TestNode>,
     root_key: RootKey,
     /// What does not go through a node's disk: its history.
-    _place: TempDir,
+    place: TempDir,
 }
 
 impl TestCluster {
@@ -69,6 +71,14 @@ impl TestCluster {
     pub async fn demo() -> Result<Self> {
         let place = tempfile::tempdir()?;
         let (laid, root_key) = layout::demo(&Host::real(), place.path()).await?;
+        Self::of(laid, root_key, place).await
+    }
+
+    /// The same, with settings of the test's own. Serves when it returns.
+    pub async fn demo_with(change: impl Fn(&mut NodeConfig)) -> Result<Self> {
+        let place = tempfile::tempdir()?;
+        let (mut laid, root_key) = layout::demo(&Host::real(), place.path()).await?;
+        laid.iter_mut().for_each(|laid| change(&mut laid.config));
         Self::of(laid, root_key, place).await
     }
 
@@ -84,9 +94,32 @@ impl TestCluster {
             make_real_dir(&config.dir)?;
         }
         let nodes = laid.into_iter().map(TestNode::new).collect();
-        let mut cluster = Self { nodes, root_key, _place: place };
+        let mut cluster = Self { nodes, root_key, place };
         cluster.start_all().await?;
         Ok(cluster)
+    }
+
+    /// Adds a node that holds shards only; it serves when this returns. Its index is that of the last one.
+    pub async fn add_node(&mut self, wish: &NewNode) -> Result<usize> {
+        let live = self.nodes.iter().filter(|node| node.life.is_some());
+        let member = live.into_iter().find(|node| node.has(Role::Meta));
+        let like = member.context("a member must live")?.config.clone();
+        let seed = like.address();
+        let valid = Duration::from_secs(600);
+        let token = issue_token(&Host::real(), &seed, &Security::Plain, valid).await?;
+        let laid = layout::joiner(self.place.path(), &like, wish, &seed, &token)?;
+        make_real_dir(&laid.config.dir)?;
+        self.nodes.push(TestNode::new(laid));
+        self.start_all().await?;
+        Ok(self.nodes.len() - 1)
+    }
+
+    /// Takes away all that a disk of a node without power has: its directory is as when it was bought.
+    pub fn wipe_disk(&mut self, index: usize, number: usize) -> Result<()> {
+        let node = &self.nodes[index];
+        anyhow::ensure!(node.life.is_none(), "a disk is wiped while its node has no power");
+        let dir = node.config.data.disks.get(number).context("there is no such disk")?;
+        remove_all(&node.disk, dir)
     }
 
     /// The nodes, in the order of their ids.
@@ -167,6 +200,28 @@ impl TestCluster {
         self.power_off(style).await?;
         self.start_all().await
     }
+}
+
+/// A node that is to join.
+#[derive(Debug, Clone)]
+pub struct NewNode {
+    /// What it is called.
+    pub name: String,
+    /// Where it stands.
+    pub zone: String,
+    /// How many disks it has.
+    pub disks: usize,
+}
+
+fn remove_all(disk: &WatchedDisk, dir: &Path) -> Result<()> {
+    for path in disk.list(dir)? {
+        if disk.open(&path, OpenMode::Read).is_ok() {
+            disk.remove_file(&path)?;
+        } else {
+            remove_all(disk, &path)?;
+        }
+    }
+    Ok(disk.sync_dir(dir)?)
 }
 
 /// Each node's writes have their own fate.

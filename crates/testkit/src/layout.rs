@@ -3,12 +3,14 @@
 //! The nodes of the demo are laid out by the demo itself, on a disk that is then thrown away: each node gets a copy of
 //! exactly what is its own. Files are as small as the stores allow, because all of it lies in memory.
 
+use crate::cluster::NewNode;
 use crate::watched_disk::WatchedDisk;
 use anyhow::{Context, Result};
-use ashlar::config::NodeConfig;
+use ashlar::config::{JoinConfig, NodeConfig};
 use ashlar::demo::{DemoWish, lay_out};
 use ashlar::identity::{NodeDir, RootKey};
 use ashlar_host::{Disk, Host, OpenMode, SimDisk};
+use ashlar_types::Role;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -74,6 +76,34 @@ pub(crate) fn single(host: &Host, dir: &Path, disks: usize) -> Result<(Laid, Roo
     let root_key = RootKey::generate(&host);
     NodeDir::open(&host, &config.dir)?.set_root_key(&root_key)?;
     Ok((Laid { config, disk }, root_key))
+}
+
+/// A node that holds shards only, and joins by a token.
+pub(crate) fn joiner(
+    dir: &Path,
+    like: &NodeConfig,
+    wish: &NewNode,
+    seed: &str,
+    token: &str,
+) -> Result<Laid> {
+    let own = dir.join(&wish.name);
+    let mut config = like.clone();
+    config.dir = own.join("node");
+    config.name = Some(wish.name.clone());
+    config.zone.clone_from(&wish.zone);
+    config.roles = vec![Role::Data];
+    config.internal.listen = format!("127.0.0.1:{}", free_port()?);
+    config.admin.listen = format!("127.0.0.1:{}", free_port()?);
+    config.s3.listen = format!("127.0.0.1:{}", free_port()?);
+    config.data.disks = (1..=wish.disks).map(|number| own.join(format!("disk-{number}"))).collect();
+    config.founding = None;
+    let token_file = own.join("token");
+    config.join = Some(JoinConfig { seed: seed.to_owned(), token_file: token_file.clone() });
+    let disk = WatchedDisk::default();
+    let files: &dyn Disk = &disk;
+    files.create_dir_all(&own)?;
+    files.replace(&token_file, token.as_bytes())?;
+    Ok(Laid { config, disk })
 }
 
 fn shrink(config: &mut NodeConfig) {

@@ -11,5 +11,5 @@ mod layout;
 mod life;
 mod watched_disk;
 
-pub use cluster::{TestCluster, TestNode};
+pub use cluster::{NewNode, TestCluster, TestNode};
 pub use watched_disk::{Lie, Syncs, WatchedDisk};

@@ -4,7 +4,8 @@ use ashlar_host::Host;
 use ashlar_wire::proto::data_client::DataClient;
 use ashlar_wire::proto::data_server::{Data, DataServer};
 use ashlar_wire::proto::{
-    CollectReply, CollectRequest, InventoryReply, InventoryRequest, PingReply, PingRequest,
+    CollectReply, CollectRequest, InventoryReply, InventoryRequest, ListShardsReply,
+    ListShardsRequest, PingReply, PingRequest,
 };
 use ashlar_wire::{Authority, Class, Dialer, Security, ShardBody};
 use axum::Router;
@@ -31,6 +32,13 @@ impl Data for Pong {
     ) -> Result<Response<InventoryReply>, Status> {
         Err(Status::unimplemented("this node has nothing"))
     }
+
+    async fn list_shards(
+        &self,
+        _: Request<ListShardsRequest>,
+    ) -> Result<Response<ListShardsReply>, Status> {
+        Err(Status::unimplemented("this node has no shards"))
+    }
 }
 
 async fn start(host: &Host, security: Security) -> String {
@@ -52,7 +60,8 @@ fn shard(bytes: usize) -> http::Request<ShardBody> {
 
 async fn speaks_both(dialer: &Dialer, address: &str) {
     let channel = dialer.channel(address, Class::Bulk);
-    let pong = DataClient::new(channel).ping(PingRequest {}).await.expect("a member is served");
+    let pong =
+        DataClient::new(channel).ping(PingRequest::default()).await.expect("a member is served");
     assert_eq!(pong.into_inner().node, 7);
     for bytes in [1, 100_000] {
         let answer = dialer.http1(address, shard(bytes)).await.expect("a member is served");

@@ -10,7 +10,7 @@ use ashlar_wire::proto::metadata_reply::Result as Reply;
 use ashlar_wire::proto::metadata_server::{Metadata, MetadataServer};
 use ashlar_wire::proto::{
     Busy, CollectReply, CollectRequest, DiskStatus, InventoryReply, InventoryRequest,
-    MetadataReply, MetadataRequest, PingReply, PingRequest,
+    ListShardsReply, ListShardsRequest, MetadataReply, MetadataRequest, PingReply, PingRequest,
 };
 use ashlar_wire::shard::{
     CRC_HEADER, ERROR_HEADER, SHARD_ROUTE, ShardFacts, ShardPath, format_crc,
@@ -361,6 +361,13 @@ impl Data for FakeNode {
         _: tonic::Request<CollectRequest>,
     ) -> Result<tonic::Response<CollectReply>, Status> {
         Err(Status::unimplemented("the fakes keep what they have"))
+    }
+
+    async fn list_shards(
+        &self,
+        _: tonic::Request<ListShardsRequest>,
+    ) -> Result<tonic::Response<ListShardsReply>, Status> {
+        Err(Status::unimplemented("nothing moves among the fakes"))
     }
 }
 

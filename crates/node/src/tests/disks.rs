@@ -39,7 +39,9 @@ impl Several {
     }
 
     async fn start_with(&self, config: DataConfig) -> Result<Arc<DataNode>, DataNodeError> {
-        DataNode::start(self.host.clone(), config).await
+        let node = DataNode::start(self.host.clone(), config).await?;
+        node.set_map(some_map());
+        Ok(node)
     }
 
     /// Which disk is in which directory.
@@ -103,7 +105,8 @@ async fn a_disk_that_cannot_be_opened_is_out_and_the_others_are_served() {
     // the cluster is not told that it is gone, and gateways are told to write nothing to it
     assert!(node.disks().iter().all(|disk| disk.id != bad));
     let service = crate::DataService::new(node.clone(), Arc::new(Queue(None)));
-    let ping = service.ping(tonic::Request::new(PingRequest {})).await.unwrap().into_inner();
+    let ping =
+        service.ping(tonic::Request::new(PingRequest::default())).await.unwrap().into_inner();
     let told = ping.disks.iter().find(|disk| disk.disk == bad.0.to_be_bytes()[..]).unwrap();
     assert!(!told.writable && ping.disks.len() == 3);
     assert_eq!(put(&node, &at(good, 3), 10).await.status(), StatusCode::OK);

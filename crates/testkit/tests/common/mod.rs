@@ -178,6 +178,17 @@ impl Ledger {
         losses
     }
 
+    /// The same of the `last` keys only, without the list.
+    pub(crate) async fn losses_of(&self, client: &Client, last: usize) -> Vec<String> {
+        let mut losses = Vec::new();
+        for (gateway, (key, expected)) in self.keys.iter().rev().take(last).enumerate() {
+            if let Err(loss) = check(client, gateway, key, expected).await {
+                losses.push(format!("{key}: {loss}"));
+            }
+        }
+        losses
+    }
+
     /// The list must agree, whatever the reads say.
     async fn list_losses(&self, client: &Client) -> Vec<String> {
         let (mut listed, mut after) = (BTreeSet::new(), String::new());

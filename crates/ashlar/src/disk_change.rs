@@ -1,0 +1,363 @@
+//! Taking disks out of use, and back: what an operator asks for, what it would mean, and whether it may be.
+//!
+//! A disk that drains is read and written as before, while its slots leave it one after the other; so draining itself
+//! endangers nothing. It is refused where it could not end well: slots without a place to go to, groups that would not
+//! survive any more what they survive now, disks without room. Two operators who drain at once may both find no fault, so
+//! it is judged once more when it has begun, and taken back if it was refused then.
+
+use ashlar_client::{Client, Failure};
+use ashlar_placement::{DrainForecast, Survival, drain_forecast};
+use ashlar_types::{ClusterMap, DiskId, DiskState, RootOp, Versioned};
+use ashlar_wire::proto::{DiskStatus, PingReply};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What is to be done with disks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskStep {
+    /// Empty them.
+    Drain,
+    /// Use them again: those that drain.
+    Undrain,
+    /// Strike them off for good: those that no group names.
+    Remove,
+}
+
+/// What an operator asks for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeDisks {
+    /// The disks.
+    pub disks: Vec<DiskId>,
+    /// What is to be done with them.
+    pub step: DiskStep,
+    /// Only says what it would mean.
+    pub dry_run: bool,
+}
+
+/// What it came to, or would.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DisksChange {
+    /// Why not; empty: it may be.
+    pub refusals: Vec<String>,
+    /// What to know.
+    pub remarks: Vec<String>,
+    /// Slots that leave the disks.
+    pub slots: u64,
+    /// What the shards in them take; what a node that does not answer has is not in it.
+    pub bytes: u64,
+    /// Whether it has been done.
+    pub done: bool,
+}
+
+impl Versioned for ChangeDisks {
+    const NAME: &'static str = "change disks";
+    const VERSION: u8 = 1;
+}
+
+impl Versioned for DisksChange {
+    const NAME: &'static str = "disks change";
+    const VERSION: u8 = 1;
+}
+
+/// Does it, if it may be done.
+pub(crate) async fn change_disks(
+    client: &Client,
+    change: &ChangeDisks,
+) -> Result<DisksChange, Failure> {
+    let mut judged = judge_now(client, change).await?;
+    if change.dry_run || !judged.refusals.is_empty() {
+        return Ok(judged);
+    }
+    let state = match change.step {
+        DiskStep::Drain => DiskState::Draining,
+        DiskStep::Undrain => DiskState::Healthy,
+        DiskStep::Remove => DiskState::Removed,
+    };
+    set_all(client, &change.disks, state).await?;
+    if change.step == DiskStep::Drain {
+        let again = judge_now(client, change).await?;
+        if !again.refusals.is_empty() {
+            set_all(client, &change.disks, DiskState::Healthy).await?;
+            return Ok(again);
+        }
+    }
+    judged.done = true;
+    Ok(judged)
+}
+
+async fn judge_now(client: &Client, change: &ChangeDisks) -> Result<DisksChange, Failure> {
+    let map = client.map_now().await?;
+    let answers = client.ping_nodes(&map).await;
+    Ok(judge(&map, &answers, change))
+}
+
+async fn set_all(client: &Client, disks: &[DiskId], state: DiskState) -> Result<(), Failure> {
+    for &disk in disks {
+        client.root(RootOp::SetDiskState { disk, state }).await?;
+    }
+    Ok(())
+}
+
+/// Judges by the map, and by what the nodes with disks say.
+fn judge(map: &ClusterMap, answers: &[PingReply], change: &ChangeDisks) -> DisksChange {
+    let disks: BTreeSet<DiskId> = change.disks.iter().copied().collect();
+    let mut judged = DisksChange::default();
+    for &disk in &disks {
+        let state = map.disks.get(&disk).map(|disk| disk.state);
+        judged.refusals.extend(refusal(map, disk, state, change.step));
+    }
+    if change.step == DiskStep::Drain && judged.refusals.is_empty() {
+        forecast(map, &Statuses::of(answers), &disks, &mut judged);
+    }
+    judged
+}
+
+/// What speaks against it for one disk alone.
+fn refusal(
+    map: &ClusterMap,
+    disk: DiskId,
+    state: Option<DiskState>,
+    step: DiskStep,
+) -> Option<String> {
+    use DiskState::{Dead, Draining, Healthy, Removed, Suspect};
+    let slots = slots_on(map, disk);
+    match (step, state) {
+        (_, None) => Some(format!("there is no disk {disk}")),
+        (DiskStep::Drain, Some(Healthy | Suspect | Draining)) => None,
+        (DiskStep::Drain, Some(Dead)) => Some(format!(
+            "disk {disk} is dead: what it held is rebuilt elsewhere by itself ({slots} slots are left)"
+        )),
+        (DiskStep::Undrain, Some(Draining | Healthy)) => None,
+        (DiskStep::Undrain, Some(Suspect | Dead)) => {
+            Some(format!("disk {disk} does not drain: it has failed"))
+        }
+        (DiskStep::Drain | DiskStep::Undrain, Some(Removed)) => {
+            Some(format!("disk {disk} has been removed"))
+        }
+        (DiskStep::Remove, Some(_)) if slots > 0 => {
+            Some(format!("disk {disk} still has {slots} slots: drain it first"))
+        }
+        (DiskStep::Remove, Some(Healthy | Suspect)) => {
+            Some(format!("disk {disk} is in use, it may get slots at any moment: drain it first"))
+        }
+        (DiskStep::Remove, Some(Draining | Dead | Removed)) => None,
+    }
+}
+
+/// Groups' slots whose home it is, or that move there.
+pub fn slots_on(map: &ClusterMap, disk: DiskId) -> usize {
+    let named = |group: &ashlar_types::PlacementGroup| {
+        let arriving = group.moving.filter(|(_, to)| *to == disk).map(|_| disk);
+        group.homes.iter().copied().chain(arriving).filter(|home| *home == disk).count()
+    };
+    map.groups.values().map(named).sum()
+}
+
+/// What the nodes say of their disks.
+struct Statuses(BTreeMap<DiskId, DiskStatus>);
+
+impl Statuses {
+    fn of(answers: &[PingReply]) -> Self {
+        let all = answers.iter().flat_map(|answer| &answer.disks);
+        let by_id = all.filter_map(|status| {
+            let id: [u8; 16] = status.disk[..].try_into().ok()?;
+            Some((DiskId(u128::from_be_bytes(id)), status.clone()))
+        });
+        Self(by_id.collect())
+    }
+
+    fn shard_bytes(&self, disk: DiskId) -> u64 {
+        self.0.get(&disk).map_or(0, |status| status.shard_bytes)
+    }
+}
+
+fn forecast(
+    map: &ClusterMap,
+    statuses: &Statuses,
+    disks: &BTreeSet<DiskId>,
+    judged: &mut DisksChange,
+) {
+    // what is being emptied already counts with it
+    let draining = map.disks.values().filter(|disk| disk.state == DiskState::Draining);
+    let together: BTreeSet<DiskId> =
+        draining.map(|disk| disk.id).chain(disks.iter().copied()).collect();
+    let found = drain_forecast(map, &together);
+    judged.slots = disks.iter().map(|&disk| slots_on(map, disk) as u64).sum();
+    judged.bytes = disks.iter().map(|&disk| statuses.shard_bytes(disk)).sum();
+    judged.refusals.extend(dangers(&found));
+    judged.refusals.extend(narrow(map, statuses, &together, &found));
+    judged.remarks.extend(margins("node", &found.nodes));
+    judged.remarks.extend(margins("zone", &found.zones));
+    for disk in disks.iter().filter(|disk| !statuses.0.contains_key(disk)) {
+        judged.remarks.push(format!(
+            "the node of disk {disk} does not answer: its bytes are not counted, and its slots wait for it"
+        ));
+    }
+}
+
+fn dangers(found: &DrainForecast) -> Vec<String> {
+    let mut dangers = Vec::new();
+    if !found.stuck.is_empty() {
+        dangers.push(format!(
+            "{} slots would have no disk to go to that has none of their group: add disks first",
+            found.stuck.len()
+        ));
+    }
+    for (risks, domain) in [(found.node_risks, "node"), (found.zone_risks, "zone")] {
+        if risks > 0 {
+            dangers.push(format!(
+                "{risks} groups survive the loss of any {domain} now, and would not afterwards: add disks first"
+            ));
+        }
+    }
+    dangers
+}
+
+/// Disks that would have to take more than they have room for, by the average of the slots that leave.
+fn narrow(
+    map: &ClusterMap,
+    statuses: &Statuses,
+    leaving: &BTreeSet<DiskId>,
+    found: &DrainForecast,
+) -> Vec<String> {
+    let bytes: u64 = leaving.iter().map(|&disk| statuses.shard_bytes(disk)).sum();
+    let slots = found.leaving.len().max(1) as u64;
+    let mut taken: BTreeMap<DiskId, u64> = BTreeMap::new();
+    for (_, _, to) in &found.leaving {
+        *taken.entry(*to).or_default() += 1;
+    }
+    let is_narrow = |(to, count): (DiskId, u64)| {
+        let needed = bytes / slots * count;
+        let free = statuses.0.get(&to)?.free_bytes;
+        let node = map.disks.get(&to)?.node;
+        (needed > free).then(|| {
+            format!(
+                "disk {to} of {node} would get {needed} bytes and has {free} free: add disks first"
+            )
+        })
+    };
+    taken.into_iter().filter_map(is_narrow).collect()
+}
+
+/// Which margins change, in one sentence.
+fn margins(domain: &str, [before, after]: &[Survival; 2]) -> Option<String> {
+    let said = |survival: &Survival| {
+        let parts = survival
+            .iter()
+            .rev()
+            .map(|(lost, groups)| format!("{groups} groups survive {lost} {domain}s"));
+        parts.collect::<Vec<_>>().join(", ")
+    };
+    (before != after).then(|| format!("now {}; afterwards {}", said(before), said(after)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ashlar_placement::{Settings, extend};
+    use ashlar_types::{Disk, Node, NodeId, Role};
+
+    /// Nodes of two disks each, by their zones; node n has the disks 10n and 10n + 1.
+    fn cluster(zones: &[&str]) -> ClusterMap {
+        let mut map = ClusterMap::default();
+        for (id, zone) in (1..).zip(zones) {
+            let node = Node {
+                id: NodeId(id),
+                name: String::new(),
+                zone: (*zone).to_owned(),
+                address: String::new(),
+                roles: vec![Role::Data],
+                incarnation: 1,
+            };
+            map.nodes.insert(node.id, node);
+            for disk in [10 * id, 10 * id + 1] {
+                let disk = Disk {
+                    id: DiskId(disk.into()),
+                    node: NodeId(id),
+                    capacity_bytes: 1 << 40,
+                    incarnation: 1,
+                    state: DiskState::Healthy,
+                };
+                map.disks.insert(disk.id, disk);
+            }
+        }
+        let diff = extend(&map, &Settings::default()).expect("there are disks");
+        map.wide = diff.wide;
+        map.groups = diff.added.into_iter().map(|group| (group.id, group)).collect();
+        map
+    }
+
+    fn asked(
+        map: &ClusterMap,
+        answers: &[PingReply],
+        disks: &[u128],
+        step: DiskStep,
+    ) -> Vec<String> {
+        let disks = disks.iter().map(|&id| DiskId(id)).collect();
+        judge(map, answers, &ChangeDisks { disks, step, dry_run: true }).refusals
+    }
+
+    /// What nodes say whose disks hold so much and have so much room.
+    fn answers(map: &ClusterMap, shard_bytes: u64, free_bytes: u64) -> Vec<PingReply> {
+        let status = |disk: &Disk| DiskStatus {
+            disk: disk.id.0.to_be_bytes().to_vec().into(),
+            writable: true,
+            shard_bytes,
+            free_bytes,
+            ..DiskStatus::default()
+        };
+        vec![PingReply { disks: map.disks.values().map(status).collect(), ..PingReply::default() }]
+    }
+
+    #[test]
+    fn a_disk_or_a_node_of_six_may_be_drained() {
+        let map = cluster(&["a", "a", "b", "b", "c", "c"]);
+        for disks in [vec![10], vec![10, 11]] {
+            assert_eq!(asked(&map, &[], &disks, DiskStep::Drain), Vec::<String>::new());
+        }
+    }
+
+    #[test]
+    fn what_would_break_a_promise_is_refused() {
+        let map = cluster(&["a", "a", "b", "b", "c", "c"]);
+        let zone = asked(&map, &[], &[10, 11, 20, 21], DiskStep::Drain);
+        assert!(zone.iter().any(|why| why.contains("any zone")), "{zone:?}");
+        let small = cluster(&["a", "b", "c"]);
+        let node = asked(&small, &[], &[10, 11], DiskStep::Drain);
+        assert!(node.iter().any(|why| why.contains("any node")), "{node:?}");
+        let most = asked(&small, &[], &[10, 11, 20, 21], DiskStep::Drain);
+        assert!(most.iter().any(|why| why.contains("no disk to go to")), "{most:?}");
+    }
+
+    #[test]
+    fn disks_that_drain_already_count() {
+        let mut map = cluster(&["a", "a", "b", "b", "c", "c"]);
+        for disk in [10, 11] {
+            map.disks.get_mut(&DiskId(disk)).expect("known").state = DiskState::Draining;
+        }
+        let rest = asked(&map, &[], &[20, 21], DiskStep::Drain);
+        assert!(rest.iter().any(|why| why.contains("any zone")), "{rest:?}");
+    }
+
+    #[test]
+    fn there_must_be_room() {
+        let map = cluster(&["a", "a", "b", "b", "c", "c"]);
+        let wide = answers(&map, 1 << 30, 1 << 30);
+        assert_eq!(asked(&map, &wide, &[10], DiskStep::Drain), Vec::<String>::new());
+        let narrow = asked(&map, &answers(&map, 1 << 30, 1 << 20), &[10], DiskStep::Drain);
+        assert!(narrow.iter().all(|why| why.contains("bytes and has")), "{narrow:?}");
+        assert!(!narrow.is_empty());
+    }
+
+    #[test]
+    fn only_an_empty_disk_is_removed() {
+        let mut map = cluster(&["a", "a", "b", "b", "c", "c"]);
+        assert!(asked(&map, &[], &[10], DiskStep::Remove)[0].contains("drain it first"));
+        map.groups.clear();
+        assert!(asked(&map, &[], &[10], DiskStep::Remove)[0].contains("in use"));
+        map.disks.get_mut(&DiskId(10)).expect("known").state = DiskState::Draining;
+        assert_eq!(asked(&map, &[], &[10], DiskStep::Remove), Vec::<String>::new());
+        assert_eq!(asked(&map, &[], &[99], DiskStep::Remove).len(), 1, "there is none");
+    }
+}

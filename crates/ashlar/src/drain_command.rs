@@ -1,0 +1,117 @@
+//! `ashlar disk drain | undrain | remove` and `ashlar node drain`: asks a member, says what it means, and waits for the
+//! end where that is wished.
+
+use crate::show;
+use anyhow::{Context, Result, bail};
+use ashlar::disk_change::{ChangeDisks, DiskStep, DisksChange, slots_on};
+use ashlar::operator::{Member, Overview};
+use ashlar_host::Host;
+use ashlar_types::DiskId;
+use std::time::Duration;
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// A member that does not answer so often in a row is asked no more: it may be restarted meanwhile.
+const UNANSWERED_MAX: u32 = 60;
+
+/// How it shall be done.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct How {
+    pub(crate) dry_run: bool,
+    pub(crate) wait: bool,
+    pub(crate) json: bool,
+}
+
+/// Changes disks, or says what that would mean. A refusal is an error.
+pub(crate) async fn change(
+    host: &Host,
+    member: &Member,
+    disks: Vec<DiskId>,
+    step: DiskStep,
+    how: How,
+) -> Result<()> {
+    let asked = ChangeDisks { disks, step, dry_run: how.dry_run };
+    let before = member.overview().await?;
+    let change = member.change_disks(&asked).await?;
+    print!("{}", show::disks_change(&change, step, how.json)?);
+    if !change.refusals.is_empty() {
+        bail!("refused: {}", change.refusals.join("; "));
+    }
+    if how.wait { wait(host, member, &asked.disks, &change, &before, how).await } else { Ok(()) }
+}
+
+/// Until no group names the disks any more.
+async fn wait(
+    host: &Host,
+    member: &Member,
+    disks: &[DiskId],
+    change: &DisksChange,
+    before: &Overview,
+    how: How,
+) -> Result<()> {
+    let (mut shown, mut unanswered) = (None, 0);
+    let copied = loop {
+        match member.overview().await {
+            Ok(now) => {
+                unanswered = 0;
+                let left: usize = disks.iter().map(|&disk| slots_on(&now.map, disk)).sum();
+                let copied = now.copied_bytes().saturating_sub(before.copied_bytes());
+                if shown != Some(left) && !how.json {
+                    let copied = show::bytes(copied);
+                    println!("{left} of {} slots are left, {copied} copied", change.slots);
+                }
+                shown = Some(left);
+                if left == 0 {
+                    break copied;
+                }
+            }
+            Err(error) if unanswered >= UNANSWERED_MAX => {
+                return Err(
+                    error.context("the slots go on moving, but nobody says how far they are")
+                );
+            }
+            Err(_) => unanswered += 1,
+        }
+        host.clock.sleep(LOOK_EVERY).await;
+    };
+    if !how.json {
+        println!(
+            "empty: {} were copied in the cluster meanwhile, {} were on it in the beginning",
+            show::bytes(copied),
+            show::bytes(change.bytes)
+        );
+    }
+    Ok(())
+}
+
+/// The disk that is meant by its id, or by the directory in which it lies.
+pub(crate) fn disk_named(overview: &Overview, name: &str) -> Result<DiskId> {
+    if let Ok(id) = name.parse::<DiskId>()
+        && overview.map.disks.contains_key(&id)
+    {
+        return Ok(id);
+    }
+    let mut in_directory = overview.disks_in(name);
+    match (in_directory.pop(), in_directory.is_empty()) {
+        (Some(disk), true) => Ok(disk),
+        (Some(_), false) => {
+            bail!("several nodes have a disk in {name}: name it by its id (ashlar disk ls)")
+        }
+        (None, _) => bail!("there is no disk '{name}': ashlar disk ls shows all"),
+    }
+}
+
+/// The disks of a node, by its id or name, that are not gone.
+pub(crate) fn disks_of_node(overview: &Overview, name: &str) -> Result<Vec<DiskId>> {
+    let mut nodes = overview.map.nodes.values();
+    let node = nodes.find(|node| node.name == name || node.id.to_string() == name);
+    let node = node.with_context(|| format!("there is no node '{name}'"))?.id;
+    let disks = overview.map.disks.values();
+    let disks: Vec<DiskId> = disks
+        .filter(|disk| disk.node == node && disk.state.is_read())
+        .map(|disk| disk.id)
+        .collect();
+    if disks.is_empty() {
+        bail!("{node} has no disks");
+    }
+    Ok(disks)
+}

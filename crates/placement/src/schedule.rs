@@ -1,0 +1,167 @@
+//! Which slots may begin to move now, of all that must: the most urgent first, one of a group at a time, and few on one
+//! disk.
+//!
+//! It is computed anew from each map, as if all moves that have begun had ended. So it needs no memory: who takes over
+//! in the middle goes on where another one stopped.
+
+use crate::plan::{MOVE_FROM_SLOTS, moves};
+use ashlar_types::{ClusterMap, DiskId, PgId, PlacementGroup, Slot, SlotMove};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Slots that a disk is behind its share before data moves for it. New tables of small clusters are further off than a
+/// whole slot or two, and that is no reason to copy; once something moves, all is evened out.
+const UNEVEN_SLOTS: f64 = 6.0;
+
+/// How many slots one disk gives and takes at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MoveLimits {
+    /// Slots that move to a disk.
+    pub to_a_disk: usize,
+    /// Slots that move from a disk.
+    pub from_a_disk: usize,
+}
+
+impl Default for MoveLimits {
+    fn default() -> Self {
+        Self { to_a_disk: 2, from_a_disk: 2 }
+    }
+}
+
+/// The map as it will be when all moves that have begun have ended.
+pub fn settled(map: &ClusterMap) -> ClusterMap {
+    let mut map = map.clone();
+    for group in map.groups.values_mut() {
+        if let Some((slot, to)) = group.moving.take() {
+            group.homes[usize::from(slot.0)] = to;
+        }
+    }
+    map
+}
+
+/// Whether slots move, or have to and can: what only a dead disk has is waited for by nobody.
+pub fn are_moves_left(map: &ClusterMap) -> bool {
+    let is_possible = |(id, slot, _): &(PgId, Slot, DiskId)| {
+        let group = map.groups.get(id);
+        group.is_some_and(|group| can_be_copied(map, group, *slot, &|_| true))
+    };
+    map.groups.values().any(|group| group.moving.is_some()) || wanted(map).iter().any(is_possible)
+}
+
+/// The moves that may begin now. `is_there`: whether a disk can be reached.
+pub fn schedule(
+    map: &ClusterMap,
+    limits: MoveLimits,
+    is_there: &dyn Fn(DiskId) -> bool,
+) -> Vec<SlotMove> {
+    let mut wanted = wanted(map);
+    wanted.sort_by_key(|&(id, slot, _)| urgency(map, id, slot));
+    let (mut books, mut begun, mut touched) = (Books::of(map), Vec::new(), BTreeSet::new());
+    for (id, slot, to) in wanted {
+        let Some(group) = map.groups.get(&id) else { continue };
+        let home = living_home(map, group, slot);
+        let is_possible = is_there(to) && can_be_copied(map, group, slot, is_there);
+        if may_begin(map, group, slot)
+            && is_possible
+            && books.have_room(to, home, limits)
+            && touched.insert(id)
+        {
+            books.note(to, home);
+            begun.push(SlotMove { group: id, epoch: group.epoch, slot, to });
+        }
+    }
+    begun
+}
+
+fn wanted(map: &ClusterMap) -> Vec<(PgId, Slot, DiskId)> {
+    // what has begun to even out goes on until it is even
+    let is_evening = |group: &PlacementGroup| {
+        let home = group.moving.and_then(|(slot, _)| group.homes.get(usize::from(slot.0)));
+        home.is_some_and(|home| is_home(map, *home))
+    };
+    let uneven = if map.groups.values().any(is_evening) { MOVE_FROM_SLOTS } else { UNEVEN_SLOTS };
+    moves(&settled(map), uneven)
+}
+
+fn living_home(map: &ClusterMap, group: &PlacementGroup, slot: Slot) -> Option<DiskId> {
+    group.homes.get(usize::from(slot.0)).copied().filter(|&home| is_read(map, home))
+}
+
+fn is_read(map: &ClusterMap, disk: DiskId) -> bool {
+    map.disks.get(&disk).is_some_and(|disk| disk.state.is_read())
+}
+
+fn is_home(map: &ClusterMap, disk: DiskId) -> bool {
+    use ashlar_types::DiskState::Healthy;
+    map.disks.get(&disk).is_some_and(|disk| disk.state == Healthy)
+}
+
+/// Groups that have lost most come first, then those that leave a disk, then the rest.
+fn urgency(map: &ClusterMap, id: PgId, slot: Slot) -> (Reverse<usize>, bool, PgId) {
+    let Some(group) = map.groups.get(&id) else { return (Reverse(0), true, id) };
+    let lost = group.homes.iter().filter(|&&home| !is_read(map, home)).count();
+    let parity = usize::from(group.profile.parity);
+    let margin = parity.saturating_sub(lost);
+    let home = group.homes.get(usize::from(slot.0)).copied();
+    let is_mere_balance = home.is_some_and(|home| is_home(map, home));
+    let urgency = if lost > 0 { usize::MAX - margin } else { 0 };
+    (Reverse(urgency), is_mere_balance, id)
+}
+
+/// A group moves one slot at a time; where the target is lost, that slot goes elsewhere.
+fn may_begin(map: &ClusterMap, group: &PlacementGroup, slot: Slot) -> bool {
+    group.moving.is_none_or(|(moving, to)| moving == slot && !is_read(map, to))
+}
+
+/// Whether all that a copy needs can be reached: the home's list, those of m others, or of all that are left if they are
+/// fewer; and k others where the home is lost. Where not even so many are left, the group keeps its home, which alone can
+/// bring back what it had.
+fn can_be_copied(
+    map: &ClusterMap,
+    group: &PlacementGroup,
+    slot: Slot,
+    is_there: &dyn Fn(DiskId) -> bool,
+) -> bool {
+    let others = group.profile.slots().zip(&group.homes).filter(|(other, _)| *other != slot);
+    let left: Vec<DiskId> =
+        others.map(|(_, disk)| *disk).filter(|disk| is_read(map, *disk)).collect();
+    let there = left.iter().filter(|disk| is_there(**disk)).count();
+    let lists = usize::from(group.profile.parity).min(left.len());
+    match living_home(map, group, slot) {
+        Some(home) => is_there(home) && there >= lists,
+        None => there >= lists.max(usize::from(group.profile.data)),
+    }
+}
+
+/// What each disk gives and takes.
+struct Books {
+    to: BTreeMap<DiskId, usize>,
+    from: BTreeMap<DiskId, usize>,
+}
+
+impl Books {
+    fn of(map: &ClusterMap) -> Self {
+        let mut books = Self { to: BTreeMap::new(), from: BTreeMap::new() };
+        for group in map.groups.values() {
+            let Some((slot, to)) = group.moving.filter(|(_, to)| is_read(map, *to)) else {
+                continue;
+            };
+            let home = group.homes.get(usize::from(slot.0)).copied();
+            books.note(to, home.filter(|&home| is_read(map, home)));
+        }
+        books
+    }
+
+    fn have_room(&self, to: DiskId, home: Option<DiskId>, limits: MoveLimits) -> bool {
+        let count = |of: &BTreeMap<DiskId, usize>, disk| of.get(&disk).copied().unwrap_or(0);
+        count(&self.to, to) < limits.to_a_disk
+            && home.is_none_or(|home| count(&self.from, home) < limits.from_a_disk)
+    }
+
+    fn note(&mut self, to: DiskId, home: Option<DiskId>) {
+        *self.to.entry(to).or_default() += 1;
+        if let Some(home) = home {
+            *self.from.entry(home).or_default() += 1;
+        }
+    }
+}
