@@ -51,8 +51,12 @@ pub(crate) fn test() -> Result<()> {
 /// by asking again. Printed, so that they can be repeated.
 fn base_of_the_tree() -> Result<u64> {
     let tree = Command::new("git").args(["rev-parse", "HEAD^{tree}"]).output().context("git")?;
+    if !tree.status.success() {
+        println!("this is no git checkout: the seeds are the clock's");
+        return Ok(fresh_base());
+    }
     let tree = String::from_utf8(tree.stdout)?;
-    let Some(digits) = tree.get(..8) else { return Ok(fresh_base()) };
+    let digits = tree.get(..8).context("the name of the tree is too short")?;
     let base = u64::from_str_radix(digits, 16).context("the name of the tree")? * 1_000;
     println!("fresh seeds of this tree from {base} on");
     Ok(base)
