@@ -5,9 +5,9 @@
 //! survive any more what they survive now, disks without room. Two operators who drain at once may both find no fault, so
 //! it is judged once more when it has begun, and taken back if it was refused then.
 
-use ashlar_client::{Client, Failure};
+use ashlar_client::{Client, Failure, ROOM_FOR_MOVES_PER_MILLE};
 use ashlar_placement::{DrainForecast, Survival, drain_forecast};
-use ashlar_types::{ClusterMap, DiskId, DiskState, RootOp, Versioned};
+use ashlar_types::{ClusterMap, Disk, DiskId, DiskState, RootOp, Versioned};
 use ashlar_wire::proto::{DiskStatus, PingReply};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -65,31 +65,53 @@ pub(crate) async fn change_disks(
     client: &Client,
     change: &ChangeDisks,
 ) -> Result<DisksChange, Failure> {
-    let mut judged = judge_now(client, change).await?;
+    let map = client.map_now().await?;
+    let mut judged = judge_now(client, &map, change).await;
     if change.dry_run || !judged.refusals.is_empty() {
         return Ok(judged);
     }
-    let state = match change.step {
-        DiskStep::Drain => DiskState::Draining,
-        DiskStep::Undrain => DiskState::Healthy,
-        DiskStep::Remove => DiskState::Removed,
-    };
-    set_all(client, &change.disks, state).await?;
-    if change.step == DiskStep::Drain {
-        let again = judge_now(client, change).await?;
-        if !again.refusals.is_empty() {
-            set_all(client, &change.disks, DiskState::Healthy).await?;
-            return Ok(again);
-        }
+    match change.step {
+        DiskStep::Drain => return drain(client, &map, change, judged).await,
+        DiskStep::Undrain => set_all(client, &change.disks, DiskState::Healthy).await?,
+        DiskStep::Remove => set_all(client, &change.disks, DiskState::Removed).await?,
     }
     judged.done = true;
     Ok(judged)
 }
 
-async fn judge_now(client: &Client, change: &ChangeDisks) -> Result<DisksChange, Failure> {
-    let map = client.map_now().await?;
-    let answers = client.ping_nodes(&map).await;
-    Ok(judge(&map, &answers, change))
+/// Those that drained before go on, whatever comes of the others.
+async fn drain(
+    client: &Client,
+    before: &ClusterMap,
+    change: &ChangeDisks,
+    mut judged: DisksChange,
+) -> Result<DisksChange, Failure> {
+    let begun: Vec<(DiskId, DiskState)> = change
+        .disks
+        .iter()
+        .filter_map(|disk| Some((*disk, before.disks.get(disk)?.state)))
+        .filter(|(_, state)| *state != DiskState::Draining)
+        .collect();
+    let disks: Vec<DiskId> = begun.iter().map(|(disk, _)| *disk).collect();
+    let again = match set_all(client, &disks, DiskState::Draining).await {
+        Ok(()) => judge_now(client, &client.map_now().await?, change).await,
+        Err(failure) => DisksChange {
+            refusals: vec![format!("not all of the disks could begin to drain: {failure}")],
+            ..judged.clone()
+        },
+    };
+    if again.refusals.is_empty() {
+        judged.done = true;
+        return Ok(judged);
+    }
+    for (disk, state) in begun {
+        set_all(client, &[disk], state).await?;
+    }
+    Ok(again)
+}
+
+async fn judge_now(client: &Client, map: &ClusterMap, change: &ChangeDisks) -> DisksChange {
+    judge(map, &client.ping_nodes(map).await, change)
 }
 
 async fn set_all(client: &Client, disks: &[DiskId], state: DiskState) -> Result<(), Failure> {
@@ -135,6 +157,9 @@ fn refusal(
         (DiskStep::Drain | DiskStep::Undrain, Some(Removed)) => {
             Some(format!("disk {disk} has been removed"))
         }
+        (DiskStep::Remove, Some(Dead)) if slots > 0 => Some(format!(
+            "disk {disk} is dead and {slots} slots that it had are not rebuilt yet: wait for them (ashlar disk ls)"
+        )),
         (DiskStep::Remove, Some(_)) if slots > 0 => {
             Some(format!("disk {disk} still has {slots} slots: drain it first"))
         }
@@ -167,6 +192,11 @@ impl Statuses {
         Self(by_id.collect())
     }
 
+    /// Whether slots may move to a disk.
+    fn takes(&self, disk: DiskId) -> bool {
+        self.0.get(&disk).is_some_and(|status| status.writable && room(status) > 0)
+    }
+
     fn shard_bytes(&self, disk: DiskId) -> u64 {
         self.0.get(&disk).map_or(0, |status| status.shard_bytes)
     }
@@ -182,11 +212,19 @@ fn forecast(
     let draining = map.disks.values().filter(|disk| disk.state == DiskState::Draining);
     let together: BTreeSet<DiskId> =
         draining.map(|disk| disk.id).chain(disks.iter().copied()).collect();
-    let found = drain_forecast(map, &together);
+    let takes = |disk| statuses.takes(disk);
+    let found = drain_forecast(map, &together, &takes);
     judged.slots = disks.iter().map(|&disk| slots_on(map, disk) as u64).sum();
     judged.bytes = disks.iter().map(|&disk| statuses.shard_bytes(disk)).sum();
     judged.refusals.extend(dangers(&found));
     judged.refusals.extend(narrow(map, statuses, &together, &found));
+    let is_used = |disk: &&Disk| disk.state == DiskState::Healthy && !together.contains(&disk.id);
+    for disk in map.disks.values().filter(is_used).filter(|disk| !takes(disk.id)) {
+        judged.remarks.push(format!(
+            "disk {} of {} gets nothing: it does not answer, takes no writes or is nearly full",
+            disk.id, disk.node
+        ));
+    }
     judged.remarks.extend(margins("node", &found.nodes));
     judged.remarks.extend(margins("zone", &found.zones));
     for disk in disks.iter().filter(|disk| !statuses.0.contains_key(disk)) {
@@ -214,6 +252,12 @@ fn dangers(found: &DrainForecast) -> Vec<String> {
     dangers
 }
 
+/// What a disk may take before it is nearly full: then nothing moves to it ([`Client::takes_moves`]).
+fn room(status: &DiskStatus) -> u64 {
+    let kept = status.capacity_bytes / 1000 * u64::from(ROOM_FOR_MOVES_PER_MILLE);
+    status.free_bytes.saturating_sub(kept)
+}
+
 /// Disks that would have to take more than they have room for, by the average of the slots that leave.
 fn narrow(
     map: &ClusterMap,
@@ -228,12 +272,12 @@ fn narrow(
         *taken.entry(*to).or_default() += 1;
     }
     let is_narrow = |(to, count): (DiskId, u64)| {
-        let needed = bytes / slots * count;
-        let free = statuses.0.get(&to)?.free_bytes;
         let node = map.disks.get(&to)?.node;
+        let needed = bytes / slots * count;
+        let free = room(statuses.0.get(&to)?);
         (needed > free).then(|| {
             format!(
-                "disk {to} of {node} would get {needed} bytes and has {free} free: add disks first"
+                "disk {to} of {node} would get {needed} bytes and has room for {free}: add disks first"
             )
         })
     };
@@ -256,7 +300,7 @@ fn margins(domain: &str, [before, after]: &[Survival; 2]) -> Option<String> {
 mod tests {
     use super::*;
     use ashlar_placement::{Settings, extend};
-    use ashlar_types::{Disk, Node, NodeId, Role};
+    use ashlar_types::{Node, NodeId, Role};
 
     /// Nodes of two disks each, by their zones; node n has the disks 10n and 10n + 1.
     fn cluster(zones: &[&str]) -> ClusterMap {
@@ -305,6 +349,7 @@ mod tests {
             writable: true,
             shard_bytes,
             free_bytes,
+            capacity_bytes: 1 << 40,
             ..DiskStatus::default()
         };
         vec![PingReply { disks: map.disks.values().map(status).collect(), ..PingReply::default() }]
@@ -313,20 +358,22 @@ mod tests {
     #[test]
     fn a_disk_or_a_node_of_six_may_be_drained() {
         let map = cluster(&["a", "a", "b", "b", "c", "c"]);
+        let all_well = answers(&map, 0, 1 << 40);
         for disks in [vec![10], vec![10, 11]] {
-            assert_eq!(asked(&map, &[], &disks, DiskStep::Drain), Vec::<String>::new());
+            assert_eq!(asked(&map, &all_well, &disks, DiskStep::Drain), Vec::<String>::new());
         }
     }
 
     #[test]
     fn what_would_break_a_promise_is_refused() {
         let map = cluster(&["a", "a", "b", "b", "c", "c"]);
-        let zone = asked(&map, &[], &[10, 11, 20, 21], DiskStep::Drain);
+        let zone = asked(&map, &answers(&map, 0, 1 << 40), &[10, 11, 20, 21], DiskStep::Drain);
         assert!(zone.iter().any(|why| why.contains("any zone")), "{zone:?}");
         let small = cluster(&["a", "b", "c"]);
-        let node = asked(&small, &[], &[10, 11], DiskStep::Drain);
+        let all_well = answers(&small, 0, 1 << 40);
+        let node = asked(&small, &all_well, &[10, 11], DiskStep::Drain);
         assert!(node.iter().any(|why| why.contains("any node")), "{node:?}");
-        let most = asked(&small, &[], &[10, 11, 20, 21], DiskStep::Drain);
+        let most = asked(&small, &all_well, &[10, 11, 20, 21], DiskStep::Drain);
         assert!(most.iter().any(|why| why.contains("no disk to go to")), "{most:?}");
     }
 
@@ -336,18 +383,32 @@ mod tests {
         for disk in [10, 11] {
             map.disks.get_mut(&DiskId(disk)).expect("known").state = DiskState::Draining;
         }
-        let rest = asked(&map, &[], &[20, 21], DiskStep::Drain);
+        let rest = asked(&map, &answers(&map, 0, 1 << 40), &[20, 21], DiskStep::Drain);
         assert!(rest.iter().any(|why| why.contains("any zone")), "{rest:?}");
     }
 
     #[test]
     fn there_must_be_room() {
         let map = cluster(&["a", "a", "b", "b", "c", "c"]);
-        let wide = answers(&map, 1 << 30, 1 << 30);
+        let wide = answers(&map, 1 << 30, 1 << 39);
         assert_eq!(asked(&map, &wide, &[10], DiskStep::Drain), Vec::<String>::new());
-        let narrow = asked(&map, &answers(&map, 1 << 30, 1 << 20), &[10], DiskStep::Drain);
-        assert!(narrow.iter().all(|why| why.contains("bytes and has")), "{narrow:?}");
+        let narrow = asked(&map, &answers(&map, 1 << 39, 1 << 36), &[10], DiskStep::Drain);
+        assert!(narrow.iter().all(|why| why.contains("and has room for")), "{narrow:?}");
         assert!(!narrow.is_empty());
+    }
+
+    #[test]
+    fn what_is_away_or_full_gets_nothing_and_is_said() {
+        let map = cluster(&["a", "a", "b", "b", "c", "c"]);
+        let mut some = answers(&map, 1 << 30, 1 << 40);
+        some[0].disks.pop();
+        let last = some[0].disks.last_mut().expect("there are disks");
+        last.free_bytes = last.capacity_bytes / 100;
+        let change = ChangeDisks { disks: vec![DiskId(10)], step: DiskStep::Drain, dry_run: true };
+        let judged = judge(&map, &some, &change);
+        assert_eq!(judged.refusals, Vec::<String>::new(), "the others have room");
+        let said = judged.remarks.iter().filter(|remark| remark.contains("gets nothing")).count();
+        assert_eq!(said, 2, "{:?}", judged.remarks);
     }
 
     #[test]

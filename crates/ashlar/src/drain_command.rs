@@ -6,12 +6,14 @@ use anyhow::{Context, Result, bail};
 use ashlar::disk_change::{ChangeDisks, DiskStep, DisksChange, slots_on};
 use ashlar::operator::{Member, Overview};
 use ashlar_host::Host;
-use ashlar_types::DiskId;
+use ashlar_types::{DiskId, DiskState};
 use std::time::Duration;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// A member that does not answer so often in a row is asked no more: it may be restarted meanwhile.
 const UNANSWERED_MAX: u32 = 60;
+/// After so many looks at which no slot had moved it is said.
+const LOOKS_UNCHANGED: u32 = 60;
 
 /// How it shall be done.
 #[derive(Debug, Clone, Copy, Default)]
@@ -48,13 +50,24 @@ async fn wait(
     before: &Overview,
     how: How,
 ) -> Result<()> {
-    let (mut shown, mut unanswered) = (None, 0);
+    let (mut shown, mut unanswered, mut unchanged) = (None, 0, 0);
     let copied = loop {
         match member.overview().await {
             Ok(now) => {
                 unanswered = 0;
                 let left: usize = disks.iter().map(|&disk| slots_on(&now.map, disk)).sum();
                 let copied = now.copied_bytes().saturating_sub(before.copied_bytes());
+                unchanged = if shown == Some(left) { unchanged + 1 } else { 0 };
+                if left > 0 && disks.iter().any(|disk| is_used_again(&now, *disk)) {
+                    bail!("somebody has taken the drain back: {left} slots have stayed");
+                }
+                if unchanged == LOOKS_UNCHANGED && !how.json {
+                    let waiting = LOOK_EVERY * LOOKS_UNCHANGED;
+                    println!(
+                        "no slot has moved for {waiting:?}: a disk that is needed may be away or full (ashlar disk ls)"
+                    );
+                    unchanged = 0;
+                }
                 if shown != Some(left) && !how.json {
                     let copied = show::bytes(copied);
                     println!("{left} of {} slots are left, {copied} copied", change.slots);
@@ -75,12 +88,16 @@ async fn wait(
     };
     if !how.json {
         println!(
-            "empty: {} were copied in the cluster meanwhile, {} were on it in the beginning",
+            "no slot is left: {} were copied in the cluster meanwhile, {} were on it in the beginning; what is still there goes within a minute",
             show::bytes(copied),
             show::bytes(change.bytes)
         );
     }
     Ok(())
+}
+
+fn is_used_again(now: &Overview, disk: DiskId) -> bool {
+    now.map.disks.get(&disk).is_some_and(|disk| disk.state == DiskState::Healthy)
 }
 
 /// The disk that is meant by its id, or by the directory in which it lies.

@@ -7,14 +7,14 @@
 //! the epoch from which it was decided.
 //!
 //! A disk is away when its node does not say that it has it. Never is more than one zone (where there is one zone: one
-//! node) declared dead by itself, and never all of a zone: what looks like that is a network, or a room without power,
-//! and comes back; an operator may know better, and say so.
+//! node) declared dead by itself, never all of it, and never so much that a group could not be read any more: what
+//! looks like that is a network, or a room without power, and comes back. A dead disk does not.
 
 use crate::leading::Leading;
 use ashlar_client::{Client, Failure};
 use ashlar_host::{Host, Monotonic};
-use ashlar_placement::{MoveLimits, schedule};
-use ashlar_types::{ClusterMap, Disk, DiskId, DiskState, RootOp, SlotMove};
+use ashlar_placement::{MoveLimits, Reach, schedule};
+use ashlar_types::{ClusterMap, Disk, DiskId, RootOp, SlotMove};
 use futures::future::join_all;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -22,8 +22,23 @@ use std::time::Duration;
 const ROUND_EVERY: Duration = Duration::from_millis(500);
 /// While slots move: each that has arrived makes room for another one.
 const BUSY_ROUND_EVERY: Duration = Duration::from_millis(100);
+/// Who has not looked for so long was stopped itself: what it has not seen meanwhile says nothing about disks.
+const STANDSTILL: Duration = Duration::from_secs(10);
 /// Moves that begin in one round: each is an entry of the root.
 const BEGUN_AT_ONCE: usize = 64;
+
+/// What nodes have last said of their disks.
+struct Known<'a>(&'a Client);
+
+impl Reach for Known<'_> {
+    fn is_there(&self, disk: DiskId) -> bool {
+        self.0.is_readable(disk)
+    }
+
+    fn takes(&self, disk: DiskId) -> bool {
+        self.0.takes_moves(disk)
+    }
+}
 
 /// Lets data move, where this node leads the root.
 pub(crate) struct Mover {
@@ -40,14 +55,17 @@ impl Mover {
     pub(crate) async fn run(self) {
         // what was away before this node led is not known here: its time begins anew
         let mut leads_since: Option<Monotonic> = None;
-        let mut pause = ROUND_EVERY;
+        let (mut pause, mut last) = (ROUND_EVERY, self.host.clock.now());
         loop {
             self.host.clock.sleep(pause).await;
-            if !self.leading.root() {
+            let now = self.host.clock.now();
+            let has_stood_still = now - last >= STANDSTILL;
+            last = now;
+            if has_stood_still || !self.leading.root() {
                 leads_since = None;
                 continue;
             }
-            let since = *leads_since.get_or_insert_with(|| self.host.clock.now());
+            let since = *leads_since.get_or_insert(now);
             self.declare_dead(since).await;
             pause = if self.begin_moves().await > 0 { BUSY_ROUND_EVERY } else { ROUND_EVERY };
         }
@@ -84,7 +102,7 @@ impl Mover {
         let moving = map.groups.values().filter(|group| group.moving.is_some()).count();
         metrics::gauge!("ashlar_moves_running")
             .set(f64::from(u32::try_from(moving).unwrap_or(u32::MAX)));
-        let mut steps = schedule(&map, self.limits, &|disk| self.client.is_readable(disk));
+        let mut steps = schedule(&map, self.limits, &Known(&self.client));
         steps.truncate(BEGUN_AT_ONCE);
         let begun = join_all(steps.iter().map(|step| self.begin(*step))).await;
         if begun.into_iter().any(|begun| begun) {
@@ -118,28 +136,53 @@ impl Mover {
 
 /// Those of the disks that are away that may be declared dead without an operator.
 fn losable(map: &ClusterMap, away: &BTreeSet<DiskId>) -> Vec<DiskId> {
-    let is_named = |disk: &Disk| map.groups.values().any(|group| group.names(disk.id));
-    let is_hurt =
-        |disk: &&Disk| away.contains(&disk.id) || (disk.state == DiskState::Dead && is_named(disk));
-    let hurt: Vec<&Disk> = map.disks.values().filter(is_hurt).collect();
-    let zone = |disk: &Disk| map.nodes.get(&disk.node).map(|node| node.zone.as_str());
-    let zones: BTreeSet<_> = map.disks.values().map(zone).collect();
-    let is_one_domain = if zones.len() > 1 {
-        let hurt_zones: BTreeSet<_> = hurt.iter().map(|disk| zone(disk)).collect();
-        let in_zone = |disk: &&Disk| hurt_zones.contains(&zone(disk));
-        let counts = |disk: &&Disk| disk.state != DiskState::Removed;
-        let all = map.disks.values().filter(in_zone).filter(counts).count();
-        hurt_zones.len() == 1 && hurt.len() < all
+    if is_one_domain(map, away) && !would_break_a_group(map, away) {
+        away.iter().copied().collect()
     } else {
-        hurt.iter().map(|disk| disk.node).collect::<BTreeSet<_>>().len() == 1
+        Vec::new()
+    }
+}
+
+/// Whether all that is hurt lies in one zone, or node where all is one zone, and something else of it is well.
+fn is_one_domain(map: &ClusterMap, away: &BTreeSet<DiskId>) -> bool {
+    let is_named = |disk: &Disk| map.groups.values().any(|group| group.names(disk.id));
+    // a dead disk that nothing is left on is as good as removed
+    let counted: Vec<&Disk> =
+        map.disks.values().filter(|disk| disk.state.is_read() || is_named(disk)).collect();
+    let is_hurt = |disk: &&Disk| away.contains(&disk.id) || !disk.state.is_read();
+    let zone = |disk: &Disk| map.nodes.get(&disk.node).map(|node| node.zone.as_str());
+    let zones: BTreeSet<_> = counted.iter().map(|disk| zone(disk)).collect();
+    let domain = |disk: &&Disk| match zones.len() {
+        0 | 1 => (None, Some(disk.node)),
+        _ => (zone(disk), None),
     };
-    if is_one_domain { away.iter().copied().collect() } else { Vec::new() }
+    let hurt: BTreeSet<_> = counted.iter().copied().filter(is_hurt).map(|d| domain(&d)).collect();
+    let is_elsewhere = |disk: &&Disk| !hurt.contains(&domain(disk));
+    let is_well_in_it = |disk: &&Disk| hurt.contains(&domain(disk)) && !is_hurt(disk);
+    let is_a_node = zones.len() <= 1;
+    let others = counted.iter().copied().any(|disk| is_elsewhere(&disk));
+    let rest = counted.iter().copied().any(|disk| is_well_in_it(&disk));
+    hurt.len() == 1 && (rest || (is_a_node && others))
+}
+
+/// Whether a group that can be read now, if the disks that are away come back, could not be read without them. Groups
+/// without parity to which nothing new is written stand back: of a cluster that has grown they are the remains.
+fn would_break_a_group(map: &ClusterMap, away: &BTreeSet<DiskId>) -> bool {
+    let is_read = |disk: &DiskId| map.disks.get(disk).is_some_and(|disk| disk.state.is_read());
+    map.groups.values().filter(|group| group.open || group.profile.parity > 0).any(|group| {
+        let readable = group.homes.iter().filter(|disk| is_read(disk)).count();
+        let left = group.homes.iter().filter(|disk| is_read(disk) && !away.contains(disk)).count();
+        let needed = usize::from(group.profile.data);
+        left < needed && readable >= needed
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ashlar_types::{Node, NodeId, Role};
+    use ashlar_types::{DiskState, Epoch, Node, NodeId, PgId, PlacementGroup, Profile, Role};
+
+    const NONE: [u128; 0] = [];
 
     /// Nodes of two disks each, by their zones: node n has the disks 10n and 10n + 1.
     fn cluster(zones: &[&str]) -> ClusterMap {
@@ -168,6 +211,16 @@ mod tests {
         map
     }
 
+    fn set(map: &mut ClusterMap, disk: u128, state: DiskState) {
+        map.disks.get_mut(&DiskId(disk)).expect("known").state = state;
+    }
+
+    fn put_group(map: &mut ClusterMap, profile: Profile, homes: &[u128]) {
+        let (id, epoch, moving, open) = (PgId(1), Epoch(1), None, true);
+        let homes = homes.iter().copied().map(DiskId).collect();
+        map.groups.insert(id, PlacementGroup { id, profile, epoch, homes, moving, open });
+    }
+
     fn lost(map: &ClusterMap, away: &[u128]) -> Vec<u128> {
         let away = away.iter().map(|&id| DiskId(id)).collect();
         losable(map, &away).into_iter().map(|id| id.0).collect()
@@ -179,32 +232,59 @@ mod tests {
         assert_eq!(lost(&map, &[10]), [10]);
         assert_eq!(lost(&map, &[10, 11]), [10, 11], "a node");
         assert_eq!(lost(&map, &[10, 11, 20]), [10, 11, 20], "most of a zone");
-        assert_eq!(lost(&map, &[10, 11, 20, 21]), [0_u128; 0], "a zone");
-        assert_eq!(lost(&map, &[10, 30]), [0_u128; 0], "two zones");
+        assert_eq!(lost(&map, &[10, 11, 20, 21]), NONE, "a zone");
+        assert_eq!(lost(&map, &[10, 30]), NONE, "two zones");
     }
 
     #[test]
     fn where_all_is_one_zone_the_domain_is_a_node() {
         let map = cluster(&["a", "a", "a"]);
         assert_eq!(lost(&map, &[10, 11]), [10, 11]);
-        assert_eq!(lost(&map, &[10, 20]), [0_u128; 0], "two nodes");
+        assert_eq!(lost(&map, &[10, 20]), NONE, "two nodes");
+        let alone = cluster(&["a"]);
+        assert_eq!(lost(&alone, &[10]), [10]);
+        assert_eq!(lost(&alone, &[10, 11]), NONE, "all that there is");
     }
 
     #[test]
     fn what_is_dead_and_not_rebuilt_yet_counts() {
         let mut map = cluster(&["a", "a", "b", "b"]);
-        map.disks.get_mut(&DiskId(10)).expect("known").state = DiskState::Dead;
+        set(&mut map, 10, DiskState::Dead);
         assert_eq!(lost(&map, &[30]), [30], "nothing is left on the dead one");
-        let group = ashlar_types::PlacementGroup {
-            id: ashlar_types::PgId(1),
-            profile: ashlar_types::Profile::RS_1_1,
-            epoch: ashlar_types::Epoch(1),
-            homes: vec![DiskId(10), DiskId(40)],
-            moving: None,
-            open: true,
-        };
-        map.groups.insert(group.id, group);
-        assert_eq!(lost(&map, &[30]), [0_u128; 0], "its shards are still missing");
+        put_group(&mut map, Profile::RS_1_1, &[10, 40]);
+        assert_eq!(lost(&map, &[30]), NONE, "its shards are still missing");
         assert_eq!(lost(&map, &[20]), [20], "the same zone");
+    }
+
+    #[test]
+    fn what_nothing_is_left_on_does_not_stand_for_the_rest_of_its_zone() {
+        let mut map = cluster(&["a", "a", "b", "b"]);
+        set(&mut map, 10, DiskState::Dead);
+        assert_eq!(lost(&map, &[11, 20, 21]), NONE, "all of the zone that is used");
+        for removed in [30, 31, 40, 41] {
+            set(&mut map, removed, DiskState::Removed);
+        }
+        assert_eq!(lost(&map, &[11, 20]), NONE, "there is one zone now: these are two nodes");
+    }
+
+    #[test]
+    fn d2_nothing_is_declared_dead_without_which_a_group_cannot_be_read() {
+        let mut map = cluster(&["a", "a", "a", "a", "b", "b", "b", "b"]);
+        put_group(&mut map, Profile::RS_4_2, &[10, 20, 30, 50, 60, 70]);
+        assert_eq!(lost(&map, &[10, 11, 20, 21]), [10, 11, 20, 21]);
+        assert_eq!(lost(&map, &[10, 20, 30]), NONE, "three of six");
+        set(&mut map, 70, DiskState::Removed);
+        set(&mut map, 60, DiskState::Removed);
+        set(&mut map, 50, DiskState::Removed);
+        assert_eq!(lost(&map, &[11]), NONE, "what is lost already counts as hurt elsewhere");
+    }
+
+    #[test]
+    fn the_remains_of_a_smaller_cluster_hold_up_nothing() {
+        let mut map = cluster(&["a", "a", "a"]);
+        put_group(&mut map, Profile::RS_1_0, &[10]);
+        assert_eq!(lost(&map, &[10]), NONE, "it is written to");
+        map.groups.values_mut().for_each(|group| group.open = false);
+        assert_eq!(lost(&map, &[10]), [10]);
     }
 }

@@ -62,7 +62,7 @@ fn check_home(map: &ClusterMap, id: DiskId) -> Result<(), String> {
 }
 
 /// A slot begins to move, or moves elsewhere because its target is lost: what only the lost one had is computed anew, as
-/// what a lost home had.
+/// what a lost home had. Or it stays where it is, for the same reason: a move to its own home takes the move back.
 pub(crate) fn begin_move(
     map: &mut ClusterMap,
     step: &SlotMove,
@@ -74,6 +74,9 @@ pub(crate) fn begin_move(
         Some(state) => return Err(bad(format!("disk {} is {state:?}", step.to))),
     }
     let known = judged_by_epoch(map, step)?;
+    if is_taken_back(map, &known, step) {
+        return Ok(change(map, known, |group| group.moving = None));
+    }
     if known.homes.contains(&step.to) {
         return Err(bad(format!("disk {} is a home of {} already", step.to, step.group)));
     }
@@ -81,12 +84,21 @@ pub(crate) fn begin_move(
         return Err(bad(format!("{} has no {}", step.group, step.slot)));
     }
     if let Some((moving, target)) = known.moving {
-        let is_lost = map.disks.get(&target).is_none_or(|disk| !disk.state.is_read());
-        if moving != step.slot || !is_lost {
+        if moving != step.slot || !is_lost(map, target) {
             return Err(RootRefusal::AlreadyMoving(step.group));
         }
     }
     Ok(change(map, known, |group| group.moving = Some((step.slot, step.to))))
+}
+
+fn is_taken_back(map: &ClusterMap, group: &PlacementGroup, step: &SlotMove) -> bool {
+    let home = group.homes.get(usize::from(step.slot.0));
+    let is_moving = |(slot, target)| slot == step.slot && is_lost(map, target);
+    home == Some(&step.to) && group.moving.is_some_and(is_moving)
+}
+
+fn is_lost(map: &ClusterMap, disk: DiskId) -> bool {
+    map.disks.get(&disk).is_none_or(|disk| !disk.state.is_read())
 }
 
 /// The target of a move is the slot's home from now on.
@@ -95,7 +107,7 @@ pub(crate) fn switch(map: &mut ClusterMap, step: &SlotMove) -> Result<PlacementG
     if known.moving != Some((step.slot, step.to)) {
         return Err(RootRefusal::AlreadyMoving(step.group));
     }
-    if map.disks.get(&step.to).is_none_or(|disk| !disk.state.is_read()) {
+    if is_lost(map, step.to) {
         return Err(RootRefusal::BadPlacement(format!("disk {} is lost", step.to)));
     }
     Ok(change(map, known, |group| {

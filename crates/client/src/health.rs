@@ -289,6 +289,17 @@ impl Client {
     }
 }
 
+/// Tells all data nodes the epoch of the map. Who does not answer is no less up for it: the regular pings judge that.
+pub(crate) async fn tell_all(inner: &Inner) {
+    let map = inner.map.load_full();
+    let mut pings = pings(inner, &map);
+    while let Some((node, answer)) = pings.next().await {
+        if answer.is_some() {
+            inner.health.pinged(node, answer, inner.host.clock.now());
+        }
+    }
+}
+
 /// All data nodes of the map, asked at the same time.
 fn pings(
     inner: &Inner,
@@ -299,7 +310,7 @@ fn pings(
 }
 
 /// Asks all data nodes how they are, and tells them the epoch of the map.
-pub(crate) async fn ping_all(inner: &Inner) {
+async fn ping_all(inner: &Inner) {
     let map = inner.map.load_full();
     let mut pings = pings(inner, &map);
     while let Some((node, answer)) = pings.next().await {

@@ -41,6 +41,7 @@ pub use column::{Column, ColumnFailure};
 pub use config::ClientConfig;
 pub use execute::Ticket;
 pub use failure::Failure;
+pub use moves::ROOM_FOR_MOVES_PER_MILLE;
 pub use open_reads::{OpenRead, OpenReadNumbers};
 pub use query::ListUploads;
 pub use shard::ShardError;

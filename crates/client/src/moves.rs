@@ -15,6 +15,8 @@ use bytes::Bytes;
 use std::ops::Range;
 use std::time::Duration;
 
+/// A disk with less room gets no slots: what moves to it would soon have to leave again.
+pub const ROOM_FOR_MOVES_PER_MILLE: u16 = 50;
 /// How long a data node may take for a page: open writes may have to end first.
 const LIST_PATIENCE: Duration = Duration::from_secs(15);
 
@@ -31,7 +33,7 @@ impl Client {
 
     /// Tells all data nodes that there is a newer map, by pinging them.
     pub async fn tell_epoch(&self) {
-        crate::health::ping_all(&self.0).await;
+        crate::health::tell_all(&self.0).await;
     }
 
     /// When the node of a disk has last said that it has it; `None`: never since this client started.
@@ -42,6 +44,12 @@ impl Client {
     /// Whether shards on a disk may be asked for now.
     pub fn is_readable(&self, disk: DiskId) -> bool {
         self.0.health.is_readable(&self.map(), disk) && self.0.health.is_served(disk)
+    }
+
+    /// Whether a slot may move to a disk now: it takes shards, and is not nearly full.
+    pub fn takes_moves(&self, disk: DiskId) -> bool {
+        let (health, map) = (&self.0.health, self.map());
+        health.is_writable(&map, disk) && health.free_per_mille(disk) >= ROOM_FOR_MOVES_PER_MILLE
     }
 
     /// A page of a slot's shards on a disk. The error says why nothing is known.

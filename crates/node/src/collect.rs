@@ -87,7 +87,7 @@ impl DataNode {
         let key = |shard: &&ShardName| ShardKey { extent: shard.extent, slot: shard.slot };
         let keys: Vec<ShardKey> = shards.iter().map(key).collect();
         // before they are deleted: a copy that is on its way here sees it afterwards
-        self.incoming.deleted(disk, &keys);
+        self.incoming.deleted(&store, &keys);
         let outcome = |deleted: Result<bool, StoreError>| match deleted {
             Ok(_) => CollectOutcome::Gone,
             Err(error) => {

@@ -13,11 +13,12 @@
 use crate::DataNode;
 use crate::gate::SlotPlace;
 use crate::lists::listed;
-use crate::wanted::{Listing, Lists, NotListed, Wanted, count_missing, wanted};
+use crate::wanted::{Listing, Lists, NotListed, Wanted, count_missing, losses, wanted};
 use ashlar_client::{Client, Column, ColumnFailure, Failure, ShardError};
+use ashlar_host::Host;
 use ashlar_store::{SMALL_SHARD_BYTES_END, ShardKey, ShardMeta, Store, StoreError};
 use ashlar_types::{
-    ClusterMap, DiskId, ExtentId, LISTED_SHARDS_MAX, ListShards, ListedShard, PlacementGroup,
+    ClusterMap, DiskId, ExtentId, LISTED_SHARDS_MAX, ListShards, ListedShard, PgId, PlacementGroup,
     ShardsListed, Slot, SlotMove,
 };
 use async_trait::async_trait;
@@ -27,7 +28,7 @@ use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -130,7 +131,8 @@ pub(crate) struct IncomingMoves {
 
 #[derive(Debug, Default)]
 struct Incoming {
-    /// What garbage collection has deleted on this disk since the move began.
+    /// What garbage collection has deleted on this disk: what has been since the lists of this round were begun, and of
+    /// what was before that, whatever a list still names.
     deleted: Mutex<BTreeSet<ExtentId>>,
     bytes: AtomicU64,
     done_bytes: AtomicU64,
@@ -160,12 +162,24 @@ impl IncomingMoves {
         self.moves().remove(&step);
     }
 
-    /// To be called before the shards are deleted.
-    pub(crate) fn deleted(&self, disk: DiskId, keys: &[ShardKey]) {
+    /// To be called before the shards are deleted. A deletion does not say of which group its extent is: that is known
+    /// of what is here, and what is not here is noted by every move of its slot.
+    pub(crate) fn deleted(&self, store: &Store, keys: &[ShardKey]) {
         for (step, incoming) in &*self.moves() {
-            let is_its = |key: &&ShardKey| step.to == disk && step.slot == key.slot;
+            if step.to != store.disk_id() {
+                continue;
+            }
+            let is_its = |key: &&ShardKey| {
+                step.slot == key.slot && store.meta(**key).is_none_or(|meta| meta.pg == step.group)
+            };
             incoming.deleted().extend(keys.iter().filter(is_its).map(|key| key.extent));
         }
+    }
+
+    /// How many deletions a move has in mind.
+    #[cfg(test)]
+    pub(crate) fn noted(&self, step: SlotMove) -> usize {
+        self.moves()[&step].deleted().len()
     }
 }
 
@@ -176,6 +190,12 @@ impl Incoming {
 
     fn is_deleted(&self, extent: ExtentId) -> bool {
         self.deleted().contains(&extent)
+    }
+
+    /// Forgets the deletions of what no list of this round names, so that a move that is stuck does not gather them. No
+    /// later list names it either: the collector asks the target last. Where a home did not answer it, it comes again.
+    fn forget_deleted(&self, is_named: impl Fn(&ExtentId) -> bool) {
+        self.deleted().retain(is_named);
     }
 }
 
@@ -188,6 +208,8 @@ struct Moving<'a> {
     /// The disks of the other slots that are not lost.
     others: Vec<(Slot, DiskId)>,
     store: Store,
+    /// The disk has said that it takes nothing more.
+    is_refused: AtomicBool,
     incoming: Arc<Incoming>,
     source: &'a dyn MoveSource,
 }
@@ -198,6 +220,8 @@ enum Brought {
     /// It is certain that nobody can bring it.
     Lost,
     Failed(String),
+    /// The disk takes nothing more, so that nothing was read for it.
+    Untried,
 }
 
 impl DataNode {
@@ -255,7 +279,6 @@ impl DataNode {
                     metrics::counter!("ashlar_moves_done_total").increment(1);
                     tracing::info!(group = %step.group, slot = step.slot.0, disk = %step.to, "a slot has moved here");
                     // the next map says so
-                    self.heard_of(self.map_epoch().next());
                     self.until_epoch(step.group, step.epoch.next()).await;
                 }
                 Err(error) => {
@@ -283,14 +306,21 @@ impl DataNode {
         // where the slot had left this disk before, the last of it may just be dropped: not while this looks at what is
         // here, and not afterwards by whoever does not know that it comes back
         let at = SlotPlace { disk: step.to, group: step.group, slot: step.slot };
-        drop(self.gate.enter(at, step.epoch).await);
+        self.gate.enter(at, step.epoch).await.accept();
         let map = self.map();
         let Some(moving) = self.moving(&map, step, source) else { return Ok(Round::Overtaken) };
         let lists = self.list_sources(&moving).await;
-        let wanted = wanted(&moving.group, step.slot, moving.home.is_some(), &lists)?;
+        let wanted = wanted(&moving.group, step.slot, moving.home.is_some(), &lists);
+        moving.incoming.forget_deleted(|extent| {
+            wanted.as_ref().is_ok_and(|wanted| wanted.contains_key(extent))
+        });
+        let wanted = wanted?;
         let lost = self.bring(&moving, &wanted).await?;
-        moving.recount(&wanted, &lost)?;
+        let here = moving.here(&self.host).await;
+        moving.recount(&wanted, &here, &lost)?;
         source.switch(step).await?;
+        // not earlier: what a round that has to be done again passed over may be a write that is under way
+        moving.tell_losses(&lost, &here);
         Ok(Round::Switched)
     }
 
@@ -308,7 +338,8 @@ impl DataNode {
             .filter(|(_, disk)| is_read(map, *disk))
             .partition(|(slot, _)| *slot == step.slot);
         let home = homes.first().map(|(_, disk)| *disk);
-        Some(Moving { step, group, home, others, store, incoming, source })
+        let is_refused = AtomicBool::new(false);
+        Some(Moving { step, group, home, others, store, is_refused, incoming, source })
     }
 
     async fn list_sources(&self, moving: &Moving<'_>) -> Lists {
@@ -325,28 +356,32 @@ impl DataNode {
         moving: &Moving<'_>,
         wanted: &BTreeMap<ExtentId, Wanted>,
     ) -> Result<BTreeSet<ExtentId>, CopyError> {
-        let here = moving.here();
+        let here = moving.here(&self.host).await;
         let incoming = &moving.incoming;
         let bytes = |some: &[Wanted]| some.iter().map(|wanted| wanted.shard.length).sum::<u64>();
         let (done, absent): (Vec<Wanted>, Vec<Wanted>) =
             wanted.values().partition(|wanted| here.contains_key(&wanted.shard.extent));
         incoming.bytes.store(bytes(&done) + bytes(&absent), Ordering::Relaxed);
         incoming.done_bytes.store(bytes(&done), Ordering::Relaxed);
+        let mut left = absent.len();
         let copies = absent.into_iter().map(|wanted| self.bring_one(moving, wanted));
         let mut copies = futures::stream::iter(copies).buffer_unordered(COPIES_AT_ONCE);
-        let (mut lost, mut left, mut why) = (BTreeSet::new(), 0, String::new());
+        let (mut lost, mut why) = (BTreeSet::new(), String::new());
         while let Some((wanted, end)) = copies.next().await {
             match end {
                 Brought::Here => {
+                    left -= 1;
                     incoming.done_bytes.fetch_add(wanted.shard.length, Ordering::Relaxed);
                     self.incoming.copied(moving.step.to, wanted.shard.length);
                     metrics::counter!("ashlar_move_shards_total").increment(1);
                     metrics::counter!("ashlar_move_bytes_total").increment(wanted.shard.length);
                 }
                 Brought::Lost => {
+                    left -= 1;
                     lost.insert(wanted.shard.extent);
                 }
-                Brought::Failed(reason) => (left, why) = (left + 1, reason),
+                Brought::Failed(reason) => why = reason,
+                Brought::Untried => {}
             }
         }
         if left > 0 { Err(CopyError::NotCopied { left, why }) } else { Ok(lost) }
@@ -361,6 +396,9 @@ impl DataNode {
         if moving.incoming.is_deleted(extent) {
             return Brought::Lost;
         }
+        if moving.is_refused.load(Ordering::Relaxed) {
+            return Brought::Untried;
+        }
         let meta = ShardMeta {
             key: ShardKey { extent, slot: moving.step.slot },
             profile: wanted.shard.profile,
@@ -373,12 +411,11 @@ impl DataNode {
         };
         let end = match moving.store_shard(meta, wanted).await {
             Ok(()) => Brought::Here,
-            Err(BringError::Gone { is_certain: true, .. }) => {
-                metrics::counter!("ashlar_move_lost_shards_total").increment(1);
-                tracing::warn!(%extent, slot = moving.step.slot.0, "an extent has too few shards left to compute one");
-                Brought::Lost
+            Err(BringError::Gone { is_certain: true, .. }) => Brought::Lost,
+            Err(error) => {
+                moving.is_refused.fetch_or(error.is_refusal(), Ordering::Relaxed);
+                Brought::Failed(format!("{extent}: {error}"))
             }
-            Err(error) => Brought::Failed(format!("{extent}: {error}")),
         };
         if moving.incoming.is_deleted(extent) {
             // the range has let it go while the copy was on its way: so it was not here to be deleted
@@ -429,31 +466,58 @@ enum BringError {
     Differs,
 }
 
+impl BringError {
+    /// Whether the disk will take none of the others either.
+    fn is_refusal(&self) -> bool {
+        matches!(self, Self::Store(StoreError::Full | StoreError::NotWritable | StoreError::Closed))
+    }
+}
+
+/// The good shards that a disk has of a slot. What is known to be damaged is not one: putting it again replaces it.
+/// Looks at the whole index, so that it is to be run where it may block.
+fn good_shards(store: &Store, group: PgId, slot: Slot) -> BTreeMap<ExtentId, ListedShard> {
+    let page = usize::try_from(LISTED_SHARDS_MAX).unwrap_or(1);
+    let (mut good, mut after) = (BTreeMap::new(), None);
+    loop {
+        let (shards, next) = store.list_slot(group, slot, after, page);
+        good.extend(shards.iter().map(listed).map(|shard| (shard.extent, shard)));
+        match next {
+            None => break,
+            Some(next) => after = Some(next),
+        }
+    }
+    for (key, _) in store.damaged_shards().into_iter().filter(|(key, _)| key.slot == slot) {
+        good.remove(&key.extent);
+    }
+    good
+}
+
 impl Moving<'_> {
     /// What this disk has of the slot.
-    fn here(&self) -> BTreeMap<ExtentId, ListedShard> {
-        let (mut here, mut after) = (BTreeMap::new(), None);
-        loop {
-            let page = usize::try_from(LISTED_SHARDS_MAX).unwrap_or(1);
-            let (shards, next) = self.store.list_slot(self.step.group, self.step.slot, after, page);
-            here.extend(shards.iter().map(listed).map(|shard| (shard.extent, shard)));
-            match next {
-                None => return here,
-                Some(next) => after = Some(next),
-            }
-        }
+    async fn here(&self, host: &Host) -> BTreeMap<ExtentId, ListedShard> {
+        let (store, group, slot) = (self.store.clone(), self.step.group, self.step.slot);
+        host.tasks.run_blocking(move || good_shards(&store, group, slot)).await
     }
 
     /// "Done" is said only after what is here was counted again.
     fn recount(
         &self,
         wanted: &BTreeMap<ExtentId, Wanted>,
+        here: &BTreeMap<ExtentId, ListedShard>,
         lost: &BTreeSet<ExtentId>,
     ) -> Result<(), CopyError> {
         let is_gone = |extent| lost.contains(&extent) || self.incoming.is_deleted(extent);
-        match count_missing(wanted, &self.here(), is_gone) {
+        match count_missing(wanted, here, is_gone) {
             0 => Ok(()),
             missing => Err(CopyError::Recount(missing)),
+        }
+    }
+
+    /// Tells people what the slot has moved without.
+    fn tell_losses(&self, lost: &BTreeSet<ExtentId>, here: &BTreeMap<ExtentId, ListedShard>) {
+        for extent in losses(lost, here, |extent| self.incoming.is_deleted(extent)) {
+            metrics::counter!("ashlar_move_lost_shards_total").increment(1);
+            tracing::warn!(%extent, slot = self.step.slot.0, "an extent has too few shards left to compute one");
         }
     }
 

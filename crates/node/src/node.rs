@@ -303,9 +303,10 @@ impl DataNode {
     pub(crate) async fn until_epoch(&self, pg: PgId, epoch: Epoch) {
         let known =
             |map: &ClusterMap| map.groups.get(&pg).is_some_and(|group| group.epoch >= epoch);
-        if !known(&self.map()) {
+        let map = self.map();
+        if !known(&map) {
             // a group never gets ahead of the map
-            self.heard_of(self.map_epoch().next());
+            self.heard_of(map.epoch.next());
         }
         let mut maps = self.map.subscribe();
         drop(maps.wait_for(|map| known(map)).await);

@@ -78,6 +78,7 @@ async fn put(
     // from here until it has ended, whoever acknowledges a newer epoch waits for it
     let open = Arc::new(node.gate.enter(at, facts.pg_epoch).await);
     judge(&node, &facts, &head.headers)?;
+    open.accept();
     let expected = crc_of(&head.headers)?;
     let meta = ShardMeta {
         key: ShardKey { extent: path.extent, slot: path.slot },

@@ -6,7 +6,7 @@
 //! Where fewer than m others are left, all of them are asked: what has k shards left is on one of them.
 
 use ashlar_types::{ExtentId, ListedShard, PlacementGroup, Slot};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What one disk lists, or why it does not.
 pub(crate) type Listing = Result<Vec<ListedShard>, String>;
@@ -75,6 +75,17 @@ pub(crate) fn count_missing(
         None => is_gone(wanted.shard.extent),
     };
     wanted.values().filter(|wanted| !is_whole(wanted)).count()
+}
+
+/// What of that which nobody could bring is a loss. Not one is what was let go, nor what came by itself meanwhile: its
+/// writer had only begun to send it.
+pub(crate) fn losses(
+    lost: &BTreeSet<ExtentId>,
+    here: &BTreeMap<ExtentId, ListedShard>,
+    is_deleted: impl Fn(ExtentId) -> bool,
+) -> Vec<ExtentId> {
+    let is_loss = |extent: &ExtentId| !here.contains_key(extent) && !is_deleted(*extent);
+    lost.iter().copied().filter(is_loss).collect()
 }
 
 #[cfg(test)]
@@ -191,5 +202,13 @@ mod tests {
         assert_eq!(count_missing(&wanted, &wrong, none_gone), 1, "not what the home has");
         let one_gone = here(&[shard(1, 7), shard(3, 7)]);
         assert_eq!(count_missing(&wanted, &one_gone, |extent| extent.counter == 2), 0);
+    }
+
+    #[test]
+    fn what_was_let_go_or_has_come_meanwhile_is_no_loss() {
+        let extent = |counter| shard(counter, 7).extent;
+        let lost = BTreeSet::from([1, 2, 3].map(extent));
+        let here = BTreeMap::from([(extent(2), shard(2, 7))]);
+        assert_eq!(losses(&lost, &here, |gone| gone == extent(3)), [extent(1)]);
     }
 }

@@ -26,8 +26,12 @@ pub struct DrainForecast {
     pub zone_risks: usize,
 }
 
-/// Computes it for disks that are to be emptied together.
-pub fn drain_forecast(map: &ClusterMap, disks: &BTreeSet<DiskId>) -> DrainForecast {
+/// Computes it for disks that are to be emptied together, to those that take slots.
+pub fn drain_forecast(
+    map: &ClusterMap,
+    disks: &BTreeSet<DiskId>,
+    takes: &dyn Fn(DiskId) -> bool,
+) -> DrainForecast {
     let before = settled(map);
     let mut after = before.clone();
     for disk in after.disks.values_mut().filter(|disk| disks.contains(&disk.id)) {
@@ -37,7 +41,7 @@ pub fn drain_forecast(map: &ClusterMap, disks: &BTreeSet<DiskId>) -> DrainForeca
     }
     let mut forecast = DrainForecast::default();
     // only what must leave: nothing is evened out
-    for (id, slot, to) in moves(&after, f64::INFINITY) {
+    for (id, slot, to) in moves(&after, f64::INFINITY, takes) {
         let Some(group) = after.groups.get_mut(&id) else { continue };
         let home = &mut group.homes[usize::from(slot.0)];
         if disks.contains(home) {

@@ -20,5 +20,5 @@ mod validate;
 pub use choose::{Chooser, PerMille};
 pub use drain::{DrainForecast, Survival, drain_forecast};
 pub use plan::{Settings, extend, profiles, rebalance};
-pub use schedule::{MoveLimits, are_moves_left, schedule, settled};
+pub use schedule::{MoveLimits, Reach, are_moves_left, schedule, settled};
 pub use validate::{BadPlacement, validate, validate_group};

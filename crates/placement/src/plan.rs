@@ -145,15 +145,19 @@ fn someone_is_behind(solver: &Solver<'_>, disks: usize, base: usize) -> bool {
 /// Slots that move are data that is copied, which is the migration's work; and a group moves one slot at a time, so a
 /// large difference is worked off in several rounds.
 pub fn rebalance(map: &ClusterMap, settings: &Settings) -> Option<PlacementDiff> {
-    let moved = moves(map, MOVE_FROM_SLOTS);
+    let moved = moves(map, MOVE_FROM_SLOTS, &|_| true);
     let idle = moved.is_empty();
     let diff = PlacementDiff { base: map.epoch, moved, ..PlacementDiff::default() };
     if idle { extend(map, settings) } else { Some(diff) }
 }
 
 /// The slots that must move, because their disk is no home any more, or because a disk is `behind_slots` or more behind
-/// its share; then all are evened out.
-pub(crate) fn moves(map: &ClusterMap, behind_slots: f64) -> Vec<(PgId, Slot, DiskId)> {
+/// its share; then all are evened out. Only disks that take slots get some.
+pub(crate) fn moves(
+    map: &ClusterMap,
+    behind_slots: f64,
+    takes: &dyn Fn(DiskId) -> bool,
+) -> Vec<(PgId, Slot, DiskId)> {
     let domains = Domains::of(map);
     let used: BTreeSet<Profile> = map.groups.values().map(|group| group.profile).collect();
     let mut moved = Vec::new();
@@ -161,10 +165,11 @@ pub(crate) fn moves(map: &ClusterMap, behind_slots: f64) -> Vec<(PgId, Slot, Dis
         let Some(mut solver) = Solver::new(&domains, profile, map.groups_of(profile)) else {
             continue;
         };
+        solver.only_to(takes);
         let mut table = Table::of(map, profile, &solver);
         let mut moves = BTreeMap::new();
         table.leave_the_lost(&mut solver, &mut moves);
-        let is_far_behind = |at: usize| solver.behind(at) >= behind_slots;
+        let is_far_behind = |at: usize| solver.takes(at) && solver.behind(at) >= behind_slots;
         if (0..solver.disks()).any(is_far_behind) {
             table.even_out(&mut solver, &mut moves);
         }
@@ -207,8 +212,8 @@ impl Table {
     fn even_out(&mut self, solver: &mut Solver<'_>, moves: &mut Moves) {
         let mut hopeless = BTreeSet::new();
         loop {
-            let is_hungry =
-                |at: &usize| !hopeless.contains(at) && solver.behind(*at) >= MOVE_FROM_SLOTS;
+            let may_take = |at: usize| solver.takes(at) && !hopeless.contains(&at);
+            let is_hungry = |at: &usize| may_take(*at) && solver.behind(*at) >= MOVE_FROM_SLOTS;
             let hungry = (0..solver.disks()).filter(is_hungry);
             let hungriest = hungry.max_by(|&a, &b| solver.behind(a).total_cmp(&solver.behind(b)));
             let Some(taker) = hungriest else { return };

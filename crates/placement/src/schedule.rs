@@ -28,15 +28,36 @@ impl Default for MoveLimits {
     }
 }
 
-/// The map as it will be when all moves that have begun have ended.
+/// What is known of disks now, beside the map.
+pub trait Reach {
+    /// Whether shards of a disk can be asked for.
+    fn is_there(&self, disk: DiskId) -> bool;
+    /// Whether a disk takes new shards and has room for more than a few.
+    fn takes(&self, disk: DiskId) -> bool;
+}
+
+/// The map as it will be when all moves that have begun have ended. A move to a lost disk ends where it began, unless
+/// the slot has to leave its home.
 pub fn settled(map: &ClusterMap) -> ClusterMap {
-    let mut map = map.clone();
-    for group in map.groups.values_mut() {
-        if let Some((slot, to)) = group.moving.take() {
-            group.homes[usize::from(slot.0)] = to;
+    let mut settled = map.clone();
+    for group in settled.groups.values_mut() {
+        let Some((slot, to)) = group.moving.take() else { continue };
+        let home = &mut group.homes[usize::from(slot.0)];
+        if is_read(map, to) || !is_home(map, *home) {
+            *home = to;
         }
     }
-    map
+    settled
+}
+
+/// Moves that are taken back: their target is lost, and the slot may stay where it is.
+fn taken_back(map: &ClusterMap) -> impl Iterator<Item = SlotMove> {
+    map.groups.values().filter_map(|group| {
+        let (slot, to) = group.moving?;
+        let home = *group.homes.get(usize::from(slot.0))?;
+        let is_back = !is_read(map, to) && is_home(map, home);
+        is_back.then_some(SlotMove { group: group.id, epoch: group.epoch, slot, to: home })
+    })
 }
 
 /// Whether slots move, or have to and can: what only a dead disk has is waited for by nobody.
@@ -45,22 +66,22 @@ pub fn are_moves_left(map: &ClusterMap) -> bool {
         let group = map.groups.get(id);
         group.is_some_and(|group| can_be_copied(map, group, *slot, &|_| true))
     };
-    map.groups.values().any(|group| group.moving.is_some()) || wanted(map).iter().any(is_possible)
+    let wanted = wanted(map, &|_| true);
+    map.groups.values().any(|group| group.moving.is_some()) || wanted.iter().any(is_possible)
 }
 
-/// The moves that may begin now. `is_there`: whether a disk can be reached.
-pub fn schedule(
-    map: &ClusterMap,
-    limits: MoveLimits,
-    is_there: &dyn Fn(DiskId) -> bool,
-) -> Vec<SlotMove> {
-    let mut wanted = wanted(map);
+/// The moves that may begin now, behind those that are taken back: such a one names the home as its target.
+pub fn schedule(map: &ClusterMap, limits: MoveLimits, reach: &dyn Reach) -> Vec<SlotMove> {
+    let (is_there, takes) = (|disk| reach.is_there(disk), |disk| reach.takes(disk));
+    let mut wanted = wanted(map, &takes);
     wanted.sort_by_key(|&(id, slot, _)| urgency(map, id, slot));
-    let (mut books, mut begun, mut touched) = (Books::of(map), Vec::new(), BTreeSet::new());
+    let mut begun: Vec<SlotMove> = taken_back(map).collect();
+    let mut touched: BTreeSet<PgId> = begun.iter().map(|step| step.group).collect();
+    let mut books = Books::of(map);
     for (id, slot, to) in wanted {
         let Some(group) = map.groups.get(&id) else { continue };
         let home = living_home(map, group, slot);
-        let is_possible = is_there(to) && can_be_copied(map, group, slot, is_there);
+        let is_possible = is_there(to) && can_be_copied(map, group, slot, &is_there);
         if may_begin(map, group, slot)
             && is_possible
             && books.have_room(to, home, limits)
@@ -73,14 +94,14 @@ pub fn schedule(
     begun
 }
 
-fn wanted(map: &ClusterMap) -> Vec<(PgId, Slot, DiskId)> {
+fn wanted(map: &ClusterMap, takes: &dyn Fn(DiskId) -> bool) -> Vec<(PgId, Slot, DiskId)> {
     // what has begun to even out goes on until it is even
     let is_evening = |group: &PlacementGroup| {
         let home = group.moving.and_then(|(slot, _)| group.homes.get(usize::from(slot.0)));
         home.is_some_and(|home| is_home(map, *home))
     };
     let uneven = if map.groups.values().any(is_evening) { MOVE_FROM_SLOTS } else { UNEVEN_SLOTS };
-    moves(&settled(map), uneven)
+    moves(&settled(map), uneven, takes)
 }
 
 fn living_home(map: &ClusterMap, group: &PlacementGroup, slot: Slot) -> Option<DiskId> {

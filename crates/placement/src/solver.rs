@@ -23,6 +23,8 @@ pub(crate) struct Solver<'a> {
     groups: usize,
     ring: Ring<usize>,
     at: BTreeMap<DiskId, usize>,
+    /// Whether a disk takes slots now: one without room keeps what it has, and gets nothing more.
+    takes: Vec<bool>,
 }
 
 /// One member of a level: what it has room for is judged before.
@@ -51,6 +53,7 @@ impl<'a> Solver<'a> {
             groups: 0,
             ring: Ring::new(numbered().map(|(at, home)| (Fixed(home.disk.0.to_be_bytes()), at))),
             at: numbered().map(|(at, home)| (home.disk, at)).collect(),
+            takes: vec![true; domains.homes.len()],
         };
         for group in groups {
             solver.groups += 1;
@@ -61,6 +64,16 @@ impl<'a> Solver<'a> {
                 .for_each(|&at| solver.slots[at] += 1);
         }
         Some(solver)
+    }
+
+    /// Only these disks take slots from now on.
+    pub(crate) fn only_to(&mut self, takes: &dyn Fn(DiskId) -> bool) {
+        self.takes = self.domains.homes.iter().map(|home| takes(home.disk)).collect();
+    }
+
+    /// Whether a disk takes slots.
+    pub(crate) fn takes(&self, at: usize) -> bool {
+        self.takes[at]
     }
 
     /// Slots that a disk lacks of its share of all groups so far; negative: it has more.
@@ -127,7 +140,8 @@ impl<'a> Solver<'a> {
     /// Whether a group of `others` may take this disk too.
     pub(crate) fn may_join(&self, at: usize, others: &[usize]) -> bool {
         let home = &self.domains.homes[at];
-        !others.contains(&at)
+        self.takes[at]
+            && !others.contains(&at)
             && self.zone_has_room(home.zone, others)
             && self.node_has_room(home.node, others)
     }
@@ -144,11 +158,8 @@ impl<'a> Solver<'a> {
         let zone = prefer(zones.map(|zone| self.candidate(zone, self.disks_of_zone(zone), ranks)))?;
         let nodes = self.domains.zones[zone].iter().copied();
         let nodes = nodes.filter(|&node| self.node_has_room(node, chosen));
-        let node =
-            prefer(nodes.map(|node| {
-                self.candidate(node, self.domains.nodes[node].iter().copied(), ranks)
-            }))?;
-        let disks = self.domains.nodes[node].iter().copied().filter(|at| !chosen.contains(at));
+        let node = prefer(nodes.map(|node| self.candidate(node, self.disks_of(node), ranks)))?;
+        let disks = self.disks_of(node).filter(|at| !chosen.contains(at));
         prefer(disks.map(|at| self.candidate(at, std::iter::once(at), ranks)))
     }
 
@@ -168,7 +179,12 @@ impl<'a> Solver<'a> {
     }
 
     fn disks_of_zone(&self, zone: usize) -> impl Iterator<Item = usize> {
-        self.domains.zones[zone].iter().flat_map(|&node| self.domains.nodes[node].iter().copied())
+        self.domains.zones[zone].iter().flat_map(|&node| self.disks_of(node))
+    }
+
+    /// The disks of a node that take slots.
+    fn disks_of(&self, node: usize) -> impl Iterator<Item = usize> {
+        self.domains.nodes[node].iter().copied().filter(|&at| self.takes[at])
     }
 
     fn zone_has_room(&self, zone: usize, chosen: &[usize]) -> bool {
@@ -179,7 +195,7 @@ impl<'a> Solver<'a> {
 
     fn node_has_room(&self, node: usize, chosen: &[usize]) -> bool {
         let here = chosen.iter().filter(|&&at| self.domains.homes[at].node == node).count();
-        here < self.bounds.in_node.min(self.domains.nodes[node].len())
+        here < self.bounds.in_node && self.disks_of(node).any(|at| !chosen.contains(&at))
     }
 }
 

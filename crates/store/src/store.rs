@@ -35,7 +35,7 @@ const LOCK_NAME: &str = "ashlar.lock";
 const NUMBERS_PER_INCARNATION_BITS: u32 = 40;
 /// Chores that may wait for the helper thread.
 const CHORES_MAX: usize = 64;
-/// Shards that a page of a slot's list looks at, so that writers do not wait long for the index.
+/// Shards that are looked at in one go, so that writers do not wait long for the index.
 const LOOKED_AT_ONCE: usize = 65_536;
 /// A small segment holds at least two of the largest batches that its size allows.
 const SMALL_SEGMENT_BYTES_MIN: u64 = 256 * 1024;
@@ -568,7 +568,11 @@ impl Store {
             let bytes = entry.read(&pool, offset, len);
             drop(reading);
             if let Err(error @ (StoreError::Corrupt | StoreError::Io(_))) = &bytes {
-                core.note_damage(&entry, Damage::from(error.clone()));
+                let noted = core.note_damage(&entry, Damage::from(error.clone()));
+                // whoever is told may do without this shard from now on: then it must not be taken for a good one later
+                if noted.is_some_and(|(_, damage)| damage == Damage::Content) {
+                    core.save_scrub();
+                }
             }
             bytes
         };
@@ -657,10 +661,25 @@ impl Store {
         (found, None)
     }
 
-    /// The slots of groups of which this disk has shards. It looks at all of them.
+    /// The slots of groups of which this disk has shards. It looks at all of them, a part at a time. Blocks.
     pub fn slots(&self) -> BTreeSet<(PgId, Slot)> {
-        let index = self.core.index.read().unwrap_or_else(PoisonError::into_inner);
-        index.iter().map(|(key, entry)| (entry.meta.pg, key.slot)).collect()
+        self.slots_by(LOOKED_AT_ONCE)
+    }
+
+    pub(crate) fn slots_by(&self, looked_at_once: usize) -> BTreeSet<(PgId, Slot)> {
+        let (mut found, mut from) = (BTreeSet::new(), Bound::<ShardKey>::Unbounded);
+        loop {
+            let index = self.core.index.read().unwrap_or_else(PoisonError::into_inner);
+            let mut last = None;
+            for (key, entry) in index.range((from, Bound::Unbounded)).take(looked_at_once) {
+                found.insert((entry.meta.pg, key.slot));
+                last = Some(*key);
+            }
+            match last {
+                None => return found,
+                Some(last) => from = Bound::Excluded(last),
+            }
+        }
     }
 
     /// Finishes what has come, writes a checkpoint and marks the disk clean. Later writes are refused.

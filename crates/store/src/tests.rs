@@ -15,7 +15,7 @@ use ashlar_host::{CutStyle, Disk, DiskUsage, File, Host, OpenMode, RealDisk, Sim
 use ashlar_types::{BucketId, ClusterId, Epoch, ExtentId, NodeId, PgId, Profile, SessionId, Slot};
 use bytes::Bytes;
 use proptest::prelude::*;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -300,6 +300,25 @@ async fn a_damaged_block_is_never_served_and_can_be_written_again() {
     for (counter, length) in [(1, 300_000), (2, 3_000)] {
         put(&store, counter, length).await.unwrap();
         assert_reads(&store, counter, length).await;
+    }
+}
+
+#[tokio::test]
+async fn the_slots_of_a_disk_are_found_a_part_at_a_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(dir.path()).await;
+    assert!(store.slots().is_empty());
+    for counter in 0..10 {
+        let slot = Slot(u8::try_from(counter % 3).unwrap());
+        let pg = PgId(u32::try_from(counter % 2).unwrap());
+        let key = ShardKey { slot, ..key(counter) };
+        let meta = ShardMeta { key, pg, ..meta(counter, 10) };
+        store.put_small(meta, content(counter, 10)).await.unwrap();
+    }
+    let all: BTreeSet<(PgId, Slot)> =
+        (0..2).flat_map(|pg| (0..3).map(move |slot| (PgId(pg), Slot(slot)))).collect();
+    for looked_at_once in [1, 3, 10, 11] {
+        assert_eq!(store.slots_by(looked_at_once), all, "{looked_at_once}");
     }
 }
 

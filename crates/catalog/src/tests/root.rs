@@ -334,6 +334,24 @@ fn a_move_whose_target_is_lost_goes_elsewhere_and_never_to_the_lost_one() {
 }
 
 #[test]
+fn a_move_whose_target_is_lost_may_be_taken_back() {
+    let mut root = placed();
+    assert_eq!(root.send(RootOp::BeginMove(step(1, 0, 4))), done());
+    let back =
+        |root: &mut Roots, epoch, slot, to| root.send(RootOp::BeginMove(step(epoch, slot, to)));
+    let bad = |outcome| matches!(outcome, RootOutcome::Refused(RootRefusal::BadPlacement(_)));
+    assert!(bad(back(&mut root, 2, 0, 1)), "its target is well");
+    assert_eq!(state(&mut root, 4, DiskState::Dead), done());
+    assert!(bad(back(&mut root, 2, 0, 2)), "the home of another slot");
+    assert!(bad(back(&mut root, 2, 1, 2)), "a slot that does not move");
+    assert_eq!(back(&mut root, 2, 0, 1), done());
+    let group = group_of(&root);
+    assert_eq!((group.homes[0], group.moving, group.epoch), (DiskId(1), None, Epoch(3)), "R12");
+    assert_eq!(back(&mut root, 2, 0, 1), stale(3), "twice");
+    assert_eq!(state(&mut root, 4, DiskState::Removed), done(), "no group names it");
+}
+
+#[test]
 fn c6_a_disk_that_was_dead_or_removed_never_comes_back_as_itself() {
     let mut root = placed();
     for (from, to) in [

@@ -17,19 +17,29 @@ use bytes::Bytes;
 use http::{Request, StatusCode};
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use tower::ServiceExt;
 
 pub(super) const PG: PgId = PgId(1);
+const DIR: &str = "/disk";
+
+/// What a test does when a shard has been read for a copy.
+pub(super) type OnRead = Box<dyn Fn(ExtentId) + Send>;
 
 pub(super) struct Fleet {
     pub(super) nodes: Vec<Arc<DataNode>>,
     pub(super) disks: Vec<DiskId>,
+    /// Under the files of each node.
+    media: Vec<SimDisk>,
     /// As it is committed.
     map: Mutex<ClusterMap>,
     /// Nodes that answer nobody.
     pub(super) away: Mutex<BTreeSet<usize>>,
+    /// All know of a switch before the copier has its answer.
+    pub(super) hears_switches: AtomicBool,
+    on_read: Mutex<Option<OnRead>>,
 }
 
 pub(super) fn extent(counter: u64) -> ExtentId {
@@ -39,11 +49,12 @@ pub(super) fn extent(counter: u64) -> ExtentId {
 impl Fleet {
     /// So many nodes; the first are the homes of the group. All know the map.
     pub(super) async fn start(profile: Profile, nodes: usize) -> Self {
-        let mut started = Vec::new();
+        let (mut started, mut media) = (Vec::new(), Vec::new());
         for _ in 0..nodes {
             let disk = SimDisk::new();
+            media.push(disk.clone());
             let host = Host::real().with_disk(Arc::new(disk));
-            let dir = PathBuf::from("/disk");
+            let dir = PathBuf::from(DIR);
             host.disk.create_dir_all(&dir).unwrap();
             started.push(DataNode::start(host, config(vec![dir])).await.unwrap());
         }
@@ -57,7 +68,8 @@ impl Fleet {
         let (id, epoch, moving, open) = (PG, Epoch(1), None, true);
         map.groups.insert(PG, PlacementGroup { id, profile, epoch, homes, moving, open });
         let (map, away) = (Mutex::new(map), Mutex::default());
-        let fleet = Self { nodes: started, disks, map, away };
+        let (hears_switches, on_read) = (AtomicBool::new(false), Mutex::default());
+        let fleet = Self { nodes: started, disks, media, map, away, hears_switches, on_read };
         fleet.all_learn();
         fleet
     }
@@ -187,6 +199,28 @@ impl Fleet {
         true
     }
 
+    /// Turns a byte of a node's shard, the first one there with this content, and has a reader find it.
+    pub(super) async fn rot(&self, node: usize, counter: u64, slot: Slot, at: usize) {
+        let (disk, key) = (self.disks[node], ShardKey { extent: extent(counter), slot });
+        let meta = self.store(disk).meta(key).unwrap();
+        let length = usize::try_from(meta.length).unwrap();
+        let content = Self::cells(meta.profile, counter, length).remove(usize::from(slot.0));
+        let files = &self.nodes[node].host.disk;
+        let found = files.list(&Path::new(DIR).join("seg")).unwrap().into_iter().find_map(|path| {
+            let bytes = files.read(&path).unwrap();
+            let from = bytes.windows(length).position(|window| window == &content[..])?;
+            Some((path, from))
+        });
+        let (path, from) = found.unwrap();
+        self.media[node].flip(&path, (from + at) as u64).unwrap();
+        let read = self.store(disk).read(key, at as u64, 1).await;
+        assert_eq!(read, Err(StoreError::Corrupt));
+    }
+
+    pub(super) fn on_read(&self, then: impl Fn(ExtentId) + Send + 'static) {
+        *self.on_read.lock().unwrap() = Some(Box::new(then));
+    }
+
     pub(super) async fn copy(&self, step: SlotMove) -> Result<Round, CopyError> {
         let node = &self.nodes[self.node_of(step.to)];
         node.incoming.begin(step);
@@ -238,7 +272,11 @@ impl MoveSource for Fleet {
             return Err(ShardError::Unreachable("it is away".to_owned()));
         }
         let key = ShardKey { extent, slot };
-        self.store(disk).read(key, span.start, span.end - span.start).await.map_err(read_failed)
+        let read = self.store(disk).read(key, span.start, span.end - span.start).await;
+        if let Some(then) = &*self.on_read.lock().unwrap() {
+            then(extent);
+        }
+        read.map_err(read_failed)
     }
 
     async fn column(&self, column: Column, span: Range<u64>) -> Result<Bytes, ColumnFailure> {
@@ -277,6 +315,9 @@ impl MoveSource for Fleet {
             group.moving = None;
             group.epoch = group.epoch.next();
         });
+        if self.hears_switches.load(Ordering::Relaxed) {
+            self.all_learn();
+        }
         Ok(())
     }
 }

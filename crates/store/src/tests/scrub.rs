@@ -106,6 +106,22 @@ async fn the_pace_is_the_callers_and_a_restart_goes_on_where_it_was() {
 }
 
 #[tokio::test]
+async fn what_a_reader_was_told_is_known_after_a_power_cut() {
+    let disk = new_disk();
+    let store = open(&disk).await;
+    for counter in 0..2 {
+        put(&store, counter, LARGE).await.unwrap();
+    }
+    store.close().await;
+    let store = open(&disk).await;
+    rot(&disk, &store, 1, PAGE + 70_000);
+    assert_eq!(store.read(key(1), 65_536, 1).await, Err(StoreError::Corrupt));
+    disk.cut(CutStyle::DropAll);
+    let store = open(&disk).await;
+    assert_eq!(store.damaged_shards(), [(key(1), Damage::Content)]);
+}
+
+#[tokio::test]
 async fn what_was_found_is_known_after_a_power_cut() {
     let disk = new_disk();
     let store = open(&disk).await;
