@@ -411,8 +411,11 @@ fn member(host: &Host, ask: &AskArgs) -> Result<Member> {
     Member::of(host, &running?.config)
 }
 
+/// How long a node whose log has failed may take to end what can be ended.
+const LAST_WORDS: Duration = Duration::from_secs(5);
+
 async fn server(host: Host, args: ServerArgs) -> Result<()> {
-    let alone = args.config.is_none();
+    let (alone, clock) = (args.config.is_none(), host.clock.clone());
     let config = server_config(&host, args)?;
     let node = RunningNode::start(host, config).await?;
     if alone && let Some(key) = node.new_root_key() {
@@ -426,9 +429,22 @@ async fn server(host: Host, args: ServerArgs) -> Result<()> {
     }
     node.ready().await?;
     println!("ashlar is ready: {}", node.describe());
-    stop_signal().await?;
-    node.stop().await;
-    Ok(())
+    let failure = tokio::select! {
+        stopped = stop_signal() => {
+            stopped?;
+            None
+        }
+        why = node.until_failed() => Some(why),
+    };
+    let Some(why) = failure else {
+        node.stop().await;
+        return Ok(());
+    };
+    // nothing can be handed over or flushed that the log would have to keep
+    drop(clock.timeout(LAST_WORDS, node.stop()).await);
+    bail!(
+        "{why}. Look at the disk of the node's directory: has it room, are there errors in the system's log? Then start the node again, or let its supervisor do so"
+    )
 }
 
 fn server_config(host: &Host, args: ServerArgs) -> Result<NodeConfig> {

@@ -182,6 +182,8 @@ impl RunningNode {
             background("deletions", until_stop(&host, deletions.run()));
             let telling = tell_outdated(meta.clone(), readiness.clone());
             background("tell that the node is an old image", until_stop(&host, telling));
+            let telling = tell_log_failure(meta.clone(), readiness.clone());
+            background("tell that the metadata log has failed", until_stop(&host, telling));
         }
 
         if config.admin.serve {
@@ -238,6 +240,20 @@ impl RunningNode {
         match self.readiness.is_ready() {
             true => Vec::new(),
             false => vec![self.readiness.reasons().join("; ")],
+        }
+    }
+
+    /// Why this node must be ended and started anew; `None`: it need not.
+    pub fn failure(&self) -> Option<String> {
+        self.meta.as_ref().and_then(|meta| meta.log_failure())
+    }
+
+    /// Waits until this node must be ended and started anew; says why: its metadata log has failed, and takes nothing
+    /// more until recovery has looked at what is on the disk.
+    pub async fn until_failed(&self) -> String {
+        match &self.meta {
+            Some(meta) => meta.until_log_failed().await,
+            None => std::future::pending().await,
         }
     }
 
@@ -300,6 +316,12 @@ impl RunningNode {
 async fn tell_outdated(meta: Arc<MetaNode>, readiness: Readiness) {
     let why = meta.until_outdated().await;
     readiness.set("node", false, &why);
+}
+
+/// A node whose log has failed is ready for nothing: whoever runs it ends it ([`RunningNode::until_failed`]).
+async fn tell_log_failure(meta: Arc<MetaNode>, readiness: Readiness) {
+    let why = meta.until_log_failed().await;
+    readiness.set("metadata log", false, &why);
 }
 
 fn until_stop(

@@ -351,6 +351,16 @@ impl MetaNode {
         self.0.boots.until_outdated().await
     }
 
+    /// Why the write-ahead log takes nothing more. From then on this node only stands in the way of its groups.
+    pub fn log_failure(&self) -> Option<String> {
+        self.0.wal.failure().map(|error| error.to_string())
+    }
+
+    /// Waits until the write-ahead log has failed; says why.
+    pub async fn until_log_failed(&self) -> String {
+        self.0.wal.until_failed().await.to_string()
+    }
+
     /// Hands leadership over, flushes and closes everything.
     pub async fn stop(&self) {
         self.0.stop().await;

@@ -41,6 +41,8 @@ pub(crate) struct Shared {
     pub(crate) room: Notify,
     /// A spare is wanted, or the zeroing worker shall stop.
     pub(crate) spare_wanted: Notify,
+    /// The log has failed.
+    pub(crate) failing: Notify,
     /// Workers that still run.
     pub(crate) running: watch::Sender<u8>,
 }
@@ -126,12 +128,29 @@ impl Wal {
             work: Notify::new(),
             room: Notify::new(),
             spare_wanted: Notify::new(),
+            failing: Notify::new(),
             running: watch::channel(2).0,
         });
         let writer = Writer::new(Arc::clone(&shared), recovered.end);
         host.tasks.worker("wal-writer", Box::pin(writer.run()));
         host.tasks.worker("wal-zeroing", Box::pin(writer::zero_spares(Arc::clone(&shared))));
         Ok(Self { _handle: Arc::new(Handle(Arc::clone(&shared))), shared })
+    }
+
+    /// Why the log takes nothing more; `None`: it has not failed.
+    pub fn failure(&self) -> Option<WalError> {
+        self.shared.lock().failed.clone()
+    }
+
+    /// Waits until the log has failed. Only a new start mends that: whoever runs the node has to end it.
+    pub async fn until_failed(&self) -> WalError {
+        loop {
+            let failing = self.shared.failing.notified();
+            if let Some(error) = self.failure() {
+                return error;
+            }
+            failing.await;
+        }
     }
 
     /// The groups on this node, without those that were dropped.

@@ -329,6 +329,7 @@ impl Writer {
         let waiting: Vec<Queued> = state.queue.drain(..).collect();
         drop(state);
         self.shared.room.notify_waiters();
+        self.shared.failing.notify_waiters();
         self.shared.spare_wanted.notify_one();
         for done in dones.into_iter().chain(waiting.into_iter().map(|queued| queued.done)) {
             done(Err(error.clone()));

@@ -7,6 +7,7 @@ use crate::machines::{Door, Machine, Machines};
 use crate::record::Recorder;
 use anyhow::Result;
 use ashlar::node::RunningNode;
+use ashlar_client::Client;
 use ashlar_host::{CutStyle, DiskConduct, Fabric, SimDisk, WallSkew};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -97,6 +98,12 @@ impl World {
         self.look(index, Machine::door).flatten()
     }
 
+    /// The client that a node's own duties use, where it serves.
+    pub(crate) fn client(&self, index: usize) -> Option<Client> {
+        let client = |node: &RunningNode| node.client().clone();
+        self.look(index, |machine| machine.node().map(client)).flatten()
+    }
+
     fn take(&self, index: usize) -> Option<Machine> {
         self.place(index).take()
     }
@@ -151,6 +158,16 @@ impl World {
         let Some(mut machine) = self.take(index) else { return };
         machine.cut(style).await;
         self.give_back(index, machine);
+    }
+
+    /// What a supervisor does: a node that has failed for good is ended and started anew.
+    pub(crate) async fn restart_failed(&self, index: usize) {
+        let has_failed =
+            |machine: &Machine| machine.node().and_then(RunningNode::failure).is_some();
+        if self.look(index, has_failed) == Some(true) {
+            self.kill(index).await;
+            self.start(index).await;
+        }
     }
 
     /// Ends a node in order.

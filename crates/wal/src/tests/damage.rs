@@ -138,8 +138,10 @@ fn a_failed_sync_fails_every_waiting_and_later_record() {
     put(&wal, 1, Record::Vote(Bytes::from_static(b"a"))).unwrap();
     disk.fail_sync_after(0);
     let vote = || Record::Vote(Bytes::from_static(b"b"));
+    assert!(wal.failure().is_none());
     assert!(matches!(put(&wal, 1, vote()), Err(WalError::Failed { .. })));
     assert!(matches!(put(&wal, 1, vote()), Err(WalError::Failed { .. })));
+    assert!(matches!(wal.failure(), Some(WalError::Failed { .. })), "whoever runs it can see it");
 }
 
 #[test]
