@@ -2,7 +2,7 @@
 
 use crate::pool::PooledBuffer;
 use ashlar_erasure::Codec;
-use ashlar_types::Profile;
+use ashlar_types::{Profile, bug};
 use bytes::Bytes;
 
 /// How many bytes the buffer of a stripe has: all cells of it, but copies share one.
@@ -31,7 +31,9 @@ pub(crate) fn cells(
     let (data, parity) = buffer.split_at_mut(data_bytes);
     let data: Vec<&[u8]> = data.chunks_exact(cell).collect();
     let mut parity: Vec<&mut [u8]> = parity.chunks_exact_mut(cell).collect();
-    codec.encode(&data, &mut parity).expect("the cells were cut as the profile says");
+    if !bug!("parity-is-not-computed") {
+        codec.encode(&data, &mut parity).expect("the cells were cut as the profile says");
+    }
     let bytes = buffer.freeze();
     let of_slot = |slot: usize| bytes.slice(slot * cell..(slot + 1) * cell);
     (0..usize::from(profile.width())).map(of_slot).collect()

@@ -5,10 +5,12 @@
 //! within every margin of the cluster.
 
 use crate::machines::Machine;
-use crate::options::{Dice, Fault, Options};
+use crate::options::{DRAINS, Dice, Fault, Options};
 use crate::record::Recorder;
 use crate::world::World;
+use ashlar_client::Client;
 use ashlar_host::{CutStyle, Disk as _, DiskPace, Life, Passage, Weather};
+use ashlar_types::{Disk, DiskId, DiskState, RootOp};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,12 +29,23 @@ pub(crate) struct Nemesis {
     faults: Vec<Fault>,
 }
 
-/// Whether it takes no machine out of the world, so that it may go on while others do.
-fn lets_be(fault: Fault) -> bool {
+/// What a fault works on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Field {
+    /// It takes machines out of the world.
+    Machines,
+    /// It goes on while others take machines out.
+    Surroundings,
+    /// It asks the cluster for something.
+    Cluster,
+}
+
+fn field(fault: Fault) -> Field {
     match fault {
         Fault::Partition | Fault::Storm | Fault::ClockJump | Fault::SlowDisk | Fault::FullDisk => {
-            true
+            Field::Surroundings
         }
+        Fault::Drain => Field::Cluster,
         Fault::Kill
         | Fault::PowerOne
         | Fault::PowerSome
@@ -41,16 +54,22 @@ fn lets_be(fault: Fault) -> bool {
         | Fault::Pause
         | Fault::FailedSync
         | Fault::Rot
-        | Fault::RotLog => false,
+        | Fault::RotLog => Field::Machines,
     }
 }
 
 impl Nemesis {
-    /// Three work at once: two on machines, one on what lies between them and on how they behave.
-    pub(crate) fn all(world: &World, recorder: &Recorder, options: &Options) -> [Self; 3] {
-        [(false, 0x5555), (false, 0x3333), (true, 0xaaaa)].map(|(network, salt)| {
+    /// Four work at once: two on machines, one on what lies between them and on how they behave, one on the cluster.
+    pub(crate) fn all(world: &World, recorder: &Recorder, options: &Options) -> [Self; 4] {
+        let parts = [
+            (Field::Machines, 0x5555),
+            (Field::Machines, 0x3333),
+            (Field::Surroundings, 0xaaaa),
+            (Field::Cluster, DRAINS),
+        ];
+        parts.map(|(own, salt)| {
             let faults = options.faults.iter().copied();
-            let faults = faults.filter(|&fault| lets_be(fault) == network).collect();
+            let faults = faults.filter(|&fault| field(fault) == own).collect();
             Self {
                 world: world.clone(),
                 recorder: recorder.clone(),
@@ -78,6 +97,7 @@ impl Nemesis {
     async fn strike(&self, fault: Fault) {
         let index = self.dice.index(self.world.count());
         match fault {
+            Fault::Drain => self.drain(index).await,
             Fault::Kill => self.kill(index).await,
             Fault::PowerOne => self.power_one(index).await,
             Fault::PowerSome => self.power_some().await,
@@ -284,7 +304,49 @@ impl Nemesis {
         disk.set_capacity(Some(used + SPARE_BYTES));
         self.rest(1_000, 8_000).await;
         disk.set_capacity(None);
+        self.world.restart_failed(index).await;
         self.recorder.healed(strike, at, "its disk has hardly more room than its reserve");
+    }
+
+    /// One disk at a time: the next one begins when the last is used again, or for good instead of it.
+    async fn drain(&self, index: usize) {
+        let Some((client, _)) = self.asked(index) else { return };
+        let map = client.map();
+        let disks: Vec<&Disk> = map.disks.values().collect();
+        if disks.is_empty() {
+            return;
+        }
+        let disk = disks[self.dice.index(disks.len())].id;
+        for other in disks.iter().filter(|other| other.state == DiskState::Draining) {
+            self.set_state(other.id, DiskState::Healthy).await;
+        }
+        let strike = self.recorder.strike("drain", disk.to_string());
+        let at = self.recorder.now_us();
+        self.set_state(disk, DiskState::Draining).await;
+        self.rest(2_000, 12_000).await;
+        if self.dice.percent(70) {
+            self.set_state(disk, DiskState::Healthy).await;
+        }
+        self.recorder.healed(strike, at, "its slots move, if there is another place for them");
+    }
+
+    /// Asks whichever node serves, until one of them says yes or the faults are over.
+    async fn set_state(&self, disk: DiskId, state: DiskState) {
+        while !self.world.is_safety_over() {
+            let index = self.dice.index(self.world.count());
+            if let Some((client, life)) = self.asked(index) {
+                let op = RootOp::SetDiskState { disk, state };
+                let asking = life.spawn(async move { client.root(op).await.is_ok() });
+                if asking.await.unwrap_or(false) {
+                    return;
+                }
+            }
+            self.rest(100, 500).await;
+        }
+    }
+
+    fn asked(&self, index: usize) -> Option<(Client, Life)> {
+        self.world.client(index).zip(self.life(index))
     }
 
     /// Flips bytes of files. Always of the same machine.

@@ -36,9 +36,14 @@ pub(crate) enum Fault {
     RotLog,
     /// A disk has no more room for a while.
     FullDisk,
+    /// An operator lets a disk be emptied, and mostly uses it again later: slots move meanwhile.
+    Drain,
 }
 
-pub(crate) const FAULTS: [Fault; 14] = [
+/// Makes the dice of drains other than all else.
+pub(crate) const DRAINS: u64 = 0x00d2_a115;
+
+const FAULTS: [Fault; 14] = [
     Fault::Kill,
     Fault::PowerOne,
     Fault::PowerSome,
@@ -125,6 +130,10 @@ impl Options {
         let mut faults: Vec<Fault> = FAULTS.into_iter().filter(|_| dice.percent(30)).collect();
         if faults.is_empty() {
             faults.push(dice.pick(&FAULTS));
+        }
+        // drawn apart, so that nothing else of a seed depends on it
+        if Dice::new(seed ^ DRAINS).percent(40) {
+            faults.push(Fault::Drain);
         }
         Self {
             seed,

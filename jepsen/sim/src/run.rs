@@ -1,7 +1,7 @@
 //! One run, from empty disks to the verdict: safety under faults, healing, liveness, audit, an orderly end.
 
 use crate::client::{Client, Etags, bucket};
-use crate::invariants::{l1, r4};
+use crate::invariants::{d1, l1, r4};
 use crate::machines::Machines;
 use crate::nemesis::Nemesis;
 use crate::options::Options;
@@ -59,6 +59,7 @@ pub(crate) async fn run(options: Options, lie: Option<Lie>) -> Result<Outcome> {
     let mut auditor = Client::new(100, &world, &recorder, &etags, options.seed);
     l1::check(&world, &recorder, &mut auditor, &options).await;
     audit(&recorder, &mut auditor, &options).await;
+    d1::check(&world, &recorder).await;
     r4::check(&world, &recorder).await;
     end(&world, &recorder).await;
     recorder.note(&format!("{} sends", world.fabric().sends()));
@@ -112,6 +113,7 @@ async fn heal(world: &World, options: &Options) {
         let hardware = world.hardware(index);
         hardware.disk.set_capacity(None);
         hardware.conduct.set_pace(DiskPace::default());
+        world.restart_failed(index).await;
     }
     if options.last_cut {
         for index in 0..world.count() {
