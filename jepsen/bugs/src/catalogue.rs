@@ -115,6 +115,13 @@ pub const CATALOGUE: &[Bug] = &[
         faults: "kill",
         seed: 1,
     },
+    Bug {
+        id: "parity-is-not-computed",
+        what: "the parity of a stripe is left as it was in the buffer",
+        breaks: "D1",
+        faults: "kill",
+        seed: 1,
+    },
 ];
 
 /// The bug of this name.
