@@ -57,6 +57,9 @@ pub(crate) mod family {
     pub(crate) const OF_RANGES: [u8; 7] = [BUCKET, GARBAGE, EXPIRY, USAGE, REPAIR, STATE, RESULT];
 }
 
+/// An interval of the map's keys: the first key inside, and the first behind.
+pub type KeySpan = (Vec<u8>, Option<Vec<u8>>);
+
 const KEY_END: [u8; 2] = [0, 0];
 
 /// Rows of the replica itself (applied index, membership), which the caller writes beside the rows of an apply: they are
@@ -76,7 +79,7 @@ pub(crate) fn of_range(family: u8, range: RangeId) -> Vec<u8> {
 }
 
 /// All rows of a range in a range family.
-pub(crate) fn range_interval(family: u8, range: RangeId) -> (Vec<u8>, Option<Vec<u8>>) {
+pub(crate) fn range_interval(family: u8, range: RangeId) -> KeySpan {
     let start = of_range(family, range);
     let end = successor(&start);
     (start, end)
@@ -210,7 +213,7 @@ pub(crate) fn successor(prefix: &[u8]) -> Option<Vec<u8>> {
 }
 
 /// The interval of a range in an object family.
-pub(crate) fn object_interval(family: u8, interval: &Interval) -> (Vec<u8>, Option<Vec<u8>>) {
+pub(crate) fn object_interval(family: u8, interval: &Interval) -> KeySpan {
     let start = point(family, interval.start.bucket, &interval.start.key);
     let end = match &interval.end {
         Some(end) => Some(point(family, end.bucket, &end.key)),

@@ -28,9 +28,10 @@ mod step;
 mod txn;
 mod upload;
 
-pub use key::system_key;
+pub use key::{KeySpan, system_key};
 pub use map::{MapError, OrderedMap, View, Visit, Writes};
-pub use range::{Range, export, owned_intervals};
+pub use range::{Range, descriptor_in, export, owned_intervals, removable_intervals};
+pub use read::RangeReader;
 pub use root::{Root, root_export, root_owned_intervals};
 
 /// The newest version of apply that this binary knows.

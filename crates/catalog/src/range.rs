@@ -9,10 +9,10 @@ use crate::retry::{Admission, RetryTable};
 use crate::row::{DescriptorRow, FloorRow, HashRow, HeadRow};
 use crate::step::{Step, Stop};
 use crate::txn::Txn;
-use crate::{APPLY_VERSION, CatalogError, View, Writes};
+use crate::{APPLY_VERSION, CatalogError, KeySpan, View, Writes};
 use ashlar_types::{
     Abandon, Applied, Batch, Caller, Command, Content, Extent, ExtentId, Generation, Orphan,
-    Outcome, Ownership, RangeDescriptor, RangeId, RangeOp, Refusal, SlotSet, encode,
+    Outcome, Ownership, RangeDescriptor, RangeId, RangeOp, Refusal, SlotSet, decode, encode,
 };
 use std::ops::ControlFlow;
 
@@ -63,9 +63,7 @@ impl Range {
     pub fn load(view: &dyn View, id: RangeId) -> Result<Option<Self>, CatalogError> {
         let txn = Txn::new(view);
         let missing = || CatalogError::Inconsistent("a row of a range's head is missing");
-        let Some(DescriptorRow(descriptor)) = txn.get(&key::state(id, DESCRIPTOR_FIELD))? else {
-            return Ok(None);
-        };
+        let Some(descriptor) = descriptor_in(view, id)? else { return Ok(None) };
         let head: HeadRow = txn.get(&key::state(id, HEAD_FIELD))?.ok_or_else(missing)?;
         let floor: FloorRow = txn.get(&key::state(id, FLOOR_FIELD))?.ok_or_else(missing)?;
         let HashRow(hash) = txn.get(&key::state(id, HASH_FIELD))?.ok_or_else(missing)?;
@@ -104,7 +102,7 @@ impl Range {
         Ok((outcomes, writes))
     }
 
-    /// The range as it was created.
+    /// The range as the entries applied so far have made it: what it was founded with says less.
     pub fn descriptor(&self) -> &RangeDescriptor {
         &self.descriptor
     }
@@ -386,15 +384,57 @@ fn as_extent(orphan: &Orphan) -> Extent {
     }
 }
 
-/// The intervals of the node-wide map that a range owns, in key order: an install clears and refills them. The replica's
-/// own rows ([`crate::system_key`]) are not among them.
-pub fn owned_intervals(descriptor: &RangeDescriptor) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+/// The range as the rows of a view say: its epoch and its interval at that moment. `None`: it has no rows there.
+pub fn descriptor_in(
+    view: &dyn View,
+    id: RangeId,
+) -> Result<Option<RangeDescriptor>, CatalogError> {
+    let row: Option<DescriptorRow> = Txn::new(view).get(&key::state(id, DESCRIPTOR_FIELD))?;
+    Ok(row.map(|DescriptorRow(descriptor)| descriptor))
+}
+
+/// The intervals of the node-wide map that a range owns, in key order: what a snapshot holds. The replica's own rows
+/// ([`crate::system_key`]) are not among them.
+pub fn owned_intervals(descriptor: &RangeDescriptor) -> Vec<KeySpan> {
     let objects =
         family::OF_OBJECTS.map(|family| key::object_interval(family, &descriptor.interval));
     let own = family::OF_RANGES.map(|family| key::range_interval(family, descriptor.id));
     let mut intervals: Vec<_> = objects.into_iter().chain(own).collect();
     intervals.sort();
     intervals
+}
+
+/// What is to be removed of a range whose rows are replaced: where its rows may lie, without the objects that the view
+/// gives to a range of a later epoch. One that is behind its split still claims what is its child's by now; of two claims
+/// the later one counts.
+///
+/// In the order of removal: the row that says the interval goes last, so that a removal that was cut short is repeated.
+pub fn removable_intervals(
+    view: &dyn View,
+    descriptor: &RangeDescriptor,
+) -> Result<Vec<KeySpan>, CatalogError> {
+    let mut own = vec![descriptor.interval.clone()];
+    for other in descriptors_in(view)?.iter().filter(|other| other.epoch > descriptor.epoch) {
+        own = own.iter().flat_map(|part| part.without(&other.interval)).collect();
+    }
+    let objects = family::OF_OBJECTS
+        .iter()
+        .flat_map(|&family| own.iter().map(move |part| key::object_interval(family, part)));
+    let others = family::OF_RANGES.into_iter().filter(|&family| family != family::STATE);
+    let last = others.chain([family::STATE]);
+    Ok(objects.chain(last.map(|family| key::range_interval(family, descriptor.id))).collect())
+}
+
+/// All ranges that have rows in a view.
+fn descriptors_in(view: &dyn View) -> Result<Vec<RangeDescriptor>, CatalogError> {
+    let heads = Txn::new(view).rows_under(&[family::STATE])?;
+    let is_descriptor = |key: &[u8]| key.get(9..) == Some(&[DESCRIPTOR_FIELD]);
+    let rows = heads.iter().filter(|(key, _)| is_descriptor(key));
+    rows.map(|(_, value)| {
+        let DescriptorRow(descriptor) = decode(value)?;
+        Ok(descriptor)
+    })
+    .collect()
 }
 
 /// Visits every row of a range in key order: what a snapshot file holds.
@@ -408,7 +448,7 @@ pub fn export(
 
 pub(crate) fn export_intervals(
     view: &dyn View,
-    intervals: &[(Vec<u8>, Option<Vec<u8>>)],
+    intervals: &[KeySpan],
     visit: &mut dyn FnMut(&[u8], &[u8]),
 ) -> Result<(), CatalogError> {
     for (from, to) in intervals {

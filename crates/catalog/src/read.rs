@@ -9,11 +9,12 @@ use crate::row::{
     UploadStateRow, UsageRow, summary,
 };
 use crate::txn::Txn;
-use crate::{CatalogError, Range, View, inventory};
+use crate::{CatalogError, View, descriptor_in, inventory};
 use ashlar_types::{
     BucketId, BucketRow, BucketState, COLLECT_SHARDS_MAX, Epoch, ExtentId, Generation, KeyPoint,
     ListEntry, ListObjects, MissingExtent, ObjectId, PAGE_ENTRIES_MAX, PIECES_MAX, PartSummary,
-    Piece, QueryRefusal, RangeAnswer, RangeQuery, Span, UploadEntry, UploadId, decode,
+    Piece, QueryRefusal, RangeAnswer, RangeDescriptor, RangeId, RangeQuery, Span, UploadEntry,
+    UploadId, decode,
 };
 
 /// Margins of repair rows, to find one by its extent: no profile has more parity.
@@ -37,25 +38,35 @@ impl<E: Into<CatalogError>> From<E> for Stop {
     }
 }
 
-impl Range {
+/// A range as one view has it. Whatever a read is judged by, the epoch and the interval too, is of the view that it reads
+/// (R11): the head of the range that applies may be further by then.
+pub struct RangeReader<'a> {
+    descriptor: RangeDescriptor,
+    view: &'a dyn View,
+    txn: Txn<'a>,
+}
+
+impl<'a> RangeReader<'a> {
+    /// The range in `view`; `None`: it has no rows there.
+    pub fn open(view: &'a dyn View, id: RangeId) -> Result<Option<Self>, CatalogError> {
+        let descriptor = descriptor_in(view, id)?;
+        Ok(descriptor.map(|descriptor| Self { descriptor, view, txn: Txn::new(view) }))
+    }
+
+    /// Its epoch and interval in the view.
+    pub fn descriptor(&self) -> &RangeDescriptor {
+        &self.descriptor
+    }
+
     /// Answers a read.
-    pub fn query(&self, view: &dyn View, query: &RangeQuery) -> Result<RangeAnswer, CatalogError> {
-        let read = Read { range: self, view, txn: Txn::new(view) };
-        match read.answer(query) {
+    pub fn query(&self, query: &RangeQuery) -> Result<RangeAnswer, CatalogError> {
+        match self.answer(query) {
             Ok(answer) => Ok(answer),
             Err(Stop::Refused(refusal)) => Ok(RangeAnswer::Refused(refusal)),
             Err(Stop::Failed(error)) => Err(error),
         }
     }
-}
 
-struct Read<'a> {
-    range: &'a Range,
-    view: &'a dyn View,
-    txn: Txn<'a>,
-}
-
-impl Read<'_> {
     fn answer(&self, query: &RangeQuery) -> Result<RangeAnswer, Stop> {
         match query {
             RangeQuery::Object { at, bucket_epoch, span } => {
@@ -110,14 +121,13 @@ impl Read<'_> {
                 Ok(RangeAnswer::Usage { objects, bytes })
             }
             RangeQuery::Inventory { after, limit } => {
-                let descriptor = self.range.descriptor();
-                Ok(inventory::page(&self.txn, descriptor, after.as_ref(), *limit)?)
+                Ok(inventory::page(&self.txn, &self.descriptor, after.as_ref(), *limit)?)
             }
         }
     }
 
-    fn id(&self) -> ashlar_types::RangeId {
-        self.range.descriptor().id
+    fn id(&self) -> RangeId {
+        self.descriptor.id
     }
 
     /// As the view has it: what answers reads keeps no head of its own.
@@ -128,12 +138,12 @@ impl Read<'_> {
     }
 
     fn inside(&self, at: &KeyPoint) -> Result<(), QueryRefusal> {
-        let inside = self.range.descriptor().interval.contains(at);
+        let inside = self.descriptor.interval.contains(at);
         if inside { Ok(()) } else { Err(QueryRefusal::OutsideRange) }
     }
 
     fn overlapping(&self, bucket: BucketId) -> Result<(), QueryRefusal> {
-        let overlaps = self.range.descriptor().interval.overlaps_bucket(bucket);
+        let overlaps = self.descriptor.interval.overlaps_bucket(bucket);
         if overlaps { Ok(()) } else { Err(QueryRefusal::OutsideRange) }
     }
 
@@ -372,7 +382,7 @@ impl Read<'_> {
         delimiter: Option<&'w [u8]>,
         limit: u32,
     ) -> Walk<'w> {
-        let interval = &self.range.descriptor().interval;
+        let interval = &self.descriptor.interval;
         Walk { view: self.view, interval, family, bucket, prefix, delimiter, limit }
     }
 }

@@ -6,7 +6,7 @@
 use crate::key::{self, family};
 use crate::range::export_intervals;
 use crate::txn::{Txn, row_hash};
-use crate::{CatalogError, View, Writes};
+use crate::{CatalogError, KeySpan, View, Writes};
 use ashlar_types::{
     Applied, Bucket, BucketId, BucketName, BucketRow, BucketState, ClusterId, ClusterMap, Disk,
     DiskId, DiskState, Epoch, KeyPoint, LivingSession, Node, NodeId, PAGE_ENTRIES_MAX,
@@ -757,7 +757,7 @@ fn interval() -> (Vec<u8>, Option<Vec<u8>>) {
 }
 
 /// The intervals of the node-wide map that the root range owns: see [`crate::owned_intervals`].
-pub fn root_owned_intervals() -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+pub fn root_owned_intervals() -> Vec<KeySpan> {
     vec![interval()]
 }
 

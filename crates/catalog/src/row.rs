@@ -198,7 +198,7 @@ pub(crate) struct FloorRow {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct HashRow(pub(crate) u128);
 
-/// `s 0`: the range as it was created.
+/// `s 0`: the range as it is: its epoch and its interval are judged by, in the view that is read or applied to.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DescriptorRow(pub(crate) RangeDescriptor);
 

@@ -2,6 +2,7 @@
 
 mod audit;
 mod format;
+mod interval;
 mod model;
 mod recode;
 mod root;

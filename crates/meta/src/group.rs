@@ -12,7 +12,7 @@ use crate::raft::{
     WatchReceiver,
 };
 use ashlar_host::{Host, Monotonic, TaskKind};
-use ashlar_types::{Epoch, NodeId, RangeDescriptor};
+use ashlar_types::{Epoch, NodeId, RangeDescriptor, RangeId};
 use ashlar_wal::{GroupHealth, Record};
 use metrics::{Counter, Histogram};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
@@ -68,6 +68,8 @@ const PROPOSED: u8 = 1;
 const WITHDRAWN: u8 = 2;
 
 struct Queued {
+    /// The epoch of the range that its caller knows.
+    epoch: Epoch,
     proposal: Proposal,
     bytes: usize,
     way: Arc<AtomicU8>,
@@ -82,7 +84,7 @@ type ReadDone = oneshot::Sender<Result<u64, NotDone>>;
 
 /// A group.
 pub(crate) struct Group {
-    pub(crate) descriptor: RangeDescriptor,
+    pub(crate) range: RangeId,
     pub(crate) raft: Raft,
     pub(crate) state: Arc<State>,
     pub(crate) health: GroupHealth,
@@ -103,7 +105,6 @@ impl Group {
     /// A group, with the tasks that batch its proposals and its reads.
     pub(crate) fn start(
         host: &Host,
-        descriptor: RangeDescriptor,
         raft: Raft,
         state: Arc<State>,
         health: GroupHealth,
@@ -111,10 +112,10 @@ impl Group {
     ) -> Arc<Self> {
         let (commands, queued) = mpsc::channel(QUEUE_COMMANDS_MAX);
         let (reads, waiting) = mpsc::channel(QUEUE_READS_MAX);
-        let single = descriptor.voters.len() == 1;
+        let single = state.descriptor().voters.len() == 1;
         let may_vote = single || health != GroupHealth::TornTail;
         let group = Arc::new(Self {
-            descriptor,
+            range: state.range,
             raft: raft.clone(),
             state,
             health,
@@ -127,7 +128,7 @@ impl Group {
             changing: Arc::default(),
         });
         if !may_vote {
-            tracing::warn!(range = %group.descriptor.id, "the log's tail was torn: no vote until a leader has caught this node up");
+            tracing::warn!(range = %group.range, "the log's tail was torn: no vote until a leader has caught this node up");
             raft.runtime_config().elect(false);
         } else if health == GroupHealth::TornTail {
             group.note_mended();
@@ -143,11 +144,21 @@ impl Group {
         group
     }
 
-    /// Proposes a command, and waits for its result.
-    pub(crate) async fn propose(&self, proposal: Proposal, bytes: usize) -> Result<Done, NotDone> {
+    /// The range as far as it is applied here: its epoch and its interval are the ledger's.
+    pub(crate) fn descriptor(&self) -> Arc<RangeDescriptor> {
+        self.state.descriptor()
+    }
+
+    /// Proposes a command that is meant for `epoch` of the range, and waits for its result.
+    pub(crate) async fn propose(
+        &self,
+        epoch: Epoch,
+        proposal: Proposal,
+        bytes: usize,
+    ) -> Result<Done, NotDone> {
         let (done, end) = oneshot::channel();
         let way = Arc::new(AtomicU8::new(QUEUED));
-        let queued = Queued { proposal, bytes, way: way.clone(), done };
+        let queued = Queued { epoch, proposal, bytes, way: way.clone(), done };
         self.commands
             .try_send(queued)
             .map_err(|_| busy(RETRY_LATER_MS, "too many commands wait for this range"))?;
@@ -185,15 +196,13 @@ impl Group {
         if !self.may_vote.swap(true, Ordering::Relaxed) {
             self.raft.runtime_config().elect(true);
             self.note_mended();
-            tracing::info!(range = %self.descriptor.id, "may vote again");
+            tracing::info!(range = %self.range, "may vote again");
         }
     }
 
     /// The WAL shall not tell of the torn tail again.
     fn note_mended(&self) {
-        if let Err(error) =
-            self.state.wal.submit(self.descriptor.id, Record::CaughtUp, Box::new(drop))
-        {
+        if let Err(error) = self.state.wal.submit(self.range, Record::CaughtUp, Box::new(drop)) {
             tracing::debug!(%error, "the mended tail was not noted");
         }
     }
@@ -223,10 +232,7 @@ struct Batcher {
     host: Host,
     raft: Raft,
     node: NodeId,
-    epoch: Epoch,
-    queue: mpsc::Receiver<Queued>,
-    /// Taken from the queue, and too large for the batch before.
-    next: Option<Queued>,
+    waiting: Waiting,
     proposals: Counter,
     batch_commands: Histogram,
 }
@@ -237,48 +243,19 @@ impl Batcher {
             host: host.clone(),
             raft: group.raft.clone(),
             node: NodeId(*group.raft.node_id()),
-            epoch: group.descriptor.epoch,
-            queue,
-            next: None,
+            waiting: Waiting { queue, next: None },
             proposals: metrics::counter!("ashlar_raft_proposals_total"),
             batch_commands: metrics::histogram!("ashlar_raft_batch_commands"),
         }
     }
 
     async fn run(mut self) {
-        while let Some(batch) = self.collect().await {
-            self.propose(batch).await;
+        while let Some((epoch, batch)) = self.waiting.collect().await {
+            self.propose(epoch, batch).await;
         }
     }
 
-    /// Everything that waits, up to the limits; `None`: the group has ended.
-    async fn collect(&mut self) -> Option<Vec<Queued>> {
-        let mut batch = Vec::new();
-        let mut bytes = 0;
-        let first = match self.next.take() {
-            Some(first) => first,
-            None => self.queue.recv().await?,
-        };
-        let mut candidate = Some(first);
-        while let Some(queued) = candidate {
-            if bytes > 0 && bytes + queued.bytes > BATCH_BYTES_MAX {
-                self.next = Some(queued);
-                break;
-            }
-            bytes += queued.bytes;
-            // from here on its caller can no longer withdraw it
-            let claimed =
-                queued.way.compare_exchange(QUEUED, PROPOSED, Ordering::AcqRel, Ordering::Acquire);
-            if claimed.is_ok() {
-                batch.push(queued);
-            }
-            candidate =
-                if batch.len() < BATCH_COMMANDS_MAX { self.queue.try_recv().ok() } else { None };
-        }
-        Some(batch)
-    }
-
-    async fn propose(&self, batch: Vec<Queued>) {
+    async fn propose(&self, epoch: Epoch, batch: Vec<Queued>) {
         if batch.is_empty() {
             return;
         }
@@ -286,7 +263,7 @@ impl Batcher {
         self.batch_commands.record(u32::try_from(batch.len()).unwrap_or(u32::MAX));
         let (proposals, waiting): (Vec<Proposal>, Vec<_>) =
             batch.into_iter().map(|queued| (queued.proposal, queued.done)).unzip();
-        let bytes = batch_bytes(self.epoch, self.host.clock.wall_ms(), proposals);
+        let bytes = batch_bytes(epoch, self.host.clock.wall_ms(), proposals);
         let written = self.raft.client_write(batch_operation(&bytes)).await;
         // a receiver that is gone has given up, and called the outcome unknown
         match written {
@@ -314,6 +291,46 @@ impl Batcher {
             RaftError::APIError(other) => NotDone::Unknown(other.to_string()),
             RaftError::Fatal(fatal) => NotDone::Unknown(fatal.to_string()),
         }
+    }
+}
+
+/// The commands that wait for a batch.
+struct Waiting {
+    queue: mpsc::Receiver<Queued>,
+    /// Taken from the queue, and not for the batch before: that would be too large, or is of another epoch.
+    next: Option<Queued>,
+}
+
+impl Waiting {
+    /// Everything that waits for one epoch, up to the limits; `None`: the group has ended.
+    ///
+    /// The epoch is the callers', not the one that the range has reached meanwhile: apply refuses a batch of an older
+    /// one, so that nobody takes what was done in a part of the interval for done in all of it.
+    async fn collect(&mut self) -> Option<(Epoch, Vec<Queued>)> {
+        let mut batch = Vec::new();
+        let mut bytes = 0;
+        let first = match self.next.take() {
+            Some(first) => first,
+            None => self.queue.recv().await?,
+        };
+        let epoch = first.epoch;
+        let mut candidate = Some(first);
+        while let Some(queued) = candidate {
+            if queued.epoch != epoch || (bytes > 0 && bytes + queued.bytes > BATCH_BYTES_MAX) {
+                self.next = Some(queued);
+                break;
+            }
+            bytes += queued.bytes;
+            // from here on its caller can no longer withdraw it
+            let claimed =
+                queued.way.compare_exchange(QUEUED, PROPOSED, Ordering::AcqRel, Ordering::Acquire);
+            if claimed.is_ok() {
+                batch.push(queued);
+            }
+            candidate =
+                if batch.len() < BATCH_COMMANDS_MAX { self.queue.try_recv().ok() } else { None };
+        }
+        Some((epoch, batch))
     }
 }
 
@@ -353,5 +370,41 @@ async fn confirm(raft: &Raft, node: NodeId, policy: ReadPolicy) -> Result<u64, N
         }
         // a read does nothing: its end is never unknown
         Err(RaftError::Fatal(_)) => Err(busy(RETRY_LATER_MS, "the range is stopped on this node")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ashlar_types::{Command, RangeOp};
+
+    fn queued(epoch: u64, bytes: usize) -> Queued {
+        let command = Command { caller: None, op: RangeOp::ReportHash };
+        Queued {
+            epoch: Epoch(epoch),
+            proposal: Proposal::Range(Box::new(command)),
+            bytes,
+            way: Arc::new(AtomicU8::new(QUEUED)),
+            done: oneshot::channel().0,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_has_the_commands_of_one_epoch_in_order_and_up_to_its_limits() {
+        let (commands, queue) = mpsc::channel(QUEUE_COMMANDS_MAX);
+        let mut waiting = Waiting { queue, next: None };
+        for (epoch, bytes) in [(1, 10), (1, 10), (2, 10), (1, 10), (1, BATCH_BYTES_MAX)] {
+            commands.try_send(queued(epoch, bytes)).expect("there is room");
+        }
+        let withdrawn = queued(1, 10);
+        assert!(withdraw(&withdrawn.way));
+        commands.try_send(withdrawn).expect("there is room");
+        drop(commands);
+        let mut batches = Vec::new();
+        while let Some((epoch, batch)) = waiting.collect().await {
+            assert!(batch.iter().all(|queued| queued.epoch == epoch));
+            batches.push((epoch.0, batch.len()));
+        }
+        assert_eq!(batches, [(1, 2), (2, 1), (1, 1), (1, 1), (1, 0)]);
     }
 }

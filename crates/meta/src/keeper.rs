@@ -42,13 +42,13 @@ async fn look_after(inner: &Inner, group: &Arc<Group>) {
     if grown > size.max(inner.snapshot_log_bytes)
         && let Err(error) = group.raft.trigger().snapshot().await
     {
-        tracing::warn!(range = %group.descriptor.id, %error, "no snapshot: the range is stopped on this node");
+        tracing::warn!(range = %group.range, %error, "no snapshot: the range is stopped on this node");
     }
 }
 
 /// Says whether this node leads a group.
 pub(crate) fn show_leader(group: &Group, leads: bool) {
-    let range = group.descriptor.id.0.to_string();
+    let range = group.range.0.to_string();
     metrics::gauge!("ashlar_raft_leader", "range" => range).set(f64::from(u8::from(leads)));
 }
 

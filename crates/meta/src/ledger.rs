@@ -1,7 +1,7 @@
 //! The catalog's two state machines, root and range, as a group sees them: batches in, results and rows out.
 
 use crate::raft::Results;
-use ashlar_catalog::{CatalogError, Range, Root, View, Writes};
+use ashlar_catalog::{CatalogError, KeySpan, Range, RangeReader, Root, View, Writes};
 use ashlar_types::{
     Batch, Command, Epoch, Outcome, RangeAnswer, RangeDescriptor, RangeId, RangeQuery, RootAnswer,
     RootBatch, RootCommand, RootOutcome, RootQuery, decode, encode,
@@ -57,19 +57,20 @@ pub(crate) fn split(results: Results) -> Vec<CommandResult> {
 }
 
 impl Ledger {
-    /// The state machine as the rows of `view` say; where there are none, a new one and the rows that make it.
+    /// The state machine as the rows of `view` say; where there are none, one that begins as `first` says, and the rows
+    /// that make it.
     pub(crate) fn load(
         view: &dyn View,
-        descriptor: &RangeDescriptor,
+        first: &RangeDescriptor,
     ) -> Result<(Self, Writes), CatalogError> {
-        if descriptor.id == RangeId::ROOT {
+        if first.id == RangeId::ROOT {
             let root = Root::load(view)?;
             let (root, writes) = root.map_or_else(Root::create, |root| (root, Writes::default()));
             return Ok((Self::Root(Arc::new(RwLock::new(root))), writes));
         }
-        let range = Range::load(view, descriptor.id)?;
+        let range = Range::load(view, first.id)?;
         let fresh = || {
-            let (range, writes) = Range::create(descriptor);
+            let (range, writes) = Range::create(first);
             (Self::Range(Box::new(range)), writes)
         };
         Ok(range.map_or_else(fresh, |range| (Self::Range(Box::new(range)), Writes::default())))
@@ -79,8 +80,16 @@ impl Ledger {
     pub(crate) fn reader(&self) -> Reader {
         match self {
             Self::Root(root) => Reader::Root(root.clone()),
-            // a read takes everything else from the view, so that it sees one moment
-            Self::Range(range) => Reader::Range(Arc::new(Range::create(range.descriptor()).0)),
+            // a read takes all else from the view, so that it sees one moment
+            Self::Range(range) => Reader::Range(range.descriptor().id),
+        }
+    }
+
+    /// Epoch and interval as the entries applied so far have made them. `None`: the root's never change.
+    pub(crate) fn descriptor(&self) -> Option<&RangeDescriptor> {
+        match self {
+            Self::Root(_) => None,
+            Self::Range(range) => Some(range.descriptor()),
         }
     }
 
@@ -124,32 +133,72 @@ fn unreadable(index: u64) -> (Results, Writes) {
     (Results::None, Writes::default())
 }
 
-/// Where the rows of a range lie.
-pub(crate) fn spans(descriptor: &RangeDescriptor) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
-    if descriptor.id == RangeId::ROOT {
-        ashlar_catalog::root_owned_intervals()
-    } else {
-        ashlar_catalog::owned_intervals(descriptor)
+/// A range as a view has it; as `first` says where the view has none.
+fn described(view: &dyn View, first: &RangeDescriptor) -> Result<RangeDescriptor, CatalogError> {
+    Ok(ashlar_catalog::descriptor_in(view, first.id)?.unwrap_or_else(|| first.clone()))
+}
+
+/// Where the rows of a range lie in a view: what a snapshot of it holds.
+pub(crate) fn spans(
+    view: &dyn View,
+    first: &RangeDescriptor,
+) -> Result<Vec<KeySpan>, CatalogError> {
+    if first.id == RangeId::ROOT {
+        return Ok(ashlar_catalog::root_owned_intervals());
     }
+    Ok(ashlar_catalog::owned_intervals(&described(view, first)?))
+}
+
+/// What is to be removed of a range, in this order.
+pub(crate) fn removable_spans(
+    view: &dyn View,
+    first: &RangeDescriptor,
+) -> Result<Vec<KeySpan>, CatalogError> {
+    if first.id == RangeId::ROOT {
+        return Ok(ashlar_catalog::root_owned_intervals());
+    }
+    ashlar_catalog::removable_intervals(view, &described(view, first)?)
 }
 
 /// Answers reads of a group.
 #[derive(Clone)]
 pub(crate) enum Reader {
     Root(Arc<RwLock<Root>>),
-    Range(Arc<Range>),
+    Range(RangeId),
+}
+
+/// Why a read has no answer.
+#[derive(Debug)]
+pub(crate) enum Unanswered {
+    /// It was meant for another epoch of the range than the view has.
+    Epoch(Epoch),
+    /// The view cannot be read.
+    Failed(CatalogError),
+}
+
+impl From<CatalogError> for Unanswered {
+    fn from(error: CatalogError) -> Self {
+        Self::Failed(error)
+    }
 }
 
 impl Reader {
-    /// A read of a data range.
+    /// A read of a data range that is meant for `epoch`. Judged in the view: since the read came in, the range may have lost
+    /// keys, and an answer without them would look whole.
     pub(crate) fn range(
         &self,
         view: &dyn View,
+        epoch: Epoch,
         query: &RangeQuery,
-    ) -> Result<RangeAnswer, CatalogError> {
-        match self {
-            Self::Range(range) => range.query(view, query),
-            Self::Root(_) => Err(CatalogError::Inconsistent("the root was read as a range")),
+    ) -> Result<RangeAnswer, Unanswered> {
+        let Self::Range(id) = self else {
+            return Err(CatalogError::Inconsistent("the root was read as a range").into());
+        };
+        let missing = || CatalogError::Inconsistent("the rows of a range's head are missing");
+        let range = RangeReader::open(view, *id)?.ok_or_else(missing)?;
+        match range.descriptor().epoch {
+            known if known == epoch => Ok(range.query(query)?),
+            other => Err(Unanswered::Epoch(other)),
         }
     }
 

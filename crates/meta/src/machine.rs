@@ -7,7 +7,7 @@
 use crate::codec::{
     batch_of, log_id_bytes, read_log_id, read_stored_membership, stored_membership_bytes,
 };
-use crate::ledger::{Ledger, Reader, spans};
+use crate::ledger::{Ledger, Reader, removable_spans, spans};
 use crate::log::elapsed;
 use crate::raft::{
     Entry, EntryPayload, EntryResponder, LogId, OptionalSend, RaftSnapshotBuilder,
@@ -41,10 +41,13 @@ fn failed(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
 pub(crate) struct State {
     pub(crate) host: Host,
     pub(crate) map: Arc<dyn OrderedMap>,
-    pub(crate) descriptor: RangeDescriptor,
     pub(crate) snapshots: Snapshots,
     pub(crate) wal: Wal,
-    range: RangeId,
+    pub(crate) range: RangeId,
+    /// What the range begins with where nothing was applied.
+    first: RangeDescriptor,
+    /// The range as the entries applied so far have made it. Set behind the rows that say the same.
+    descriptor: Mutex<Arc<RangeDescriptor>>,
     newest: Mutex<Option<Arc<SnapshotFile>>>,
     /// Held from the comparison with the newest snapshot until the file has its name: one that was built slowly must
     /// not replace a newer one that was installed meanwhile (R8).
@@ -97,9 +100,15 @@ fn forget_applied(map: &dyn OrderedMap, range: RangeId) -> io::Result<()> {
 }
 
 /// Forgets what of a range lies in the map: how far it was applied, and its rows.
-pub(crate) fn forget_rows(map: &dyn OrderedMap, descriptor: &RangeDescriptor) -> io::Result<()> {
-    forget_applied(map, descriptor.id)?;
-    for (from, to) in spans(descriptor) {
+pub(crate) fn forget_rows(map: &dyn OrderedMap, first: &RangeDescriptor) -> io::Result<()> {
+    forget_applied(map, first.id)?;
+    remove_all_rows(map, first)
+}
+
+/// Removes the rows of a range of which nothing counts as applied. How far they reach the map says itself, not what the
+/// range began with: what it has lost since is its child's.
+fn remove_all_rows(map: &dyn OrderedMap, first: &RangeDescriptor) -> io::Result<()> {
+    for (from, to) in removable_spans(&*map.view(), first).map_err(failed)? {
         remove_rows(map, from, to.as_deref())?;
     }
     Ok(())
@@ -129,21 +138,21 @@ impl State {
     pub(crate) fn open(
         host: &Host,
         map: Arc<dyn OrderedMap>,
-        descriptor: RangeDescriptor,
+        first: RangeDescriptor,
         snapshots: Snapshots,
         wal: Wal,
         log_bytes: u64,
     ) -> Result<Self, SnapshotError> {
-        let range = descriptor.id;
         snapshots.remove_leftovers()?;
         let newest = Mutex::new(snapshots.newest()?.map(Arc::new));
         Ok(Self {
             host: host.clone(),
             map,
-            descriptor,
             snapshots,
             wal,
-            range,
+            range: first.id,
+            descriptor: Mutex::new(Arc::new(first.clone())),
+            first,
             newest,
             publishing: Mutex::default(),
             log_bytes: AtomicU64::new(log_bytes),
@@ -151,6 +160,19 @@ impl State {
             hash: Mutex::default(),
             apply_seconds: metrics::histogram!("ashlar_raft_apply_seconds"),
         })
+    }
+
+    /// Epoch, interval and replicas of the range, as far as it is applied here.
+    pub(crate) fn descriptor(&self) -> Arc<RangeDescriptor> {
+        self.descriptor.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn note_descriptor(&self, ledger: &Ledger) {
+        let Some(applied) = ledger.descriptor() else { return };
+        let mut known = self.descriptor.lock().unwrap_or_else(PoisonError::into_inner);
+        if **known != *applied {
+            *known = Arc::new(applied.clone());
+        }
     }
 
     /// The newest verified snapshot.
@@ -199,12 +221,11 @@ impl State {
     fn load(&self) -> io::Result<(Ledger, StoredMembership)> {
         let (applied, membership) = read_applied(&*self.map.view(), self.range)?;
         if applied.is_none() {
-            for (from, to) in spans(&self.descriptor) {
-                remove_rows(&*self.map, from, to.as_deref())?;
-            }
+            remove_all_rows(&*self.map, &self.first)?;
         }
-        let (ledger, writes) = Ledger::load(&*self.map.view(), &self.descriptor).map_err(failed)?;
+        let (ledger, writes) = Ledger::load(&*self.map.view(), &self.first).map_err(failed)?;
         self.map.write(writes).map_err(failed)?;
+        self.note_descriptor(&ledger);
         *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(ledger.reader());
         Ok((ledger, membership))
     }
@@ -250,6 +271,7 @@ impl State {
         };
         writes.put(applied_key(self.range), applied_value(entry.log_id, membership));
         self.map.write(writes).map_err(failed)?;
+        self.note_descriptor(ledger);
         Ok(results)
     }
 
@@ -259,7 +281,7 @@ impl State {
         let (last, membership) = read_applied(view, self.range)?;
         let contents = Contents { range: self.range.0, last, membership };
         let mut writer = self.snapshots.begin(&contents)?;
-        for (from, to) in spans(&self.descriptor) {
+        for (from, to) in spans(view, &self.first).map_err(failed)? {
             let mut written = Ok(());
             let scanned = view.scan(&from, to.as_deref(), &mut |key, value| {
                 written = writer.row(key, value);
@@ -285,9 +307,7 @@ impl State {
         let mut nothing = Writes::default();
         nothing.remove(applied_key(self.range));
         self.map.write(nothing).map_err(failed)?;
-        for (from, to) in spans(&self.descriptor) {
-            remove_rows(&*self.map, from, to.as_deref())?;
-        }
+        remove_all_rows(&*self.map, &self.first)?;
         from.rows(&mut |rows| {
             let mut writes = Writes::default();
             rows.into_iter().for_each(|(key, value)| writes.put(key.to_vec(), value.to_vec()));
@@ -406,26 +426,56 @@ impl RaftStateMachine<Types> for Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::Unanswered;
     use crate::raft::log_id;
     use ashlar_map::MemMap;
     use ashlar_types::{BucketId, Epoch, Interval, KeyPoint};
     use ashlar_wal::WalConfig;
     use std::path::Path;
 
+    /// A range of the buckets `from .. to`.
+    fn descriptor(id: u64, epoch: u64, from: u64, to: u64) -> RangeDescriptor {
+        let (start, end) = (KeyPoint::new(BucketId(from), []), KeyPoint::new(BucketId(to), []));
+        let interval = Interval { start, end: Some(end) };
+        RangeDescriptor { id: RangeId(id), epoch: Epoch(epoch), interval, voters: Vec::new() }
+    }
+
     fn state(directory: &Path) -> State {
         let host = Host::real();
         let wal = WalConfig { file_bytes: 4 << 20, ..WalConfig::new(directory.join("wal")) };
         let wal = Wal::open(&host, wal).expect("an empty WAL");
-        let end = Some(KeyPoint::new(BucketId(9), []));
-        let descriptor = RangeDescriptor {
-            id: RangeId(3),
-            epoch: Epoch(1),
-            interval: Interval { start: KeyPoint::least(), end },
-            voters: Vec::new(),
-        };
         let snapshots = Snapshots::new(host.disk.clone(), directory.to_owned(), 3);
         let map = Arc::new(MemMap::default());
-        State::open(&host, map, descriptor, snapshots, wal, 500).expect("no snapshot yet")
+        let first = descriptor(3, 1, 0, 9);
+        State::open(&host, map, first, snapshots, wal, 500).expect("no snapshot yet")
+    }
+
+    /// The row of an object.
+    fn object(bucket: u64) -> Vec<u8> {
+        [&b"c"[..], &bucket.to_be_bytes(), b"key\0\0"].concat()
+    }
+
+    fn put_objects(state: &State, buckets: std::ops::Range<u64>) {
+        let mut writes = Writes::default();
+        buckets.for_each(|bucket| writes.put(object(bucket), b"a record".to_vec()));
+        state.map.write(writes).expect("written");
+    }
+
+    /// The buckets whose objects the map has.
+    fn objects(state: &State) -> Vec<u64> {
+        let view = state.map.view();
+        (0..9).filter(|&bucket| view.get(&object(bucket)).expect("read").is_some()).collect()
+    }
+
+    fn put_head(state: &State, descriptor: &RangeDescriptor) {
+        state.map.write(ashlar_catalog::Range::create(descriptor).1).expect("written");
+    }
+
+    fn put_applied(state: &State, index: u64) {
+        let mut writes = Writes::default();
+        let membership = StoredMembership::default();
+        writes.put(applied_key(state.range), applied_value(log_id(1, index), &membership));
+        state.map.write(writes).expect("written");
     }
 
     /// A finished file of a state at `index`, not published.
@@ -456,18 +506,77 @@ mod tests {
     async fn a_view_in_the_middle_of_an_installation_is_not_read() {
         let directory = tempfile::tempdir().expect("a directory");
         let state = state(directory.path());
-        let applied = |index: u64| {
-            let mut writes = Writes::default();
-            let membership = StoredMembership::default();
-            writes.put(applied_key(state.range), applied_value(log_id(1, index), &membership));
-            state.map.write(writes).expect("written");
-        };
         let is_read = |index: u64| state.view_at(index).expect("readable").is_some();
         assert!(!is_read(0));
-        applied(7);
+        put_applied(&state, 7);
         assert!(is_read(7) && !is_read(8));
         state.forget_applied().expect("written");
         assert!(!is_read(7));
+        state.wal.close().await;
+    }
+
+    #[tokio::test]
+    async fn epoch_and_interval_are_those_of_the_rows_and_not_those_of_the_beginning() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = state(directory.path());
+        assert_eq!(*state.descriptor(), descriptor(3, 1, 0, 9));
+        put_head(&state, &descriptor(3, 2, 0, 5));
+        put_objects(&state, 0..9);
+        put_applied(&state, 7);
+        state.load().expect("loaded");
+        assert_eq!(*state.descriptor(), descriptor(3, 2, 0, 5));
+
+        let reader = state.reader().expect("loaded");
+        let query = ashlar_types::RangeQuery::Usage { bucket: BucketId(1) };
+        let asked = |epoch| reader.range(&*state.map.view(), Epoch(epoch), &query);
+        assert!(asked(2).is_ok());
+        assert!(matches!(asked(1), Err(Unanswered::Epoch(Epoch(2)))), "it came before the split");
+
+        let file = state.build(&*state.map.view()).expect("built");
+        let mut held = Vec::new();
+        let taken = file.rows(&mut |rows| {
+            held.extend(rows.into_iter().filter(|(key, _)| key[0] == b'c').map(|(key, _)| key));
+            Ok(())
+        });
+        taken.expect("read");
+        assert_eq!(held, (0..5).map(object).collect::<Vec<_>>());
+        state.wal.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_snapshot_of_behind_the_split_takes_away_what_the_range_has_lost_and_nobody_elses() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let ahead = state(&directory.path().join("ahead"));
+        put_head(&ahead, &descriptor(3, 2, 0, 5));
+        put_objects(&ahead, 0..5);
+        put_applied(&ahead, 30);
+        let file = ahead.build(&*ahead.map.view()).expect("built");
+
+        let behind = state(&directory.path().join("behind"));
+        behind.load().expect("fresh");
+        put_objects(&behind, 0..9);
+        put_applied(&behind, 7);
+        put_head(&behind, &descriptor(4, 2, 7, 9));
+        behind.install(&file).expect("installed");
+        behind.load().expect("loaded");
+        assert_eq!(*behind.descriptor(), descriptor(3, 2, 0, 5));
+        assert_eq!(objects(&behind), [0, 1, 2, 3, 4, 7, 8], "range 4 has the last two");
+
+        forget_rows(&*behind.map, &behind.first).expect("forgotten");
+        assert_eq!(objects(&behind), [7, 8]);
+        ahead.wal.close().await;
+        behind.wal.close().await;
+    }
+
+    #[tokio::test]
+    async fn rows_that_an_installation_left_are_removed_as_far_as_the_range_began() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = state(directory.path());
+        put_objects(&state, 0..9);
+        put_head(&state, &descriptor(4, 2, 7, 9));
+        state.load().expect("begun anew");
+        assert_eq!(*state.descriptor(), descriptor(3, 1, 0, 9));
+        assert_eq!(objects(&state), [7, 8]);
         state.wal.close().await;
     }
 }

@@ -4,7 +4,7 @@ use crate::boots::{Boot, Boots};
 use crate::codec::{read_log_id, read_vote, vote_bytes};
 use crate::group::{Group, NotDone};
 use crate::keeper;
-use crate::ledger::{CommandResult, Proposal, Reader};
+use crate::ledger::{CommandResult, Proposal, Reader, Unanswered};
 use crate::log::LogStore;
 use crate::machine::{Machine, State, forget_rows, read_applied};
 use crate::network::{Addresses, Peers, Sender};
@@ -380,7 +380,7 @@ impl MetaNode {
 fn status(group: &Group) -> GroupStatus {
     let metrics = group.raft.metrics().borrow_watched().clone();
     GroupStatus {
-        range: group.descriptor.id,
+        range: group.range,
         leader: metrics.current_leader.map(NodeId),
         term: metrics.current_term,
         last: metrics.last_log_index,
@@ -396,7 +396,7 @@ fn status(group: &Group) -> GroupStatus {
 
 async fn shut(group: &Group) {
     if let Err(error) = group.raft.shutdown().await {
-        tracing::warn!(range = %group.descriptor.id, %error, "the range did not end cleanly");
+        tracing::warn!(range = %group.range, %error, "the range did not end cleanly");
     }
 }
 
@@ -583,7 +583,7 @@ impl Opening {
         let raft = Raft::build(self.config.node.0, library, peers, log, machine).await;
         let raft = raft.map_err(|error| refused(error.to_string()))?;
         let lease_reads = self.config.lease_reads;
-        let group = Group::start(&self.host, descriptor, raft, state, stored.health, lease_reads);
+        let group = Group::start(&self.host, raft, state, stored.health, lease_reads);
         group.raft.run();
         Ok(group)
     }
@@ -756,7 +756,7 @@ impl Inner {
     }
 
     async fn admit(&self, group: Arc<Group>) -> Result<(), MetaError> {
-        let range = group.descriptor.id;
+        let range = group.range;
         let refused = {
             let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
             // under the lock: whoever stops the node takes all groups after it has said so
@@ -771,7 +771,7 @@ impl Inner {
 
     fn group_at(&self, range: RangeId, epoch: Epoch) -> Result<Arc<Group>, NotDone> {
         let group = self.group(range).ok_or_else(|| self.not_here(range))?;
-        let known = group.descriptor.epoch;
+        let known = group.descriptor().epoch;
         if range != RangeId::ROOT && known != epoch {
             Err(NotDone::Epoch(Some(known)))
         } else {
@@ -797,7 +797,7 @@ impl Inner {
         bytes: usize,
     ) -> Result<CommandReply, NotDone> {
         let group = self.group_at(range, epoch)?;
-        match group.propose(Proposal::Range(Box::new(command)), bytes).await? {
+        match group.propose(epoch, Proposal::Range(Box::new(command)), bytes).await? {
             (index, CommandResult::Range(outcome)) => Ok(CommandReply { index, outcome }),
             (_, CommandResult::Root(_)) => {
                 Err(NotDone::Unknown("a range answered as the root".to_owned()))
@@ -811,7 +811,7 @@ impl Inner {
         bytes: usize,
     ) -> Result<RootOutcome, NotDone> {
         let group = self.group_at(RangeId::ROOT, Epoch(0))?;
-        match group.propose(Proposal::Root(Box::new(command)), bytes).await? {
+        match group.propose(Epoch(0), Proposal::Root(Box::new(command)), bytes).await? {
             (_, CommandResult::Root(outcome)) => Ok(*outcome),
             (_, CommandResult::Range(_)) => {
                 Err(NotDone::Unknown("the root answered as a range".to_owned()))
@@ -833,7 +833,11 @@ impl Inner {
         let read = move || {
             // a snapshot may have begun to replace the rows since the confirmation
             let view = state.view_at(confirmed).map_err(|error| view_failed(&error))?;
-            reader.range(&*view.ok_or_else(opening)?, &query).map_err(|error| view_failed(&error))
+            let answered = reader.range(&*view.ok_or_else(opening)?, epoch, &query);
+            answered.map_err(|why| match why {
+                Unanswered::Epoch(known) => NotDone::Epoch(Some(known)),
+                Unanswered::Failed(error) => view_failed(&error),
+            })
         };
         if blocks { self.host.tasks.run_blocking(read).await } else { read() }
     }
@@ -848,8 +852,9 @@ impl Inner {
     /// different founders, so that their leaders are spread.
     fn elect_first_leaders(self: &Arc<Self>) {
         for group in self.groups() {
-            let voters = &group.descriptor.voters;
-            let turn = usize::try_from(group.descriptor.id.0).unwrap_or(0) % voters.len().max(1);
+            let descriptor = group.descriptor();
+            let voters = &descriptor.voters;
+            let turn = usize::try_from(group.range.0).unwrap_or(0) % voters.len().max(1);
             let task = Box::pin(elect_first_leader(
                 self.clone(),
                 group.clone(),
@@ -959,7 +964,7 @@ impl Inner {
         let mut metrics = group.raft.metrics();
         while let Some(heir) = self.heir(group) {
             if self.host.clock.now() - began > TRANSFER_PATIENCE {
-                tracing::warn!(range = %group.descriptor.id, "nobody took over leadership in time");
+                tracing::warn!(range = %group.range, "nobody took over leadership in time");
                 return;
             }
             if group.raft.trigger().transfer_leader(heir).await.is_err() {
@@ -971,7 +976,7 @@ impl Inner {
                 {}
             };
             if self.host.clock.timeout(TRANSFER_RETRY, handed).await.is_err() {
-                tracing::debug!(range = %group.descriptor.id, heir, "asked again to lead");
+                tracing::debug!(range = %group.range, heir, "asked again to lead");
             }
         }
     }
@@ -1039,17 +1044,17 @@ async fn elect_first_leader(node: Arc<Inner>, group: Arc<Group>, founder: Option
     let raft = &group.raft;
     // one that begins anew has a vote, and is founded by nobody
     let fresh = !matches!(raft.is_initialized().await, Ok(true))
-        && group.state.wal.state(group.descriptor.id).vote.is_none();
+        && group.state.wal.state(group.range).vote.is_none();
     let founds = fresh && founder == Some(node.node);
     if founds {
         let members: BTreeMap<u64, _> =
-            group.descriptor.voters.iter().map(|id| (id.0, peer_node())).collect();
+            group.descriptor().voters.iter().map(|id| (id.0, peer_node())).collect();
         if let Err(error) = raft.initialize(members).await {
-            tracing::warn!(range = %group.descriptor.id, %error, "the range was not founded here");
+            tracing::warn!(range = %group.range, %error, "the range was not founded here");
         }
     }
     // a single voter need not wait for anybody, at no start
-    let alone = group.descriptor.voters.len() == 1;
+    let alone = group.descriptor().voters.len() == 1;
     if !alone && !founds {
         return;
     }

@@ -92,7 +92,7 @@ pub(crate) async fn run(node: Weak<Inner>) {
 /// Whether the group runs here, and its members, as this node knows them, do not have this node as a voter.
 fn is_outside(inner: &Inner, group: &Group) -> bool {
     let members = members(&group.raft);
-    group.descriptor.voters.contains(&inner.node)
+    group.descriptor().voters.contains(&inner.node)
         && !members.membership().voter_ids().any(|id| id == inner.node.0)
 }
 
@@ -110,7 +110,7 @@ fn alarm(inner: &Inner, damaged: &[Damaged]) {
         metrics::gauge!("ashlar_raft_damaged", "range" => range.0.to_string())
             .set(f64::from(u8::from(is_alarm)));
     };
-    inner.groups().iter().for_each(|group| gauge(group.descriptor.id, is_outside(inner, group)));
+    inner.groups().iter().for_each(|group| gauge(group.range, is_outside(inner, group)));
     damaged.iter().for_each(|replica| gauge(replica.descriptor.id, true));
 }
 
@@ -132,10 +132,10 @@ async fn refill(inner: &Arc<Inner>, replica: Damaged) {
 
 /// The way back into it. That it has ended shows in the members.
 async fn join(inner: &Inner, group: Arc<Group>) {
-    match ask(inner, &group.descriptor, true).await {
-        Ok(answer) => tracing::debug!(range = %group.descriptor.id, ?answer, "the leader answers"),
+    match ask(inner, &group.descriptor(), true).await {
+        Ok(answer) => tracing::debug!(range = %group.range, ?answer, "the leader answers"),
         Err(standing) => {
-            tracing::debug!(range = %group.descriptor.id, standing, "not a member yet");
+            tracing::debug!(range = %group.range, standing, "not a member yet");
         }
     }
 }
@@ -175,8 +175,8 @@ pub(crate) async fn answer(
     if group.leader() != Some(inner.node) {
         return RefillAnswer::NotLeader(group.leader().map(|leader| leader.0));
     }
-    if !group.descriptor.voters.contains(&from) {
-        return RefillAnswer::NotYet(format!("{from} is no replica of {}", group.descriptor.id));
+    if !group.descriptor().voters.contains(&from) {
+        return RefillAnswer::NotYet(format!("{from} is no replica of {}", group.range));
     }
     let Ok(_one) = group.changing.try_lock() else {
         return RefillAnswer::NotYet("another change of the members is on its way".to_owned());
@@ -274,7 +274,7 @@ pub(crate) fn tend_members(inner: &Inner, group: &Arc<Group>) {
     let (group, clock) = (group.clone(), inner.host.clock.clone());
     let changing = async move {
         let _one = one;
-        let range = group.descriptor.id;
+        let range = group.range;
         let changed = change(&group.raft, ChangeMembers::AddVoterIds(due), "the members");
         match clock.timeout(CHANGE_PATIENCE, changed).await {
             Ok(Ok(())) => tracing::info!(%range, "the members were changed"),
@@ -298,7 +298,8 @@ fn due_change(group: &Group) -> Option<BTreeSet<u64>> {
         let has = progress.get(id).copied().flatten();
         has.is_some_and(|has| has.index + CAUGHT_UP_ENTRIES > committed)
     };
-    let belongs = |id: &u64| group.descriptor.voters.contains(&NodeId(*id));
+    let descriptor = group.descriptor();
+    let belongs = |id: &u64| descriptor.voters.contains(&NodeId(*id));
     let mut learners = metrics.membership_config.membership().learner_ids();
     learners.find(|id| belongs(id) && caught_up(id)).map(|id| BTreeSet::from([id]))
 }

@@ -474,6 +474,59 @@ async fn concurrent_commands_share_entries_and_a_wrong_epoch_is_told() {
     cluster.stop_all().await;
 }
 
+/// The row that says what a range is, on a stopped node: as if the range had lost the keys from `end` on.
+fn narrow(cluster: &Cluster, node: NodeId, end: &str) -> Epoch {
+    let map = ashlar_map::open(Engine::Fjall, &cluster.dir(node).join("map")).expect("a map");
+    let founded = ashlar_catalog::descriptor_in(&*map.view(), RANGE).expect("read");
+    let founded = founded.expect("the range is there");
+    let interval = Interval { start: founded.interval.start, end: Some(at(end)) };
+    let narrow = RangeDescriptor { epoch: Epoch(founded.epoch.0 + 1), interval, ..founded };
+    let (_, mut rows) = ashlar_catalog::Range::create(&narrow);
+    let descriptor = [&b"s"[..], &RANGE.0.to_be_bytes(), &[0]].concat();
+    rows.0.retain(|key, _| *key == descriptor);
+    assert_eq!(rows.0.len(), 1);
+    map.write(rows).expect("written");
+    map.sync().expect("synced");
+    narrow.epoch
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn epoch_and_interval_are_the_ledgers_and_not_those_that_a_range_was_founded_with() {
+    let mut cluster = Cluster::start(1).await;
+    cluster.open_bucket().await;
+    cluster.put("a", 1).await;
+    cluster.put("z", 2).await;
+    cluster.stop_all().await;
+    let epoch = narrow(&cluster, NodeId(1), "m");
+    cluster.boot(NodeId(1)).await;
+
+    let write = |epoch, key| {
+        let command = Command { caller: None, op: put(key, 3) };
+        cluster.until(move |meta| {
+            let command = command.clone();
+            async move { meta.execute(RANGE, epoch, command).await }
+        })
+    };
+    let written = write(epoch, "a").await.expect("written").outcome;
+    assert!(matches!(written, Outcome::Applied(Applied::Written { .. })), "{written:?}");
+    let outside = write(epoch, "z").await.expect("answered").outcome;
+    assert_eq!(outside, Outcome::Refused(Refusal::OutsideRange));
+    assert_eq!(write(EPOCH, "a").await, Err(NotDone::Epoch(Some(epoch))));
+
+    let read = |epoch, key| {
+        let query = RangeQuery::Object { at: at(key), bucket_epoch: Epoch(1), span: Span::Nothing };
+        cluster.until(move |meta| {
+            let query = query.clone();
+            async move { meta.query(RANGE, epoch, query).await }
+        })
+    };
+    assert!(matches!(read(epoch, "a").await, Ok(RangeAnswer::Object { .. })));
+    let outside = read(epoch, "z").await;
+    assert_eq!(outside, Ok(RangeAnswer::Refused(QueryRefusal::OutsideRange)));
+    assert_eq!(read(EPOCH, "a").await, Err(NotDone::Epoch(Some(epoch))));
+    cluster.stop_all().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_minority_acknowledges_nothing_and_reads_nothing() {
     let mut cluster = Cluster::start(3).await;

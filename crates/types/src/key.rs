@@ -130,6 +130,19 @@ impl Interval {
         let ends_behind = self.end.as_ref().is_none_or(|end| *end > KeyPoint::new(bucket, []));
         begins_before_next && ends_behind
     }
+
+    /// What of it lies outside of `other`: nothing, one part, or one on each side.
+    pub fn without(&self, other: &Self) -> Vec<Self> {
+        let behind =
+            |start: &KeyPoint, end: &Option<KeyPoint>| end.as_ref().is_some_and(|end| end <= start);
+        if behind(&self.start, &other.end) || behind(&other.start, &self.end) {
+            return vec![self.clone()];
+        }
+        let left = Self { start: self.start.clone(), end: Some(other.start.clone()) };
+        let right = other.end.clone().map(|start| Self { start, end: self.end.clone() });
+        let parts = [left].into_iter().chain(right);
+        parts.filter(|part| !behind(&part.start, &part.end)).collect()
+    }
 }
 
 #[cfg(test)]
@@ -178,5 +191,29 @@ mod tests {
         let overlaps: Vec<bool> =
             (4..=7).map(|id| interval.overlaps_bucket(BucketId(id))).collect();
         assert_eq!(overlaps, [false, true, true, false]);
+    }
+
+    #[test]
+    fn what_lies_outside_of_another_interval_are_the_points_that_it_does_not_contain() {
+        let point = |number: u64| KeyPoint::new(BucketId(number), []);
+        let ends = || (1..7).map(Some).chain([None]);
+        let all = || (0..6).flat_map(move |start| ends().map(move |end| (start, end)));
+        let whole = |&(start, end): &(u64, Option<u64>)| end.is_none_or(|end| start < end);
+        let interval = |(start, end): (u64, Option<u64>)| Interval {
+            start: point(start),
+            end: end.map(point),
+        };
+        for (one, other) in all().flat_map(|one| all().map(move |other| (one, other))) {
+            if !whole(&one) || !whole(&other) {
+                continue;
+            }
+            let (one, other) = (interval(one), interval(other));
+            let left = one.without(&other);
+            for at in (0..9).map(point) {
+                let inside = left.iter().filter(|part| part.contains(&at)).count();
+                let expected = one.contains(&at) && !other.contains(&at);
+                assert_eq!(inside, usize::from(expected), "{one:?} without {other:?} at {at:?}");
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::support::*;
 use crate::key;
-use crate::row::{ExtentRow, ObjectContent, ObjectRow, UsageRow, summary};
+use crate::row::{DescriptorRow, ExtentRow, ObjectContent, ObjectRow, UsageRow, summary};
 use ashlar_types::*;
 
 #[test]
@@ -48,6 +48,10 @@ fn rows_of_format_1() {
     assert_eq!(hex(&encode(&UsageRow { objects: 2, bytes: 300 })), "0102ac02");
     let extent = ExtentRow { extent: extent(2, 9, &[5]), generation: Generation(4) };
     assert_eq!(hex(&encode(&extent)), "0164020104028080040920000204");
+    let interval = Interval { start: KeyPoint::new(BucketId(2), *b"k"), end: None };
+    let descriptor =
+        RangeDescriptor { id: RangeId(3), epoch: Epoch(4), interval, voters: vec![NodeId(5)] };
+    assert_eq!(hex(&encode(&DescriptorRow(descriptor))), "01030402016b000105");
 }
 
 #[test]

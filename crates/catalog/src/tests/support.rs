@@ -3,7 +3,7 @@
 
 use crate::key::family;
 use crate::txn::row_hash;
-use crate::{MapError, Range, View, Visit, Writes, export};
+use crate::{MapError, Range, RangeReader, View, Visit, Writes, export};
 use ashlar_types::*;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -123,8 +123,7 @@ impl Replicas {
 
     pub(crate) fn query(&self, query: &RangeQuery) -> RangeAnswer {
         // as in production: a read takes nothing from the head of the range that applies
-        let reader = Range::create(self.range.descriptor()).0;
-        reader.query(&self.rows, query).unwrap()
+        RangeReader::open(&self.rows, RangeId(1)).unwrap().unwrap().query(query).unwrap()
     }
 
     pub(crate) fn object(&self, key: &str, span: Span) -> RangeAnswer {
