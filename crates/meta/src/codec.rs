@@ -3,13 +3,14 @@
 //! All integers are little-endian and of fixed size; the tables are in `docs/formats/raft.md`. An entry's payload is
 //! laid out once, by the proposer, and the same bytes go through the WAL and over the wire without being copied apart.
 
+use crate::birth::Origin;
 use crate::boots::Boot;
 use crate::raft::{
     AppendEntriesRequest, Entry, EntryPayload, LogId, Membership, Operation, PeerNode, RaftEntry,
     StoredMembership, StreamAppendError, StreamAppendResult, TransferLeaderRequest, Types, Vote,
     VoteRequest, VoteResponse, log_id, peer_node,
 };
-use ashlar_types::ClusterId;
+use ashlar_types::{ClusterId, RangeDescriptor, RangeId, decode, encode};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -281,6 +282,52 @@ pub(crate) fn read_stored_membership(bytes: Bytes) -> Result<StoredMembership, B
     let id = fields.optional_log_id()?;
     let membership = membership(&mut fields)?;
     fields.end().map(|()| StoredMembership::new(id, membership))
+}
+
+/// In a `Created` record, where version 1 has the version of the descriptor, which is never 0: the record's own follows.
+const OWN_VERSION_FOLLOWS: u8 = 0;
+/// The version of a `Created` record of a range that was a part of another.
+const CREATED_VERSION: u8 = 2;
+
+/// What a group began with. One that was never a part of another is written as version 1, which every binary reads.
+pub(crate) fn created_bytes(
+    cluster: ClusterId,
+    descriptor: &RangeDescriptor,
+    origin: Option<&Origin>,
+) -> Bytes {
+    let mut to = BytesMut::new();
+    to.put_u128_le(cluster.0);
+    if let Some(Origin { parent, split, membership, inherited }) = origin {
+        to.put_slice(&[OWN_VERSION_FOLLOWS, CREATED_VERSION, u8::from(*inherited)]);
+        to.put_u64_le(parent.0);
+        put_log_id(&mut to, *split);
+        let membership = stored_membership_bytes(membership);
+        put_count(&mut to, membership.len());
+        to.put_slice(&membership);
+    }
+    to.put_slice(&encode(descriptor));
+    to.freeze()
+}
+
+/// The inverse of [`created_bytes`].
+pub(crate) fn read_created(
+    bytes: Bytes,
+) -> Result<(ClusterId, RangeDescriptor, Option<Origin>), BadBytes> {
+    let what = "record of a created group";
+    let mut fields = Fields::new(what, bytes);
+    let cluster = ClusterId(fields.u128()?);
+    let origin = if fields.bytes.first() == Some(&OWN_VERSION_FOLLOWS) {
+        fields.u8()?;
+        fields.version(CREATED_VERSION)?;
+        let inherited = fields.flag()?;
+        let (parent, split) = (RangeId(fields.u64()?), fields.log_id()?);
+        let membership = read_stored_membership(fields.slice()?)?;
+        Some(Origin { parent, split, membership, inherited })
+    } else {
+        None
+    };
+    let descriptor = decode(&fields.bytes).map_err(|error| bad(what, error.to_string()))?;
+    Ok((cluster, descriptor, origin))
 }
 
 /// Who sends a message, and to whom: a message that went astray is refused, not obeyed.

@@ -4,6 +4,7 @@
 //! truth, a snapshot file is the truth below it, and the map is a view that may be lost. What it leaves out: what
 //! commands mean (crate `catalog`), how bytes reach the disk (`wal`, `map`), how nodes are dialled (`wire`).
 
+mod birth;
 mod boots;
 mod codec;
 mod group;

@@ -43,12 +43,19 @@ pub(crate) struct LogStore {
 pub(crate) struct LogReader {
     wal: Wal,
     group: RangeId,
+    /// The entries follow on this log id, which is of the range's parent: to the library they are purged up to there.
+    first: Option<LogId>,
 }
 
 impl LogStore {
-    pub(crate) fn new(wal: Wal, group: RangeId, clock: Arc<dyn Clock>) -> Self {
+    pub(crate) fn new(
+        wal: Wal,
+        group: RangeId,
+        first: Option<LogId>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
         let append_seconds = metrics::histogram!("ashlar_raft_append_seconds");
-        let reader = LogReader { wal, group };
+        let reader = LogReader { wal, group, first };
         Self { reader, clock, append_seconds, committed: None, committed_noted: true }
     }
 
@@ -91,8 +98,14 @@ impl LogReader {
         (from.max(first), to.min(last.saturating_add(1)))
     }
 
+    /// What the log no longer holds, or never did.
+    fn purged(&self) -> io::Result<Option<LogId>> {
+        let purged = self.state().purged.map(|(_, id)| read_log_id(id)).transpose()?;
+        Ok(purged.max(self.first))
+    }
+
     fn is_purged(&self, index: u64) -> bool {
-        self.state().purged.is_some_and(|(upto, _)| index <= upto)
+        self.purged().is_ok_and(|purged| purged.is_some_and(|upto| index <= upto.index))
     }
 
     /// The first entries of `from .. to`: at least one, and not many more bytes than a frame should have.
@@ -164,9 +177,8 @@ impl RaftLogStorage<Types> for LogStore {
     type LogReader = LogReader;
 
     async fn get_log_state(&mut self) -> Result<LogState<Types>, io::Error> {
-        let state = self.reader.state();
-        let last_purged_log_id = state.purged.map(|(_, id)| read_log_id(id)).transpose()?;
-        let last = state.last.map(|(index, term)| log_id(term, index));
+        let last_purged_log_id = self.reader.purged()?;
+        let last = self.reader.state().last.map(|(index, term)| log_id(term, index));
         Ok(LogState { last_purged_log_id, last_log_id: last.or(last_purged_log_id) })
     }
 
@@ -249,7 +261,7 @@ mod tests {
         let host = Host::real().with_disk(Arc::new(disk.boot()));
         let config = WalConfig { file_bytes: 1 << 20, ..WalConfig::new("/wal".into()) };
         let wal = Wal::open(&host, config).expect("an empty WAL");
-        LogStore::new(wal, RangeId(1), host.clock)
+        LogStore::new(wal, RangeId(1), None, host.clock)
     }
 
     async fn append(log: &mut LogStore, index: u64) -> Flushed {
@@ -290,6 +302,37 @@ mod tests {
         assert_eq!(there.len(), 5);
         let beyond = reader.limited_get_log_entries(18, 25).await;
         assert!(beyond.is_err(), "nothing but what was purged may be missing: {beyond:?}");
+    }
+
+    #[tokio::test]
+    async fn a_log_that_begins_behind_its_parents_entry_goes_on_from_there() {
+        let disk = SimDisk::new();
+        let LogStore { reader, clock, .. } = store(&disk);
+        let first = log_id(1, 40);
+        let begun = |wal: Wal| LogStore::new(wal, RangeId(1), Some(first), clock.clone());
+        let mut log = begun(reader.wal.clone());
+        let state = log.get_log_state().await.expect("readable");
+        assert_eq!((state.last_purged_log_id, state.last_log_id), (Some(first), Some(first)));
+        let nothing = log.get_log_reader().await.try_get_log_entries(0..50).await;
+        assert!(nothing.expect("readable").is_empty());
+        append(&mut log, 41).await.await.expect("answered").expect("synced");
+        append(&mut log, 42).await.await.expect("answered").expect("synced");
+        log.reader.wal.close().await;
+        drop((log, reader));
+
+        let LogStore { reader, .. } = store(&disk);
+        let mut log = begun(reader.wal.clone());
+        let state = log.get_log_state().await.expect("readable");
+        let last = Some(log_id(1, 42));
+        assert_eq!((state.last_purged_log_id, state.last_log_id), (Some(first), last));
+        let mut entries = log.get_log_reader().await;
+        assert_eq!(entries.try_get_log_entries(0..50).await.expect("readable").len(), 2);
+        let before = entries.limited_get_log_entries(39, 43).await.expect("a heartbeat");
+        assert!(before.is_empty(), "they are the parent's: {before:?}");
+        log.purge(log_id(1, 41)).await.expect("purged");
+        let state = log.get_log_state().await.expect("readable");
+        assert_eq!((state.last_purged_log_id, state.last_log_id), (Some(log_id(1, 41)), last));
+        log.reader.wal.close().await;
     }
 
     #[tokio::test]

@@ -207,6 +207,13 @@ impl State {
         Ok(applied.filter(|(last, _)| last.index >= index).map(|_| view))
     }
 
+    /// Whether this replica has the state that its log goes on from: `first` is applied, or is in a snapshot.
+    pub(crate) fn reaches(&self, first: LogId) -> io::Result<bool> {
+        let (applied, _) = read_applied(&*self.map.view(), self.range)?;
+        let held = self.newest().and_then(|file| file.contents.last);
+        Ok(applied.max(held) >= Some(first))
+    }
+
     /// The index applied last since the start, and the state hash there (R4).
     pub(crate) fn hash(&self) -> Option<(u64, u128)> {
         *self.hash.lock().unwrap_or_else(PoisonError::into_inner)
@@ -566,6 +573,21 @@ mod tests {
         assert_eq!(objects(&behind), [7, 8]);
         ahead.wal.close().await;
         behind.wal.close().await;
+    }
+
+    #[tokio::test]
+    async fn a_log_goes_on_from_what_is_applied_or_in_a_snapshot() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = state(directory.path());
+        let reaches = |index: u64| state.reaches(log_id(1, index)).expect("read");
+        assert!(!reaches(7), "nothing is here");
+        put_applied(&state, 6);
+        assert!(!reaches(7));
+        put_applied(&state, 7);
+        assert!(reaches(7) && !reaches(8));
+        state.publish_built(&built(&state, 8)).expect("published");
+        assert!(reaches(8) && !reaches(9));
+        state.wal.close().await;
     }
 
     #[tokio::test]

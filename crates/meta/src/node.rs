@@ -1,28 +1,27 @@
 //! The groups of a node: opened from what is stored, or founded; served; stopped.
 
+use crate::birth::{Birth, Created, FoundingList, first_ranges};
 use crate::boots::{Boot, Boots};
-use crate::codec::{read_log_id, read_vote, vote_bytes};
+use crate::codec::{read_log_id, read_vote};
 use crate::group::{Group, NotDone};
 use crate::keeper;
 use crate::ledger::{CommandResult, Proposal, Reader, Unanswered};
 use crate::log::LogStore;
 use crate::machine::{Machine, State, forget_rows, read_applied};
 use crate::network::{Addresses, Peers, Sender};
-use crate::raft::{Raft, Timing, Vote, WatchReceiver, library_config, peer_node};
-use crate::refill::{self, Damaged, DamagedRange};
+use crate::raft::{Raft, Timing, WatchReceiver, library_config, peer_node};
+use crate::refill::{self, Damaged, DamagedRange, Removal};
 use crate::service;
 use crate::snapshot::{SnapshotError, Snapshots};
 use ashlar_catalog::OrderedMap;
 use ashlar_host::{Host, Shutdown, TaskKind};
 use ashlar_map::Engine;
 use ashlar_types::{
-    BucketId, ClusterId, Command, CommandReply, Epoch, Interval, KeyPoint, Node, NodeId,
-    RangeAnswer, RangeDescriptor, RangeId, RangeQuery, RootAnswer, RootCommand, RootOp,
-    RootOutcome, RootQuery, RootRefusal, bug, decode, encode,
+    ClusterId, Command, CommandReply, Epoch, Node, NodeId, RangeAnswer, RangeDescriptor, RangeId,
+    RangeQuery, RootAnswer, RootCommand, RootOp, RootOutcome, RootQuery, RootRefusal, bug, encode,
 };
-use ashlar_wal::{GroupHealth, Record, Wal, WalConfig};
+use ashlar_wal::{GroupHealth, Wal, WalConfig};
 use ashlar_wire::Dialer;
-use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
@@ -202,56 +201,7 @@ pub(crate) struct Inner {
 struct Founded {
     stored: Vec<Created>,
     /// They were founded, and are not stored any more.
-    lost: Vec<Created>,
-}
-
-/// What founded a group here: the payload of its `Created` record.
-#[derive(Clone)]
-struct Created {
-    cluster: ClusterId,
-    descriptor: RangeDescriptor,
-}
-
-impl Created {
-    fn range(&self) -> RangeId {
-        self.descriptor.id
-    }
-
-    fn to_bytes(&self) -> Bytes {
-        let mut bytes = self.cluster.0.to_le_bytes().to_vec();
-        bytes.extend(encode(&self.descriptor));
-        Bytes::from(bytes)
-    }
-
-    fn read(bytes: &[u8]) -> Result<Self, String> {
-        let (cluster, descriptor) = bytes.split_at_checked(16).ok_or("the record is cut")?;
-        let cluster = u128::from_le_bytes(cluster.try_into().expect("sixteen bytes"));
-        let descriptor = decode(descriptor).map_err(|error| error.to_string())?;
-        Ok(Self { cluster: ClusterId(cluster), descriptor })
-    }
-}
-
-/// The root and the first data ranges, pre-split by bucket id.
-fn first_ranges(voters: &[NodeId], count: u64) -> Vec<RangeDescriptor> {
-    let width = (u64::MAX / count).saturating_add(1);
-    let start = |number: u64| KeyPoint::new(BucketId(width * number), []);
-    let descriptor = |id, start, end| RangeDescriptor {
-        id: RangeId(id),
-        epoch: Epoch(1),
-        interval: Interval { start, end },
-        voters: voters.to_vec(),
-    };
-    (0..count)
-        .map(|number| {
-            descriptor(number + 1, start(number), (number + 1 < count).then(|| start(number + 1)))
-        })
-        .collect()
-}
-
-/// The root's own group: its interval says nothing, no key of an object lies in it.
-fn root_range(voters: &[NodeId]) -> RangeDescriptor {
-    let interval = Interval { start: KeyPoint::least(), end: Some(KeyPoint::least()) };
-    RangeDescriptor { id: RangeId::ROOT, epoch: Epoch(0), interval, voters: voters.to_vec() }
+    lost: Vec<RangeDescriptor>,
 }
 
 impl MetaNode {
@@ -337,7 +287,7 @@ impl MetaNode {
 
     /// The replicas of this node that take no part until they are refilled.
     pub fn damaged(&self) -> Vec<DamagedRange> {
-        let told = |Damaged { descriptor, why, standing }| DamagedRange {
+        let told = |Damaged { descriptor, why, standing, .. }| DamagedRange {
             range: descriptor.id,
             why,
             standing,
@@ -424,19 +374,9 @@ impl Opening {
     /// The groups that are stored. Where nothing was ever founded here, those of the formation, made durable.
     async fn found(&self, formation: Option<&Formation>) -> Result<Founded, MetaError> {
         let mut stored = self.stored()?;
-        let formation = formation.filter(|formation| formation.voters.contains(&self.config.node));
-        let mut voters = formation.map_or_else(Vec::new, |formation| formation.voters.clone());
-        voters.sort_unstable();
-        let absent: Vec<Created> = formation
-            .into_iter()
-            .flat_map(|formation| {
-                let ranges = first_ranges(&voters, formation.ranges);
-                let all = ranges.into_iter().chain([root_range(&voters)]);
-                all.map(|descriptor| Created { cluster: formation.cluster, descriptor })
-            })
-            .filter(|created| !stored.iter().any(|known| known.range() == created.range()))
-            .collect();
-        if stored.is_empty() && absent.is_empty() {
+        let lacking =
+            formation.map(|formation| FoundingList::lacking(formation, self.config.node, &stored));
+        if stored.is_empty() && lacking.as_ref().is_none_or(FoundingList::is_empty) {
             return Err(MetaError::Nothing);
         }
         let mark = self.founded_mark();
@@ -444,12 +384,11 @@ impl Opening {
         let has_root = stored.iter().any(|created| created.range() == RangeId::ROOT);
         if self.host.disk.exists(&mark) || has_root {
             self.mark_founded(&mark)?;
-            return Ok(Founded { stored, lost: absent });
+            let lost = lacking.map_or_else(Vec::new, FoundingList::into_lost);
+            return Ok(Founded { stored, lost });
         }
-        for created in absent {
-            let record = Record::Created { first: created.to_bytes() };
-            self.wal.submit_durable(created.range(), record).await?;
-            stored.push(created);
+        for birth in lacking.into_iter().flat_map(FoundingList::births) {
+            stored.push(birth.write(&self.wal).await?);
         }
         // before any of them runs: what votes was founded once, and is never founded again
         self.mark_founded(&mark)?;
@@ -474,9 +413,8 @@ impl Opening {
     fn stored(&self) -> Result<Vec<Created>, MetaError> {
         let mut stored = Vec::new();
         for group in self.wal.groups() {
-            let Some(bytes) = self.wal.state(group).created else { continue };
-            let created = Created::read(&bytes).map_err(|why| MetaError::Stored(group, why))?;
-            stored.push(created);
+            let created = Created::stored(&self.wal, group);
+            stored.extend(created.map_err(|why| MetaError::Stored(group, why.to_string()))?);
         }
         Ok(stored)
     }
@@ -486,13 +424,14 @@ impl Opening {
         founded: &Founded,
         formation: Option<&Formation>,
     ) -> Result<ClusterId, MetaError> {
-        let first = founded.stored.first().or_else(|| founded.lost.first());
-        let found = first.ok_or(MetaError::Nothing)?.cluster;
-        match formation {
-            Some(formation) if formation.cluster != found => {
-                Err(MetaError::OtherCluster { found, wanted: formation.cluster })
+        let wanted = formation.map(|formation| formation.cluster);
+        let found = founded.stored.first().map(Created::cluster);
+        match (found.or(wanted), wanted) {
+            (Some(found), Some(wanted)) if found != wanted => {
+                Err(MetaError::OtherCluster { found, wanted })
             }
-            _ => Ok(found),
+            (Some(found), _) => Ok(found),
+            (None, _) => Err(MetaError::Nothing),
         }
     }
 
@@ -519,25 +458,25 @@ impl Opening {
         };
         let mut groups = BTreeMap::new();
         let mut damaged = BTreeMap::new();
-        for Created { descriptor, .. } in lost {
+        for descriptor in lost {
             let lost = "its log is gone, although the range was founded here";
-            damaged.insert(descriptor.id, Damaged::new(descriptor, lost));
+            damaged.insert(descriptor.id, Damaged::lost(descriptor, lost));
         }
-        for Created { descriptor, .. } in stored {
-            let range = descriptor.id;
+        for created in stored {
+            let range = created.range();
             if self.wal.state(range).health == GroupHealth::Corrupt
                 && !bug!("damaged-replica-votes")
             {
                 let corrupt = "its log is damaged below what was synced";
-                damaged.insert(range, Damaged::new(descriptor, corrupt));
+                damaged.insert(range, Damaged::stored(&created, corrupt));
                 continue;
             }
-            match self.start_group(&map, &sender, descriptor.clone()).await {
+            match self.start_group(&map, &sender, &created).await {
                 Ok(group) => drop(groups.insert(range, group)),
                 // they are the same for all groups
                 Err(error @ MetaError::Settings(_)) => return Err(error),
                 Err(MetaError::DamagedSnapshot(why)) => {
-                    damaged.insert(range, Damaged::new(descriptor, why));
+                    damaged.insert(range, Damaged::stored(&created, why));
                 }
                 Err(error) => {
                     tracing::error!(%range, %error, "the range does not open: it is not served here");
@@ -566,18 +505,24 @@ impl Opening {
         &self,
         map: &Arc<dyn OrderedMap>,
         sender: &Sender,
-        descriptor: RangeDescriptor,
+        created: &Created,
     ) -> Result<Arc<Group>, MetaError> {
-        let range = descriptor.id;
+        let range = created.range();
         let refused = |why: String| MetaError::Group(range, why);
-        let state = Arc::new(self.open_state(map, &descriptor)?);
+        let state = Arc::new(self.open_state(map, created.descriptor())?);
         let stored = self.wal.state(range);
         if stored.installing.is_some() {
             state.forget_applied().map_err(|error| refused(error.to_string()))?;
         }
+        let has_beginning =
+            |first| state.reaches(first).map_err(|error| refused(error.to_string()));
+        if !created.first().map_or(Ok(true), has_beginning)? {
+            return Err(refused("what it was before its first entry is not here".to_owned()));
+        }
         let library =
             library_config(range.to_string(), self.config.timing).map_err(MetaError::Settings)?;
-        let log = LogStore::new(self.wal.clone(), range, self.host.clock.clone());
+        let clock = self.host.clock.clone();
+        let log = LogStore::new(self.wal.clone(), range, created.first(), clock);
         let machine = Machine::new(state.clone()).map_err(|error| refused(error.to_string()))?;
         let peers = Peers { sender: sender.clone(), range };
         let raft = Raft::build(self.config.node.0, library, peers, log, machine).await;
@@ -630,24 +575,11 @@ impl Opening {
         map.sync().map_err(|error| MetaError::Map(error.to_string()))
     }
 
-    /// The group begins anew in the log, in one batch: an empty one that has voted as the leader says, if it had not
-    /// voted later itself (R7).
-    async fn drop_log(
-        &self,
-        cluster: ClusterId,
-        descriptor: &RangeDescriptor,
-        vote: &Vote,
-    ) -> Result<(), MetaError> {
-        let range = descriptor.id;
+    /// The group begins anew in the log, in one batch.
+    async fn drop_log(&self, cluster: ClusterId, removal: Removal) -> Result<Created, MetaError> {
+        let range = removal.descriptor().id;
         let own = self.wal.state(range).vote.and_then(|bytes| read_vote(bytes).ok());
-        let vote = own.filter(|own| own.leader_id.term > vote.leader_id.term).unwrap_or(*vote);
-        let created = Created { cluster, descriptor: descriptor.clone() };
-        let records = vec![
-            Record::Dropped,
-            Record::Created { first: created.to_bytes() },
-            Record::Vote(vote_bytes(&vote)),
-        ];
-        Ok(self.wal.submit_all_durable(range, records).await?)
+        Ok(Birth::refilled(cluster, removal, own).write(&self.wal).await?)
     }
 
     /// The map, if it may be trusted; otherwise an empty one, which snapshots and logs fill again.
@@ -681,15 +613,16 @@ impl Opening {
     /// Whether the map lies nowhere ahead of its log: what is not in the log is not known to be committed.
     fn fits(&self, map: &dyn OrderedMap, stored: &[Created]) -> bool {
         let view = map.view();
-        stored.iter().all(|Created { descriptor, .. }| {
-            let state = self.wal.state(descriptor.id);
+        stored.iter().all(|created| {
+            let state = self.wal.state(created.range());
             if state.health == GroupHealth::Corrupt {
                 // it begins anew, and so do its rows
                 return true;
             }
-            let purged = state.purged.and_then(|(_, id)| read_log_id(id).ok()).map(|id| id.index);
-            let last = state.last.map(|(index, _)| index).max(purged);
-            match read_applied(&*view, descriptor.id) {
+            let purged = state.purged.and_then(|(_, id)| read_log_id(id).ok());
+            let before = purged.max(created.first()).map(|id| id.index);
+            let last = state.last.map(|(index, _)| index).max(before);
+            match read_applied(&*view, created.range()) {
                 Ok((applied, _)) => applied.map(|id| id.index) <= last,
                 Err(_) => false,
             }
@@ -735,20 +668,17 @@ impl Inner {
         }
     }
 
-    /// Drops a damaged replica and opens an empty one. Only once it is committed, under `vote`, that this node is no
-    /// member: until then somebody may count on what the replica had acknowledged. A crash in between repeats all of it.
-    pub(crate) async fn begin_anew(
-        &self,
-        descriptor: RangeDescriptor,
-        vote: &Vote,
-    ) -> Result<(), MetaError> {
-        let range = descriptor.id;
+    /// Drops a damaged replica and opens an empty one. Only once it is committed that this node is no member: until then
+    /// somebody may count on what the replica had acknowledged. A crash in between repeats all of it.
+    pub(crate) async fn begin_anew(&self, removal: Removal) -> Result<(), MetaError> {
+        let range = removal.descriptor().id;
         let map = self.map.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let map = map.ok_or(MetaError::Stopping)?;
-        let (opening, rows, of) = (self.opening.clone(), map.clone(), descriptor.clone());
+        let (opening, rows) = (self.opening.clone(), map.clone());
+        let of = removal.descriptor().clone();
         self.host.tasks.run_blocking(move || opening.forget(&*rows, &of)).await?;
-        self.opening.drop_log(self.cluster, &descriptor, vote).await?;
-        let group = self.opening.start_group(&map, &self.sender, descriptor).await?;
+        let created = self.opening.drop_log(self.cluster, removal).await?;
+        let group = self.opening.start_group(&map, &self.sender, &created).await?;
         drop(map);
         tracing::warn!(%range, "the damaged replica was dropped: an empty one waits for the leader");
         metrics::counter!("ashlar_raft_refills_total").increment(1);
@@ -866,14 +796,13 @@ impl Inner {
 
     /// Proposes the first entry of the root, once, on whichever founder leads it.
     async fn bootstrap(self: Arc<Self>, formation: Formation) {
-        let mut voters = formation.voters.clone();
-        voters.sort_unstable();
+        let ranges = first_ranges(&formation);
         let command = RootCommand {
             nonce: self.host.random.next_u128(),
             op: RootOp::Bootstrap {
                 cluster: formation.cluster,
                 nodes: formation.nodes,
-                ranges: first_ranges(&voters, formation.ranges),
+                ranges,
                 region: formation.region,
             },
         };

@@ -17,11 +17,14 @@
 //! What it leaves out: two damaged replicas of three. Their removal needs a quorum that is not there, so they stay as they
 //! are and say so.
 
+use crate::birth::{Created, Origin};
 use crate::codec::RefillAnswer;
 use crate::group::Group;
 use crate::network::Peers;
 use crate::node::Inner;
-use crate::raft::{ChangeMembers, Raft, ReadPolicy, StoredMembership, WatchReceiver, peer_node};
+use crate::raft::{
+    ChangeMembers, Raft, ReadPolicy, StoredMembership, Vote, WatchReceiver, peer_node,
+};
 use ashlar_host::TaskKind;
 use ashlar_types::{NodeId, RangeDescriptor, RangeId, bug};
 use std::collections::BTreeSet;
@@ -56,15 +59,47 @@ pub struct DamagedRange {
 #[derive(Clone)]
 pub(crate) struct Damaged {
     pub(crate) descriptor: RangeDescriptor,
+    pub(crate) origin: Option<Origin>,
     pub(crate) why: String,
     pub(crate) standing: String,
 }
 
 impl Damaged {
-    pub(crate) fn new(descriptor: RangeDescriptor, why: impl Into<String>) -> Self {
+    /// One that the log still says is here.
+    pub(crate) fn stored(created: &Created, why: impl Into<String>) -> Self {
+        let origin = created.origin().cloned();
+        Self { origin, ..Self::lost(created.descriptor().clone(), why) }
+    }
+
+    /// One of which the log says nothing.
+    pub(crate) fn lost(descriptor: RangeDescriptor, why: impl Into<String>) -> Self {
         let why = why.into();
         tracing::error!(range = %descriptor.id, why, "the replica is damaged: it takes no part until it is refilled");
-        Self { descriptor, why, standing: "nobody was asked yet".to_owned() }
+        Self { descriptor, origin: None, why, standing: "nobody was asked yet".to_owned() }
+    }
+}
+
+/// That the others have taken this node's replica out of the members, as their leader has answered it here. Only what asks
+/// makes one.
+pub(crate) struct Removal {
+    descriptor: RangeDescriptor,
+    origin: Option<Origin>,
+    vote: Vote,
+}
+
+impl Removal {
+    pub(crate) fn descriptor(&self) -> &RangeDescriptor {
+        &self.descriptor
+    }
+
+    /// What the replica began with, and the vote under which its removal is committed.
+    pub(crate) fn into_parts(self) -> (RangeDescriptor, Option<Origin>, Vote) {
+        (self.descriptor, self.origin, self.vote)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn told(descriptor: RangeDescriptor, origin: Option<Origin>, vote: Vote) -> Self {
+        Self { descriptor, origin, vote }
     }
 }
 
@@ -119,7 +154,8 @@ async fn refill(inner: &Arc<Inner>, replica: Damaged) {
     let range = replica.descriptor.id;
     let standing = match ask(inner, &replica.descriptor, false).await {
         Ok(RefillAnswer::Removed(vote)) => {
-            match inner.begin_anew(replica.descriptor, &vote).await {
+            let Damaged { descriptor, origin, .. } = replica;
+            match inner.begin_anew(Removal { descriptor, origin, vote }).await {
                 Ok(()) => return,
                 Err(error) => error.to_string(),
             }

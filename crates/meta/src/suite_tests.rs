@@ -36,7 +36,7 @@ impl StoreBuilder<Types, LogStore, Machine, ()> for Stores {
         };
         let record = Record::Created { first: Vec::new().into() };
         self.wal.submit_durable(RangeId(id), record).await.expect("created");
-        let log = LogStore::new(self.wal.clone(), RangeId(id), self.host.clock.clone());
+        let log = LogStore::new(self.wal.clone(), RangeId(id), None, self.host.clock.clone());
         let snapshots =
             Snapshots::new(self.host.disk.clone(), self.directory.path().to_owned(), id);
         let map = Arc::new(MemMap::default());
