@@ -21,6 +21,7 @@ use ashlar_types::{
 };
 use ashlar_wal::{Record, Wal, WalError};
 use bytes::Bytes;
+use std::collections::BTreeSet;
 
 /// What a replica of this node began with: read in its log, or just written there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,10 +78,45 @@ impl Created {
         self.origin.as_ref()
     }
 
+    fn parent(&self) -> Option<RangeId> {
+        self.origin.as_ref().map(|origin| origin.parent)
+    }
+
     /// The log id that its entries follow on; `None`: it began at nothing.
     pub(crate) fn first(&self) -> Option<LogId> {
         self.origin.as_ref().filter(|origin| origin.inherited).map(|origin| origin.split)
     }
+}
+
+/// Parents before their children: a range opens after the one that it was a part of.
+pub(crate) fn parents_first(mut left: Vec<Created>) -> Vec<Created> {
+    let mut ordered = Vec::with_capacity(left.len());
+    while !left.is_empty() {
+        let ids: BTreeSet<RangeId> = left.iter().map(Created::range).collect();
+        let waits = |created: &Created| created.parent().is_some_and(|id| ids.contains(&id));
+        let (later, now): (Vec<_>, Vec<_>) = left.into_iter().partition(waits);
+        // a range was a part of an older one, so that there is always one that waits for none
+        let stuck = now.is_empty();
+        ordered.extend(now);
+        left = later;
+        if stuck {
+            ordered.append(&mut left);
+        }
+    }
+    ordered
+}
+
+/// What were parts of `range`, and parts of those.
+pub(crate) fn descendants(stored: Vec<Created>, range: RangeId) -> Vec<Created> {
+    let mut family = BTreeSet::from([range]);
+    let mut found = Vec::new();
+    for created in parents_first(stored) {
+        if created.parent().is_some_and(|parent| family.contains(&parent)) {
+            family.insert(created.range());
+            found.push(created);
+        }
+    }
+    found
 }
 
 /// That a replica is to be on this node: the permission to make it.
@@ -187,7 +223,7 @@ mod tests {
     use crate::raft::{Membership, log_id, peer_node};
     use ashlar_host::{Disk, Host, RealDisk, SimDisk};
     use ashlar_wal::WalConfig;
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
     use std::path::Path;
     use std::sync::Arc;
 
@@ -250,6 +286,27 @@ mod tests {
         newer[17] = 3;
         let refused = Created::read(Bytes::from(newer)).expect_err("of a newer binary");
         assert!(refused.to_string().contains("format 3"), "{refused}");
+    }
+
+    #[test]
+    fn parents_come_before_their_children_whatever_their_ids_are() {
+        let part = |id: u64, parent: Option<u64>| {
+            let mut created = began_in_parent();
+            created.descriptor.id = RangeId(id);
+            match (&mut created.origin, parent) {
+                (Some(origin), Some(parent)) => origin.parent = RangeId(parent),
+                (origin, _) => *origin = None,
+            }
+            created
+        };
+        let of =
+            |ranges: &[Created]| ranges.iter().map(|range| range.range().0).collect::<Vec<_>>();
+        // 9 was a part of 7, that one of 2; the parent of 4 is not here
+        let stored = vec![part(1, None), part(3, Some(9)), part(4, Some(8)), part(7, Some(2))];
+        let stored = [stored, vec![part(9, Some(7)), part(2, None)]].concat();
+        assert_eq!(of(&parents_first(stored.clone())), [1, 4, 2, 7, 9, 3]);
+        assert_eq!(of(&descendants(stored.clone(), RangeId(2))), [7, 9, 3]);
+        assert!(descendants(stored, RangeId(1)).is_empty());
     }
 
     fn wal(disk: &SimDisk) -> Wal {

@@ -25,6 +25,7 @@ pub(crate) async fn run(node: Weak<Inner>) {
         for group in inner.groups() {
             look_after(&inner, &group).await;
         }
+        inner.open_due().await;
         let clock = inner.host.clock.clone();
         drop(inner);
         clock.sleep(PERIOD).await;

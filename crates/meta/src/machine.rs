@@ -24,7 +24,7 @@ use metrics::Histogram;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 /// The field of the system row that says how far a group has been applied.
 const APPLIED_FIELD: u8 = b'a';
@@ -49,6 +49,10 @@ pub(crate) struct State {
     /// The range as the entries applied so far have made it. Set behind the rows that say the same.
     descriptor: Mutex<Arc<RangeDescriptor>>,
     newest: Mutex<Option<Arc<SnapshotFile>>>,
+    /// Held while a file is built: there is one name for it.
+    building: Mutex<()>,
+    /// The groups here that were parts of this range.
+    children: Mutex<Vec<Weak<State>>>,
     /// Held from the comparison with the newest snapshot until the file has its name: one that was built slowly must
     /// not replace a newer one that was installed meanwhile (R8).
     publishing: Mutex<()>,
@@ -154,6 +158,8 @@ impl State {
             descriptor: Mutex::new(Arc::new(first.clone())),
             first,
             newest,
+            building: Mutex::default(),
+            children: Mutex::default(),
             publishing: Mutex::default(),
             log_bytes: AtomicU64::new(log_bytes),
             reader: Mutex::default(),
@@ -178,6 +184,34 @@ impl State {
     /// The newest verified snapshot.
     pub(crate) fn newest(&self) -> Option<Arc<SnapshotFile>> {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A group here that was a part of this range.
+    pub(crate) fn adopt(&self, child: &Arc<Self>) {
+        let mut children = self.children.lock().unwrap_or_else(PoisonError::into_inner);
+        children
+            .retain(|known| known.strong_count() > 0 && !std::ptr::eq(known.as_ptr(), &**child));
+        children.push(Arc::downgrade(child));
+    }
+
+    /// How far the range is applied here.
+    pub(crate) fn applied(&self) -> io::Result<Option<LogId>> {
+        Ok(read_applied(&*self.map.view(), self.range)?.0)
+    }
+
+    /// Sees to it that the range has a snapshot of its own, if it has begun in `view`.
+    pub(crate) fn secure(&self, view: &dyn View) -> io::Result<()> {
+        if self.newest().is_none() && read_applied(view, self.range)?.0.is_some() {
+            self.build(view)?;
+        }
+        Ok(())
+    }
+
+    /// Before a newer snapshot of this range counts: the older one, and the log behind it, are the only copy of the
+    /// beginning of a child that has no snapshot of its own (R8). It gets one of the same moment.
+    fn secure_children(&self, view: &dyn View) -> io::Result<()> {
+        let children = self.children.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        children.iter().filter_map(Weak::upgrade).try_for_each(|child| child.secure(view))
     }
 
     /// Makes a verified file the newest snapshot; `None`: the newest one holds as much, and stays.
@@ -209,9 +243,8 @@ impl State {
 
     /// Whether this replica has the state that its log goes on from: `first` is applied, or is in a snapshot.
     pub(crate) fn reaches(&self, first: LogId) -> io::Result<bool> {
-        let (applied, _) = read_applied(&*self.map.view(), self.range)?;
         let held = self.newest().and_then(|file| file.contents.last);
-        Ok(applied.max(held) >= Some(first))
+        Ok(self.applied()?.max(held).is_some_and(|has| has.index >= first.index))
     }
 
     /// The index applied last since the start, and the state hash there (R4).
@@ -284,6 +317,8 @@ impl State {
 
     /// Writes a snapshot file of what `view` shows.
     fn build(&self, view: &dyn View) -> io::Result<Arc<SnapshotFile>> {
+        let _one = self.building.lock().unwrap_or_else(PoisonError::into_inner);
+        self.secure_children(view)?;
         let log_bytes = self.log_bytes.load(Ordering::Relaxed);
         let (last, membership) = read_applied(view, self.range)?;
         let contents = Contents { range: self.range.0, last, membership };
@@ -309,6 +344,7 @@ impl State {
     /// Replaces the range's rows by those of a verified snapshot. Until the last batch the map says that nothing was
     /// applied, so that a crash in between repeats it from the file.
     fn install(&self, file: &SnapshotFile) -> io::Result<()> {
+        self.secure_children(&*self.map.view())?;
         let published = self.publish(file)?;
         let from = published.as_deref().unwrap_or(file);
         let mut nothing = Writes::default();
@@ -457,6 +493,16 @@ mod tests {
         State::open(&host, map, first, snapshots, wal, 500).expect("no snapshot yet")
     }
 
+    /// Range 4, which has the buckets from 5 on, beside its parent.
+    fn child_of(parent: &State, directory: &Path) -> Arc<State> {
+        let snapshots = Snapshots::new(parent.host.disk.clone(), directory.to_owned(), 4);
+        let (map, wal) = (parent.map.clone(), parent.wal.clone());
+        let child = State::open(&parent.host, map, descriptor(4, 2, 5, 9), snapshots, wal, 0);
+        let child = Arc::new(child.expect("no snapshot yet"));
+        parent.adopt(&child);
+        child
+    }
+
     /// The row of an object.
     fn object(bucket: u64) -> Vec<u8> {
         [&b"c"[..], &bucket.to_be_bytes(), b"key\0\0"].concat()
@@ -573,6 +619,45 @@ mod tests {
         assert_eq!(objects(&behind), [7, 8]);
         ahead.wal.close().await;
         behind.wal.close().await;
+    }
+
+    #[tokio::test]
+    async fn r8_no_newer_snapshot_of_a_range_counts_before_its_child_has_one() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let ahead = state(&directory.path().join("ahead"));
+        put_head(&ahead, &descriptor(3, 2, 0, 5));
+        put_applied(&ahead, 30);
+        let newer = ahead.build(&*ahead.map.view()).expect("built");
+
+        let here = directory.path().join("here");
+        let parent = state(&here);
+        let child = child_of(&parent, &here);
+        put_head(&parent, &descriptor(3, 2, 0, 5));
+        put_applied(&parent, 7);
+        parent.build(&*parent.map.view()).expect("built");
+        assert!(child.newest().is_none(), "it has not begun");
+
+        put_head(&child, &descriptor(4, 2, 5, 9));
+        put_objects(&child, 5..8);
+        put_applied(&child, 9);
+        put_applied(&parent, 8);
+        parent.build(&*parent.map.view()).expect("built");
+        let first = child.newest().expect("built with its parent's");
+        assert_eq!(first.contents.last, Some(log_id(1, 9)));
+        put_applied(&child, 12);
+        parent.build(&*parent.map.view()).expect("built");
+        assert!(Arc::ptr_eq(&first, &child.newest().expect("there")), "one is enough");
+
+        // a new start, with a child that has none, and a snapshot that the parent's leader sends
+        child.snapshots.remove_all().expect("removed");
+        let child = child_of(&parent, &here);
+        assert!(child.newest().is_none());
+        parent.install(&newer).expect("installed");
+        let second = child.newest().expect("built before it counted");
+        assert_eq!(second.contents.last, Some(log_id(1, 12)));
+        assert_eq!(objects(&parent), [5, 6, 7], "they are the child's");
+        ahead.wal.close().await;
+        parent.wal.close().await;
     }
 
     #[tokio::test]

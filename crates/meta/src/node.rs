@@ -1,6 +1,8 @@
 //! The groups of a node: opened from what is stored, or founded; served; stopped.
 
-use crate::birth::{Birth, Created, FoundingList, first_ranges};
+use crate::birth::{
+    Birth, Created, FoundingList, Origin, descendants, first_ranges, parents_first,
+};
 use crate::boots::{Boot, Boots};
 use crate::codec::{read_log_id, read_vote};
 use crate::group::{Group, NotDone};
@@ -186,6 +188,8 @@ pub(crate) struct Inner {
     opening: Arc<Opening>,
     /// Replicas that are not opened until they are refilled.
     damaged: Mutex<BTreeMap<RangeId, Damaged>>,
+    /// Replicas that are not opened until what they were a part of has passed the split.
+    waiting: Mutex<BTreeMap<RangeId, Waiting>>,
     /// Taken when the node stops: it closes with its last user.
     map: Mutex<Option<Arc<dyn OrderedMap>>>,
     wal: Wal,
@@ -195,6 +199,22 @@ pub(crate) struct Inner {
     stopping: Shutdown,
     /// The groups end: their streams shall not hold up the port.
     pub(crate) closed: Shutdown,
+}
+
+/// A replica that was a part of a range which is behind the split here: its rows would be under the entries that the
+/// other has still to apply.
+#[derive(Clone)]
+struct Waiting {
+    created: Created,
+    state: Arc<State>,
+}
+
+/// The replicas of a node while they are opened.
+#[derive(Default)]
+struct Replicas {
+    groups: BTreeMap<RangeId, Arc<Group>>,
+    waiting: BTreeMap<RangeId, Waiting>,
+    damaged: BTreeMap<RangeId, Damaged>,
 }
 
 /// The groups of a node when it starts.
@@ -456,33 +476,33 @@ impl Opening {
             boots: boots.clone(),
             patience: config.timing.election_min,
         };
-        let mut groups = BTreeMap::new();
-        let mut damaged = BTreeMap::new();
+        let mut here = Replicas::default();
         for descriptor in lost {
             let lost = "its log is gone, although the range was founded here";
-            damaged.insert(descriptor.id, Damaged::lost(descriptor, lost));
+            here.damaged.insert(descriptor.id, Damaged::lost(descriptor, lost));
         }
-        for created in stored {
+        for created in parents_first(stored) {
             let range = created.range();
             if self.wal.state(range).health == GroupHealth::Corrupt
                 && !bug!("damaged-replica-votes")
             {
                 let corrupt = "its log is damaged below what was synced";
-                damaged.insert(range, Damaged::stored(&created, corrupt));
+                here.damaged.insert(range, Damaged::stored(&created, corrupt));
                 continue;
             }
-            match self.start_group(&map, &sender, &created).await {
-                Ok(group) => drop(groups.insert(range, group)),
+            match self.open_replica(&map, &sender, &created, &mut here).await {
+                Ok(()) => {}
                 // they are the same for all groups
                 Err(error @ MetaError::Settings(_)) => return Err(error),
                 Err(MetaError::DamagedSnapshot(why)) => {
-                    damaged.insert(range, Damaged::stored(&created, why));
+                    here.damaged.insert(range, Damaged::stored(&created, why));
                 }
                 Err(error) => {
                     tracing::error!(%range, %error, "the range does not open: it is not served here");
                 }
             }
         }
+        let Replicas { groups, waiting, damaged } = here;
         Ok(Arc::new(Inner {
             host: self.host.clone(),
             node: config.node,
@@ -495,30 +515,82 @@ impl Opening {
             dir: config.dir.clone(),
             opening: Arc::new(self),
             damaged: Mutex::new(damaged),
+            waiting: Mutex::new(waiting),
             groups: RwLock::new(groups),
             stopping: Shutdown::default(),
             closed: Shutdown::default(),
         }))
     }
 
-    async fn start_group(
+    /// Opens a replica whose parent, if it is here, was looked at before: its group runs, or it waits.
+    async fn open_replica(
         &self,
         map: &Arc<dyn OrderedMap>,
         sender: &Sender,
         created: &Created,
+        here: &mut Replicas,
+    ) -> Result<(), MetaError> {
+        let state = Arc::new(self.open_state(map, created.descriptor())?);
+        let parent = created.origin().map(|origin| origin.parent);
+        let runs = |id: RangeId| here.groups.get(&id).map(|group| group.state.clone());
+        let waits = |id: RangeId| here.waiting.get(&id).map(|parent| parent.state.clone());
+        if let Some(parent) = parent.and_then(|id| runs(id).or_else(|| waits(id))) {
+            parent.adopt(&state);
+        }
+        let is_lost = parent.is_some_and(|id| here.damaged.contains_key(&id));
+        if is_lost || !self.may_open(created.origin(), runs) {
+            let waiting = Waiting { created: created.clone(), state };
+            here.waiting.insert(created.range(), waiting);
+        } else {
+            let group = self.start_group(sender, created, state).await?;
+            here.groups.insert(created.range(), group);
+        }
+        Ok(())
+    }
+
+    /// Whether what a range was a part of is past the split here, or is not here: until then they would overlap. `runs`:
+    /// the state of a range whose group runs.
+    fn may_open(
+        &self,
+        origin: Option<&Origin>,
+        runs: impl Fn(RangeId) -> Option<Arc<State>>,
+    ) -> bool {
+        let Some(Origin { parent, split, .. }) = origin else { return true };
+        match runs(*parent) {
+            Some(state) => {
+                let applied = state.applied().ok().flatten();
+                applied.is_some_and(|applied| applied.index >= split.index)
+            }
+            None => self.wal.state(*parent).created.is_none(),
+        }
+    }
+
+    /// A range that begins from nothing applies what it had before its splits once more, and may meet no rows of those
+    /// who have them now. They wait meanwhile, and begin again from their own snapshots and logs.
+    fn forget_descendants(&self, map: &dyn OrderedMap, range: RangeId) -> Result<(), MetaError> {
+        for child in descendants(self.stored()?, range) {
+            let forgotten = forget_rows(map, child.descriptor());
+            forgotten.map_err(|error| MetaError::Group(range, error.to_string()))?;
+        }
+        Ok(())
+    }
+
+    async fn start_group(
+        &self,
+        sender: &Sender,
+        created: &Created,
+        state: Arc<State>,
     ) -> Result<Arc<Group>, MetaError> {
         let range = created.range();
         let refused = |why: String| MetaError::Group(range, why);
-        let state = Arc::new(self.open_state(map, created.descriptor())?);
         let stored = self.wal.state(range);
         if stored.installing.is_some() {
             state.forget_applied().map_err(|error| refused(error.to_string()))?;
         }
-        let has_beginning =
-            |first| state.reaches(first).map_err(|error| refused(error.to_string()));
-        if !created.first().map_or(Ok(true), has_beginning)? {
-            return Err(refused("what it was before its first entry is not here".to_owned()));
+        if state.applied().map_err(|error| refused(error.to_string()))?.is_none() {
+            self.forget_descendants(&*state.map, range)?;
         }
+        self.check_beginning(created, &state)?;
         let library =
             library_config(range.to_string(), self.config.timing).map_err(MetaError::Settings)?;
         let clock = self.host.clock.clone();
@@ -531,6 +603,21 @@ impl Opening {
         let group = Group::start(&self.host, raft, state, stored.health, lease_reads);
         group.raft.run();
         Ok(group)
+    }
+
+    /// What a range is that began with its parent's state: it has that, or a snapshot of later, and a vote no older than
+    /// the entry that its log goes on from.
+    fn check_beginning(&self, created: &Created, state: &State) -> Result<(), MetaError> {
+        let Some(first) = created.first() else { return Ok(()) };
+        let refused = |why: &str| MetaError::Group(created.range(), why.to_owned());
+        if !state.reaches(first).map_err(|error| refused(&error.to_string()))? {
+            return Err(refused("what it was before its first entry is not here"));
+        }
+        let vote = self.wal.state(created.range()).vote.and_then(|bytes| read_vote(bytes).ok());
+        if vote.is_none_or(|vote| vote.leader_id.term < first.leader_id.term) {
+            return Err(refused("its vote is older than the entry that made it"));
+        }
+        Ok(())
     }
 
     fn open_state(
@@ -640,6 +727,8 @@ impl Inner {
     }
 
     fn take_groups(&self) -> Vec<Arc<Group>> {
+        // they hold the map
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
         let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *groups).into_values().collect()
     }
@@ -676,13 +765,63 @@ impl Inner {
         let map = map.ok_or(MetaError::Stopping)?;
         let (opening, rows) = (self.opening.clone(), map.clone());
         let of = removal.descriptor().clone();
-        self.host.tasks.run_blocking(move || opening.forget(&*rows, &of)).await?;
+        let children = self.waiting_for(range);
+        let secured = children.clone();
+        let forgotten = self.host.tasks.run_blocking(move || {
+            let view = rows.view();
+            let secured = secured.iter().try_for_each(|child| child.secure(&*view));
+            secured.map_err(|error| MetaError::Group(range, error.to_string()))?;
+            opening.forget(&*rows, &of)
+        });
+        forgotten.await?;
         let created = self.opening.drop_log(self.cluster, removal).await?;
-        let group = self.opening.start_group(&map, &self.sender, &created).await?;
-        drop(map);
+        let state = Arc::new(self.opening.open_state(&map, created.descriptor())?);
+        children.iter().for_each(|child| state.adopt(child));
+        drop((children, map));
+        let group = self.opening.start_group(&self.sender, &created, state).await?;
         tracing::warn!(%range, "the damaged replica was dropped: an empty one waits for the leader");
         metrics::counter!("ashlar_raft_refills_total").increment(1);
         self.admit(group).await
+    }
+
+    /// The replicas that wait for `parent`.
+    fn waiting_for(&self, parent: RangeId) -> Vec<Arc<State>> {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_child =
+            |created: &Created| created.origin().is_some_and(|origin| origin.parent == parent);
+        let children = waiting.values().filter(|child| is_child(&child.created));
+        children.map(|child| child.state.clone()).collect()
+    }
+
+    /// Whether a range may run here: it would not overlap with what it was a part of.
+    pub(crate) fn may_open(&self, origin: Option<&Origin>) -> bool {
+        let damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        if origin.is_some_and(|origin| damaged.contains_key(&origin.parent)) {
+            return false;
+        }
+        drop(damaged);
+        self.opening.may_open(origin, |id| self.group(id).map(|group| group.state.clone()))
+    }
+
+    /// Opens the replicas that need wait no longer.
+    pub(crate) async fn open_due(self: &Arc<Self>) {
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for (range, Waiting { created, state }) in waiting {
+            if !self.may_open(created.origin()) {
+                continue;
+            }
+            let opened = self.opening.start_group(&self.sender, &created, state).await;
+            match opened {
+                Ok(group) => match self.admit(group.clone()).await {
+                    Ok(()) => self.elect_first_leader_of(group),
+                    Err(error) => tracing::debug!(%range, %error, "the node is stopping"),
+                },
+                Err(error) => {
+                    tracing::error!(%range, %error, "the range does not open: it is not served here");
+                }
+            }
+            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&range);
+        }
     }
 
     async fn admit(&self, group: Arc<Group>) -> Result<(), MetaError> {
@@ -711,8 +850,10 @@ impl Inner {
 
     /// Why a range does not run here: another node serves it, or none knows it.
     fn not_here(&self, range: RangeId) -> NotDone {
+        let is_waiting =
+            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&range);
         let damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
-        if damaged.contains_key(&range) || self.boots.outdated().is_some() {
+        if is_waiting || damaged.contains_key(&range) || self.boots.outdated().is_some() {
             NotDone::Leader(None)
         } else {
             NotDone::Epoch(None)
@@ -781,17 +922,15 @@ impl Inner {
     /// Each range's founder among its voters asks for an election until there is a first leader. The ranges have
     /// different founders, so that their leaders are spread.
     fn elect_first_leaders(self: &Arc<Self>) {
-        for group in self.groups() {
-            let descriptor = group.descriptor();
-            let voters = &descriptor.voters;
-            let turn = usize::try_from(group.range.0).unwrap_or(0) % voters.len().max(1);
-            let task = Box::pin(elect_first_leader(
-                self.clone(),
-                group.clone(),
-                voters.get(turn).copied(),
-            ));
-            let _electing = self.host.tasks.spawn(TaskKind::Background("first election"), task);
-        }
+        self.groups().into_iter().for_each(|group| self.elect_first_leader_of(group));
+    }
+
+    fn elect_first_leader_of(self: &Arc<Self>, group: Arc<Group>) {
+        let descriptor = group.descriptor();
+        let voters = &descriptor.voters;
+        let turn = usize::try_from(group.range.0).unwrap_or(0) % voters.len().max(1);
+        let task = Box::pin(elect_first_leader(self.clone(), group, voters.get(turn).copied()));
+        let _electing = self.host.tasks.spawn(TaskKind::Background("first election"), task);
     }
 
     /// Proposes the first entry of the root, once, on whichever founder leads it.

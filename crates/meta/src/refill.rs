@@ -152,6 +152,10 @@ fn alarm(inner: &Inner, damaged: &[Damaged]) {
 /// The way out of the group, and the beginning of an empty one.
 async fn refill(inner: &Arc<Inner>, replica: Damaged) {
     let range = replica.descriptor.id;
+    if !inner.may_open(replica.origin.as_ref()) {
+        let waits = "what it was a part of is behind the split here, and goes first";
+        return inner.note_standing(range, waits.to_owned());
+    }
     let standing = match ask(inner, &replica.descriptor, false).await {
         Ok(RefillAnswer::Removed(vote)) => {
             let Damaged { descriptor, origin, .. } = replica;

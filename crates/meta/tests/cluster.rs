@@ -527,6 +527,151 @@ async fn epoch_and_interval_are_the_ledgers_and_not_those_that_a_range_was_found
     cluster.stop_all().await;
 }
 
+/// The range that was a part of `RANGE`, from the key `m` on.
+const CHILD: RangeId = RangeId(99);
+const CHILD_EPOCH: Epoch = Epoch(2);
+
+async fn get_from_child(cluster: &Cluster) -> Option<u64> {
+    let query = RangeQuery::Object { at: at("n"), bucket_epoch: Epoch(1), span: Span::Nothing };
+    let answer = cluster.until(|meta| {
+        let query = query.clone();
+        async move { meta.query(CHILD, CHILD_EPOCH, query).await }
+    });
+    match answer.await {
+        Ok(RangeAnswer::Object { record, .. }) => Some(number_of(record.etag)),
+        _ => None,
+    }
+}
+
+/// The log of a stopped node.
+fn open_log(cluster: &Cluster, node: NodeId) -> ashlar_wal::Wal {
+    let config = ashlar_wal::WalConfig {
+        file_bytes: 4 << 20,
+        ..ashlar_wal::WalConfig::new(cluster.dir(node).join("wal"))
+    };
+    ashlar_wal::Wal::open(&cluster.host, config).expect("the log")
+}
+
+/// Gives a stopped single node the record and the rows of `CHILD`, as a split that lies `ahead` entries in front of it would.
+async fn split_ahead(cluster: &Cluster, node: NodeId, ahead: u64) -> u64 {
+    let dir = cluster.dir(node);
+    let wal = open_log(cluster, node);
+    let (last, term) = wal.state(RANGE).last.expect("entries");
+    // the next start leads in the next term
+    let (split, term) = (last + ahead, term + 1);
+    let log_id = [term.to_le_bytes(), split.to_le_bytes()].concat();
+    // version 1, no log id, one configuration of the one node, the members
+    let one = [&[1, 0, 0, 0], &node.0.to_le_bytes()[..]].concat();
+    let membership = [&[1, 0, 1, 0, 0, 0], &one[..], &one[..]].concat();
+    let map = ashlar_map::open(Engine::Fjall, &dir.join("map")).expect("a map");
+    let parent = ashlar_catalog::descriptor_in(&*map.view(), RANGE).expect("read");
+    let parent = parent.expect("the range is there");
+    let child = RangeDescriptor {
+        id: CHILD,
+        epoch: CHILD_EPOCH,
+        interval: Interval { start: at("m"), end: parent.interval.end },
+        voters: parent.voters,
+    };
+    let created = [
+        &77_u128.to_le_bytes()[..],
+        &[0, 2, 1],
+        &RANGE.0.to_le_bytes(),
+        &log_id,
+        &u32::try_from(membership.len()).expect("small").to_le_bytes(),
+        &membership,
+        &encode(&child),
+    ]
+    .concat();
+    let vote = [&[1][..], &term.to_le_bytes(), &node.0.to_le_bytes(), &[0]].concat();
+    let records = vec![
+        ashlar_wal::Record::Created { first: created.into() },
+        ashlar_wal::Record::Vote(vote.into()),
+    ];
+    wal.submit_all_durable(CHILD, records).await.expect("written");
+    wal.close().await;
+    let (_, mut rows) = ashlar_catalog::Range::create(&child);
+    rows.put(ashlar_catalog::system_key(CHILD, b'a'), [&[1][..], &log_id, &membership].concat());
+    map.write(rows).expect("written");
+    map.sync().expect("synced");
+    split
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_a_part_of_a_range_opens_when_that_is_past_the_split_also_after_the_map_is_lost() {
+    let mut cluster = Cluster::start_with(1, 1).await;
+    cluster.open_bucket().await;
+    cluster.put("a", 1).await;
+    cluster.stop_all().await;
+    let node = NodeId(1);
+    let split = split_ahead(&cluster, node, 9).await;
+    cluster.boot(node).await;
+
+    let meta = cluster.nodes[&node].meta.clone();
+    let runs = |cluster: &Cluster| {
+        let all = cluster.nodes[&node].meta.status();
+        all.iter().any(|status| status.range == CHILD && status.leader == Some(node))
+    };
+    let write = |op| meta.execute(CHILD, CHILD_EPOCH, Command { caller: None, op });
+    let mut applied = cluster.put("b", 2).await.index;
+    assert!(applied + 1 < split, "the split is still ahead");
+    // four periods of what would open it
+    cluster.host.clock.sleep(Duration::from_secs(1)).await;
+    assert!(!runs(&cluster), "it would overlap");
+    assert_eq!(write(put("n", 3)).await, Err(NotDone::Leader(None)), "it is here, and waits");
+    while applied < split {
+        applied = cluster.put("b", applied).await.index;
+    }
+    cluster.wait("the child leads itself", runs).await;
+    let row = BucketRow {
+        bucket: BUCKET,
+        epoch: Epoch(1),
+        state: BucketState::Open,
+        versioning: Versioning::Off,
+    };
+    write(RangeOp::SetBucket(row)).await.expect("the bucket row is installed");
+    let written = write(put("n", 3)).await.expect("written");
+    assert!(matches!(written.outcome, Outcome::Applied(Applied::Written { .. })), "{written:?}");
+    assert!(written.index > split, "its indices go on from the split");
+
+    // both get snapshots behind the split, the child first
+    let mut number = 0;
+    let secured = |cluster: &Cluster| {
+        let parent = cluster.status(node, RANGE).snapshot.is_some_and(|index| index >= split);
+        parent && cluster.dir(node).join("snapshots").join("range-99.snapshot").exists()
+    };
+    while !secured(&cluster) {
+        number += 1;
+        cluster.put("c", number).await;
+    }
+    drop(meta);
+    cluster.stop_all().await;
+    cluster.host.disk.remove_dir_all(&cluster.dir(node).join("map")).expect("removed");
+    cluster.boot(node).await;
+    cluster.wait("the child leads itself again", runs).await;
+    assert_eq!((cluster.get("c").await, get_from_child(&cluster).await), (Some(number), Some(3)));
+    cluster.stop_all().await;
+
+    // an installation was cut short: what the map has of the child goes before the parent begins from nothing
+    let stray = [&b"c"[..], &BUCKET.0.to_be_bytes(), b"y\0\0"].concat();
+    let mut rows = ashlar_catalog::Writes::default();
+    rows.put(stray.clone(), b"of nobody".to_vec());
+    let changed = ashlar_map::open(Engine::Fjall, &cluster.dir(node).join("map")).expect("a map");
+    changed.write(rows).expect("written");
+    changed.sync().expect("synced");
+    drop(changed);
+    let wal = open_log(&cluster, node);
+    let mark = ashlar_wal::Record::Installing(Vec::new().into());
+    wal.submit_durable(RANGE, mark).await.expect("written");
+    wal.close().await;
+    drop(wal);
+    cluster.boot(node).await;
+    cluster.wait("the child leads itself once more", runs).await;
+    assert_eq!((cluster.get("c").await, get_from_child(&cluster).await), (Some(number), Some(3)));
+    cluster.stop_all().await;
+    let map = ashlar_map::open(Engine::Fjall, &cluster.dir(node).join("map")).expect("a map");
+    assert_eq!(map.view().get(&stray).expect("read"), None);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_minority_acknowledges_nothing_and_reads_nothing() {
     let mut cluster = Cluster::start(3).await;
