@@ -441,7 +441,7 @@ async fn server(host: Host, args: ServerArgs) -> Result<()> {
         return Ok(());
     };
     // nothing can be handed over or flushed that the log would have to keep
-    drop(clock.timeout(LAST_WORDS, node.stop()).await);
+    let _late = clock.timeout(LAST_WORDS, node.stop()).await;
     bail!(
         "{why}. Look at the disk of the node's directory: has it room, are there errors in the system's log? Then start the node again, or let its supervisor do so"
     )

@@ -249,7 +249,7 @@ impl RunningNode {
     }
 
     /// Waits until this node must be ended and started anew; says why: its metadata log has failed, and takes nothing
-    /// more until recovery has looked at what is on the disk.
+    /// more, or cannot give what it has, until recovery has looked at what is on the disk.
     pub async fn until_failed(&self) -> String {
         match &self.meta {
             Some(meta) => meta.until_log_failed().await,
@@ -496,6 +496,7 @@ async fn start_data(
         reserve_bytes: config.data.reserve_bytes,
         direct_io: config.data.direct_io,
         scrub_cycle: Duration::from_secs(config.data.scrub_cycle_seconds),
+        move_bytes_per_second: config.data.move_bytes_per_second,
     };
     Ok(Some(DataNode::start(host.clone(), data).await?))
 }

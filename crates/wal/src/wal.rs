@@ -62,6 +62,8 @@ pub(crate) struct State {
     pub(crate) next_file: u64,
     pub(crate) closing: bool,
     pub(crate) failed: Option<WalError>,
+    /// An entry that could not be read back: what recovery does about its group is done at the next start.
+    pub(crate) unreadable: Option<WalError>,
     /// Released when the writer has stopped.
     pub(crate) lock: Option<Box<dyn Send + Sync>>,
 }
@@ -118,6 +120,7 @@ impl Wal {
             next_file: recovered.next_file,
             closing: false,
             failed: None,
+            unreadable: None,
             lock: Some(lock),
         };
         let shared = Arc::new(Shared {
@@ -137,9 +140,18 @@ impl Wal {
         Ok(Self { _handle: Arc::new(Handle(Arc::clone(&shared))), shared })
     }
 
-    /// Why the log takes nothing more; `None`: it has not failed.
+    /// Why the log takes nothing more, or cannot give what it has; `None`: it has not failed.
     pub fn failure(&self) -> Option<WalError> {
-        self.shared.lock().failed.clone()
+        let state = self.shared.lock();
+        state.failed.clone().or_else(|| state.unreadable.clone())
+    }
+
+    fn damaged(&self, error: WalError) -> WalError {
+        tracing::error!(%error, "the write-ahead log is damaged");
+        metrics::counter!("ashlar_wal_failures_total").increment(1);
+        self.shared.lock().unreadable.get_or_insert_with(|| error.clone());
+        self.shared.failing.notify_waiters();
+        error
     }
 
     /// Waits until the log has failed. Only a new start mends that: whoever runs the node has to end it.
@@ -305,7 +317,9 @@ impl Wal {
                 Ok(payload) => entries.push(Entry { index, term, payload }),
                 // purged, truncated or moved while this was reading: not damage
                 Err(_) if !self.shared.lock().table.is_at(group, index, place) => return Ok(None),
-                Err(reason) => return Err(WalError::Unreadable { group, index, reason }),
+                Err(reason) => {
+                    return Err(self.damaged(WalError::Unreadable { group, index, reason }));
+                }
             }
         }
         Ok(Some(entries))

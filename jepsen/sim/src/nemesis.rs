@@ -369,6 +369,7 @@ impl Nemesis {
             });
         }
         self.rest(100, 2_000).await;
+        self.world.restart_failed(index).await;
         self.recorder.healed(strike, at, &format!("{flips} bytes were flipped"));
     }
 }

@@ -90,6 +90,10 @@ fn an_entry_damaged_on_disk_is_an_error_and_never_a_short_read() {
     disk.flip(&files(&disk)[0], 512 + 300).unwrap();
     let found = wal.read(RangeId(1), 1, 5);
     assert!(matches!(found, Err(WalError::Unreadable { index: 1, .. })), "{found:?}");
+    assert!(
+        matches!(wal.failure(), Some(WalError::Unreadable { .. })),
+        "whoever runs it can see it"
+    );
     assert_eq!(wal.read(RangeId(1), 2, 5).unwrap().len(), 3);
     assert!(matches!(wal.read(RangeId(1), 2, 6), Err(WalError::Missing { .. })));
 }
