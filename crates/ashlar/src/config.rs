@@ -120,6 +120,8 @@ pub struct DataSection {
     pub scrub_cycle_seconds: u64,
     /// The leader of a range looks so often whether all of it has the code that new content gets.
     pub recode_cycle_seconds: u64,
+    /// What moves comes to each disk no faster, so that clients keep their part; 0: as fast as it goes.
+    pub move_bytes_per_second: u64,
     /// The profile of extents that are not small, where the cluster's size shall not choose it.
     pub profile: Option<String>,
 }
@@ -246,6 +248,7 @@ impl Default for DataSection {
             direct_io: true,
             scrub_cycle_seconds: 14 * 24 * 3600,
             recode_cycle_seconds: 600,
+            move_bytes_per_second: 128 << 20,
             profile: None,
         }
     }

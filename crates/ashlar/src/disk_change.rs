@@ -46,6 +46,8 @@ pub struct DisksChange {
     pub slots: u64,
     /// What the shards in them take; what a node that does not answer has is not in it.
     pub bytes: u64,
+    /// How long that takes at least, at the limits that the disks have for what moves; 0: they have none.
+    pub seconds: u64,
     /// Whether it has been done.
     pub done: bool,
 }
@@ -197,6 +199,12 @@ impl Statuses {
         self.0.get(&disk).is_some_and(|status| status.writable && room(status) > 0)
     }
 
+    /// How long a disk takes for so many bytes at the limit that it has for moves.
+    fn seconds(&self, disk: DiskId, bytes: u64) -> u64 {
+        let rate = self.0.get(&disk).map_or(0, |status| status.move_bytes_per_second);
+        if rate == 0 { 0 } else { bytes.div_ceil(rate) }
+    }
+
     fn shard_bytes(&self, disk: DiskId) -> u64 {
         self.0.get(&disk).map_or(0, |status| status.shard_bytes)
     }
@@ -217,7 +225,10 @@ fn forecast(
     judged.slots = disks.iter().map(|&disk| slots_on(map, disk) as u64).sum();
     judged.bytes = disks.iter().map(|&disk| statuses.shard_bytes(disk)).sum();
     judged.refusals.extend(dangers(&found));
-    judged.refusals.extend(narrow(map, statuses, &together, &found));
+    let taken = taken(statuses, &together, &found);
+    judged.refusals.extend(narrow(map, statuses, &taken));
+    judged.seconds =
+        taken.iter().map(|(to, bytes)| statuses.seconds(*to, *bytes)).max().unwrap_or(0);
     let is_used = |disk: &&Disk| disk.state == DiskState::Healthy && !together.contains(&disk.id);
     for disk in map.disks.values().filter(is_used).filter(|disk| !takes(disk.id)) {
         judged.remarks.push(format!(
@@ -258,22 +269,25 @@ fn room(status: &DiskStatus) -> u64 {
     status.free_bytes.saturating_sub(kept)
 }
 
-/// Disks that would have to take more than they have room for, by the average of the slots that leave.
-fn narrow(
-    map: &ClusterMap,
+/// The bytes that each disk would get, by the average of the slots that leave.
+fn taken(
     statuses: &Statuses,
     leaving: &BTreeSet<DiskId>,
     found: &DrainForecast,
-) -> Vec<String> {
+) -> BTreeMap<DiskId, u64> {
     let bytes: u64 = leaving.iter().map(|&disk| statuses.shard_bytes(disk)).sum();
-    let slots = found.leaving.len().max(1) as u64;
+    let a_slot = bytes / found.leaving.len().max(1) as u64;
     let mut taken: BTreeMap<DiskId, u64> = BTreeMap::new();
     for (_, _, to) in &found.leaving {
-        *taken.entry(*to).or_default() += 1;
+        *taken.entry(*to).or_default() += a_slot;
     }
-    let is_narrow = |(to, count): (DiskId, u64)| {
+    taken
+}
+
+/// Disks that would have to take more than they have room for.
+fn narrow(map: &ClusterMap, statuses: &Statuses, taken: &BTreeMap<DiskId, u64>) -> Vec<String> {
+    let is_narrow = |(&to, &needed): (&DiskId, &u64)| {
         let node = map.disks.get(&to)?.node;
-        let needed = bytes / slots * count;
         let free = room(statuses.0.get(&to)?);
         (needed > free).then(|| {
             format!(
@@ -281,7 +295,7 @@ fn narrow(
             )
         })
     };
-    taken.into_iter().filter_map(is_narrow).collect()
+    taken.iter().filter_map(is_narrow).collect()
 }
 
 /// Which margins change, in one sentence.
@@ -404,8 +418,13 @@ mod tests {
         some[0].disks.pop();
         let last = some[0].disks.last_mut().expect("there are disks");
         last.free_bytes = last.capacity_bytes / 100;
+        for status in &mut some[0].disks {
+            status.move_bytes_per_second = 1 << 20;
+        }
         let change = ChangeDisks { disks: vec![DiskId(10)], step: DiskStep::Drain, dry_run: true };
         let judged = judge(&map, &some, &change);
+        // 1 GiB over the nine disks that take slots, of which one gets more than the others
+        assert!((1024 / 9..1024).contains(&judged.seconds), "{}", judged.seconds);
         assert_eq!(judged.refusals, Vec::<String>::new(), "the others have room");
         let said = judged.remarks.iter().filter(|remark| remark.contains("gets nothing")).count();
         assert_eq!(said, 2, "{:?}", judged.remarks);

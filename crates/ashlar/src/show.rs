@@ -192,11 +192,24 @@ pub(crate) fn disks_change(change: &DisksChange, step: DiskStep, json: bool) -> 
         (false, false) => "refused; nothing was changed".to_owned(),
     };
     let moving = match step {
-        DiskStep::Drain => format!(": {} slots with {} to move", change.slots, bytes(change.bytes)),
+        DiskStep::Drain => {
+            let (slots, moved) = (change.slots, bytes(change.bytes));
+            format!(": {slots} slots with {moved} to move{}", at_least(change.seconds))
+        }
         DiskStep::Undrain | DiskStep::Remove => String::new(),
     };
     let lines = change.refusals.iter().chain(&change.remarks).map(|line| format!("- {line}\n"));
     Ok(format!("{verdict}{moving}\n{}", lines.collect::<String>()))
+}
+
+/// How long a drain takes at least.
+fn at_least(seconds: u64) -> String {
+    match seconds {
+        0 => String::new(),
+        1..120 => format!(", which takes {seconds} s or more"),
+        120..7200 => format!(", which takes {} min or more", seconds.div_ceil(60)),
+        _ => format!(", which takes {} h or more", seconds.div_ceil(3600)),
+    }
 }
 
 fn node_line(overview: &Overview, node: &Node) -> NodeLine {

@@ -83,10 +83,10 @@ pub(crate) fn begin_move(
     if usize::from(step.slot.0) >= known.homes.len() {
         return Err(bad(format!("{} has no {}", step.group, step.slot)));
     }
-    if let Some((moving, target)) = known.moving {
-        if moving != step.slot || !is_lost(map, target) {
-            return Err(RootRefusal::AlreadyMoving(step.group));
-        }
+    if let Some((moving, target)) = known.moving
+        && (moving != step.slot || !is_lost(map, target))
+    {
+        return Err(RootRefusal::AlreadyMoving(step.group));
     }
     Ok(change(map, known, |group| group.moving = Some((step.slot, step.to))))
 }

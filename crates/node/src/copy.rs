@@ -13,9 +13,10 @@
 use crate::DataNode;
 use crate::gate::SlotPlace;
 use crate::lists::listed;
+use crate::pace::Pace;
 use crate::wanted::{Listing, Lists, NotListed, Wanted, count_missing, losses, wanted};
 use ashlar_client::{Client, Column, ColumnFailure, Failure, ShardError};
-use ashlar_host::Host;
+use ashlar_host::{Clock, Host};
 use ashlar_store::{SMALL_SHARD_BYTES_END, ShardKey, ShardMeta, Store, StoreError};
 use ashlar_types::{
     ClusterMap, DiskId, ExtentId, LISTED_SHARDS_MAX, ListShards, ListedShard, PgId, PlacementGroup,
@@ -212,6 +213,8 @@ struct Moving<'a> {
     is_refused: AtomicBool,
     incoming: Arc<Incoming>,
     source: &'a dyn MoveSource,
+    pace: &'a Pace,
+    clock: Arc<dyn Clock>,
 }
 
 /// How bringing a shard here ended.
@@ -339,7 +342,8 @@ impl DataNode {
             .partition(|(slot, _)| *slot == step.slot);
         let home = homes.first().map(|(_, disk)| *disk);
         let is_refused = AtomicBool::new(false);
-        Some(Moving { step, group, home, others, store, is_refused, incoming, source })
+        let (pace, clock) = (&self.pace, self.host.clock.clone());
+        Some(Moving { step, group, home, others, store, is_refused, incoming, source, pace, clock })
     }
 
     async fn list_sources(&self, moving: &Moving<'_>) -> Lists {
@@ -557,6 +561,7 @@ impl Moving<'_> {
         if span.is_empty() {
             return Ok(Bytes::new());
         }
+        self.pace.take(&*self.clock, self.step.to, span.end - span.start).await;
         if let Some(home) = self.home.filter(|_| wanted.is_at_home) {
             match self.source.shard_bytes(home, extent, slot, span.clone()).await {
                 Ok(bytes) => return Ok(bytes),

@@ -16,6 +16,7 @@ mod inventory;
 mod leave;
 mod lists;
 mod node;
+mod pace;
 mod scrub;
 mod service;
 mod shards;

@@ -3,6 +3,7 @@
 use crate::copy::IncomingMoves;
 use crate::disks::Disks;
 use crate::gate::Gate;
+use crate::pace::Pace;
 use crate::service::DataService;
 use crate::{DiskReport, GarbageJudge, Stores, shards};
 use ashlar_host::{Host, TaskKind};
@@ -47,6 +48,8 @@ pub struct DataConfig {
     pub direct_io: bool,
     /// Within this time every block of a disk is verified.
     pub scrub_cycle: Duration,
+    /// What moves comes to each disk no faster; 0: as fast as it goes.
+    pub move_bytes_per_second: u64,
 }
 
 /// Why a data node does not start.
@@ -76,6 +79,7 @@ pub struct DataNode {
     heard: watch::Sender<Epoch>,
     pub(crate) gate: Arc<Gate>,
     pub(crate) incoming: IncomingMoves,
+    pub(crate) pace: Pace,
 }
 
 impl std::fmt::Debug for DataNode {
@@ -89,6 +93,7 @@ impl DataNode {
     /// where none is.
     pub async fn start(host: Host, config: DataConfig) -> Result<Arc<Self>, DataNodeError> {
         let disks = Arc::new(Disks::default());
+        let pace = Pace::new(config.move_bytes_per_second);
         let node = Self {
             host,
             config,
@@ -97,6 +102,7 @@ impl DataNode {
             heard: watch::Sender::default(),
             gate: Arc::default(),
             incoming: IncomingMoves::default(),
+            pace,
         };
         for dir in &node.config.disks {
             disks.announce(dir, node.config.known.get(dir).copied())?;

@@ -35,7 +35,8 @@ impl DataService {
     /// Those that are served, and those that are out: nothing is to be written to these.
     fn disks(&self) -> Vec<DiskStatus> {
         let served = |(disk, store): (&DiskId, &Store)| {
-            status(store, self.node.incoming.copied_bytes(*disk))
+            let rate = self.node.config.move_bytes_per_second;
+            status(store, self.node.incoming.copied_bytes(*disk), rate)
         };
         let mut disks: Vec<DiskStatus> = self.node.stores().iter().map(served).collect();
         let is_out = |disk: &DiskId| self.node.why_out(*disk).is_some();
@@ -101,7 +102,7 @@ fn status_of_one_that_is_out(disk: DiskId) -> DiskStatus {
     DiskStatus { disk: disk.0.to_be_bytes().to_vec().into(), out: true, ..DiskStatus::default() }
 }
 
-fn status(store: &Store, copied_bytes: u64) -> DiskStatus {
+fn status(store: &Store, copied_bytes: u64, move_bytes_per_second: u64) -> DiskStatus {
     let usage = store.usage();
     DiskStatus {
         disk: store.disk_id().0.to_be_bytes().to_vec().into(),
@@ -113,5 +114,6 @@ fn status(store: &Store, copied_bytes: u64) -> DiskStatus {
         directory: store.dir().display().to_string(),
         shard_bytes: store.live_bytes(),
         copied_bytes,
+        move_bytes_per_second,
     }
 }

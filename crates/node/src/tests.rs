@@ -41,6 +41,7 @@ fn config(disks: Vec<PathBuf>) -> DataConfig {
         reserve_bytes: 1 << 20,
         direct_io: true,
         scrub_cycle: Duration::from_secs(3600),
+        move_bytes_per_second: 0,
     }
 }
 

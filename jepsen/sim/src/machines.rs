@@ -120,8 +120,8 @@ fn config(options: &Options, founder: &Founder, founding: &Founding) -> NodeConf
             reserve_bytes: RESERVE_BYTES,
             direct_io: false,
             scrub_cycle_seconds: options.scrub_cycle_seconds,
-            recode_cycle_seconds: DataSection::default().recode_cycle_seconds,
             profile: None,
+            ..DataSection::default()
         },
         audit: AuditSection::default(),
         founding: Some(founding.clone()),
