@@ -11,8 +11,8 @@ use ashlar_host::Host;
 use ashlar_node::DataNode;
 use ashlar_placement::Settings;
 use ashlar_types::{
-    ClusterMap, DiskId, Epoch, NodeId, Profile, RangeQuery, Role, RootAnswer, RootOp, RootQuery,
-    RootRefusal,
+    ClusterMap, DiskId, Epoch, NodeId, Profile, RangeQuery, Role, RootAnswer, RootCommand, RootOp,
+    RootQuery, RootRefusal,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,14 +69,11 @@ impl Duties {
     /// from time to time that a command would be taken.
     pub(crate) async fn register(self, identity: Identity, address: String) {
         self.readiness.set("registered", false, "the root has not heard of this boot yet");
+        // sent again as the same command while its outcome is not known: told twice, it would look like a clone's
+        let mut told: Option<RootCommand> = None;
         while self.waits(POLL_EVERY).await {
-            let op = RootOp::Boot {
-                node: identity.node(),
-                incarnation: identity.incarnation,
-                address: address.clone(),
-                disks: self.data.as_ref().map_or_else(Vec::new, |data| data.disks()),
-            };
-            match self.client.root(op).await {
+            let boot = told.take().unwrap_or_else(|| self.boot(&identity, &address));
+            match self.client.send_root(&boot).await {
                 // an old image, or a clone: the node's other disks are as good as before
                 Err(Failure::Root(refusal @ RootRefusal::StaleDisk(disk))) if self.has(disk) => {
                     self.put_out(disk, &refusal.to_string()).await;
@@ -89,12 +86,22 @@ impl Duties {
                 }
                 Err(failure) => {
                     tracing::debug!(%failure, "the root could not be told of this boot yet");
+                    told = Some(boot);
                 }
                 Ok(_) => break,
             }
         }
         self.readiness.set("registered", true, "");
         self.watch_ranges().await;
+    }
+
+    fn boot(&self, identity: &Identity, address: &str) -> RootCommand {
+        self.client.root_command(RootOp::Boot {
+            node: identity.node(),
+            incarnation: identity.incarnation,
+            address: address.to_owned(),
+            disks: self.data.as_ref().map_or_else(Vec::new, |data| data.disks()),
+        })
     }
 
     fn has(&self, disk: DiskId) -> bool {

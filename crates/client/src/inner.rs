@@ -99,11 +99,19 @@ impl Inner {
         spawn("session ends", Box::pin(keep_tidy(Arc::downgrade(self))));
     }
 
-    /// A command to the root, until it is answered. The nonce makes resends recognisable.
+    /// A command to the root, until it is answered.
     pub(crate) async fn root(&self, op: RootOp) -> Result<RootOutcome, Failure> {
-        let command = RootCommand { nonce: self.host.random.next_u128(), op };
+        self.send_root(&self.root_command(op)).await
+    }
+
+    /// The nonce makes resends recognisable.
+    pub(crate) fn root_command(&self, op: RootOp) -> RootCommand {
+        RootCommand { nonce: self.host.random.next_u128(), op }
+    }
+
+    pub(crate) async fn send_root(&self, command: &RootCommand) -> Result<RootOutcome, Failure> {
         let mut attempt = Attempt::new(self);
-        let body = Bytes::from(encode(&command));
+        let body = Bytes::from(encode(command));
         let answered = self.call(Target::Root, Verb::Execute, body, &mut attempt).await;
         let answered = answered.map_err(|reason| attempt.give_up(reason))?;
         match decode::<RootOutcome>(&answered.body) {

@@ -48,7 +48,7 @@ pub use shard::ShardError;
 pub use writer::ObjectWriter;
 
 use ashlar_host::Host;
-use ashlar_types::{ClusterMap, RootAnswer, RootOp, RootOutcome, RootQuery};
+use ashlar_types::{ClusterMap, RootAnswer, RootCommand, RootOp, RootOutcome, RootQuery};
 use ashlar_wire::Dialer;
 use inner::Inner;
 use std::sync::Arc;
@@ -83,6 +83,16 @@ impl Client {
     /// A command to the root range. A refusal is [`Failure::Root`].
     pub async fn root(&self, op: RootOp) -> Result<RootOutcome, Failure> {
         self.0.root(op).await
+    }
+
+    /// A command to the root range that can be sent again, as the same one, when its outcome is not known.
+    pub fn root_command(&self, op: RootOp) -> RootCommand {
+        self.0.root_command(op)
+    }
+
+    /// Sends it, for the first time or again: it is applied once. A refusal is [`Failure::Root`].
+    pub async fn send_root(&self, command: &RootCommand) -> Result<RootOutcome, Failure> {
+        self.0.send_root(command).await
     }
 
     /// A read of the root range.

@@ -20,7 +20,7 @@ use ashlar_host::{Clock, Host};
 use ashlar_store::{SMALL_SHARD_BYTES_END, ShardKey, ShardMeta, Store, StoreError};
 use ashlar_types::{
     ClusterMap, DiskId, ExtentId, LISTED_SHARDS_MAX, ListShards, ListedShard, PgId, PlacementGroup,
-    ShardsListed, Slot, SlotMove,
+    ShardsListed, Slot, SlotMove, bug,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -318,7 +318,11 @@ impl DataNode {
             wanted.as_ref().is_ok_and(|wanted| wanted.contains_key(extent))
         });
         let wanted = wanted?;
-        let lost = self.bring(&moving, &wanted).await?;
+        let lost = if bug!("slot-moves-without-its-shards") {
+            wanted.keys().copied().collect()
+        } else {
+            self.bring(&moving, &wanted).await?
+        };
         let here = moving.here(&self.host).await;
         moving.recount(&wanted, &here, &lost)?;
         source.switch(step).await?;

@@ -36,7 +36,7 @@ pub const CATALOGUE: &[Bug] = &[
         what: "a shard is acknowledged before it is on stable storage",
         breaks: "D1",
         faults: "power-all",
-        seed: 1,
+        seed: 2,
     },
     Bug {
         id: "damaged-replica-votes",
@@ -46,18 +46,11 @@ pub const CATALOGUE: &[Bug] = &[
         seed: 7,
     },
     Bug {
-        id: "removed-replica-stops-leader",
-        what: "the stream of a removed replica meets purged entries, and its error stops the leader's group",
-        breaks: "L1",
-        faults: "power-one,power-mid-write,partition,failed-sync,rot-log",
-        seed: 5012,
-    },
-    Bug {
         id: "read-unconfirmed",
         what: "whoever believes to lead a range answers reads without asking a quorum",
         breaks: "R11",
         faults: "partition",
-        seed: 7,
+        seed: 1,
     },
     Bug {
         id: "condition-without-effect",
@@ -78,7 +71,7 @@ pub const CATALOGUE: &[Bug] = &[
         what: "a gateway says of a write whose outcome is not known that it was not applied",
         breaks: "C7",
         faults: "pause,partition,power-some",
-        seed: 1,
+        seed: 51,
     },
     Bug {
         id: "snapshot-without-sync",
@@ -120,6 +113,20 @@ pub const CATALOGUE: &[Bug] = &[
         what: "the parity of a stripe is left as it was in the buffer",
         breaks: "D1",
         faults: "kill",
+        seed: 1,
+    },
+    Bug {
+        id: "slot-moves-without-its-shards",
+        what: "a slot is said to have moved although nothing of it was copied",
+        breaks: "D4",
+        faults: "drain",
+        seed: 4,
+    },
+    Bug {
+        id: "repair-without-writing",
+        what: "a missing shard is said to be rebuilt although nothing was written",
+        breaks: "D4",
+        faults: "kill,slow-disk",
         seed: 1,
     },
 ];
