@@ -98,6 +98,8 @@ pub struct MetaSection {
     pub lease_reads: bool,
     /// A range's snapshot is taken when its log has grown beyond the range's size, and beyond this.
     pub snapshot_log_bytes: u64,
+    /// A disk that has taken no writes for so long is suspect, and what it holds moves elsewhere.
+    pub disk_suspect_after_seconds: u64,
     /// A disk that its node has not had for so long is dead, and what it held is rebuilt elsewhere.
     pub disk_dead_after_seconds: u64,
 }
@@ -227,6 +229,7 @@ impl Default for MetaSection {
             lease_reads: false,
             // as in `MetaConfig`, which says why
             snapshot_log_bytes: 64 << 20,
+            disk_suspect_after_seconds: 60,
             disk_dead_after_seconds: 30 * 60,
         }
     }

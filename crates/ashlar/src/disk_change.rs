@@ -5,6 +5,7 @@
 //! survive any more what they survive now, disks without room. Two operators who drain at once may both find no fault, so
 //! it is judged once more when it has begun, and taken back if it was refused then.
 
+use crate::moves::would_break_a_group;
 use ashlar_client::{Client, Failure, ROOM_FOR_MOVES_PER_MILLE};
 use ashlar_placement::{DrainForecast, Survival, drain_forecast};
 use ashlar_types::{ClusterMap, Disk, DiskId, DiskState, RootOp, Versioned};
@@ -22,6 +23,8 @@ pub enum DiskStep {
     Undrain,
     /// Strike them off for good: those that no group names.
     Remove,
+    /// Declare them dead: those that are away and will not come back.
+    Lose,
 }
 
 /// What an operator asks for.
@@ -76,6 +79,10 @@ pub(crate) async fn change_disks(
         DiskStep::Drain => return drain(client, &map, change, judged).await,
         DiskStep::Undrain => set_all(client, &change.disks, DiskState::Healthy).await?,
         DiskStep::Remove => set_all(client, &change.disks, DiskState::Removed).await?,
+        DiskStep::Lose => {
+            let (base, disks) = (map.epoch, change.disks.clone());
+            drop(client.root(RootOp::LoseDisks { base, disks }).await?);
+        }
     }
     judged.done = true;
     Ok(judged)
@@ -131,10 +138,29 @@ fn judge(map: &ClusterMap, answers: &[PingReply], change: &ChangeDisks) -> Disks
         let state = map.disks.get(&disk).map(|disk| disk.state);
         judged.refusals.extend(refusal(map, disk, state, change.step));
     }
-    if change.step == DiskStep::Drain && judged.refusals.is_empty() {
-        forecast(map, &Statuses::of(answers), &disks, &mut judged);
+    let statuses = Statuses::of(answers);
+    match change.step {
+        DiskStep::Drain if judged.refusals.is_empty() => {
+            forecast(map, &statuses, &disks, &mut judged);
+        }
+        DiskStep::Lose => judged.refusals.extend(needed(map, &statuses, &disks)),
+        DiskStep::Drain | DiskStep::Undrain | DiskStep::Remove => {}
     }
     judged
+}
+
+/// Why disks should rather be brought back than declared dead.
+fn needed(map: &ClusterMap, statuses: &Statuses, disks: &BTreeSet<DiskId>) -> Vec<String> {
+    let is_served = |disk: &&DiskId| statuses.0.get(disk).is_some_and(|status| !status.out);
+    let served = disks.iter().filter(is_served);
+    let mut needed: Vec<String> =
+        served.map(|disk| format!("the node of disk {disk} has it: drain it instead")).collect();
+    if would_break_a_group(map, disks) {
+        needed.push(
+            "without them some groups could not be read any more, and a dead disk does not come back: bring one of them back first".to_owned(),
+        );
+    }
+    needed
 }
 
 /// What speaks against it for one disk alone.
@@ -156,7 +182,7 @@ fn refusal(
         (DiskStep::Undrain, Some(Suspect | Dead)) => {
             Some(format!("disk {disk} does not drain: it has failed"))
         }
-        (DiskStep::Drain | DiskStep::Undrain, Some(Removed)) => {
+        (DiskStep::Drain | DiskStep::Undrain | DiskStep::Lose, Some(Removed)) => {
             Some(format!("disk {disk} has been removed"))
         }
         (DiskStep::Remove, Some(Dead)) if slots > 0 => Some(format!(
@@ -165,10 +191,11 @@ fn refusal(
         (DiskStep::Remove, Some(_)) if slots > 0 => {
             Some(format!("disk {disk} still has {slots} slots: drain it first"))
         }
-        (DiskStep::Remove, Some(Healthy | Suspect)) => {
+        (DiskStep::Remove, Some(Healthy)) => {
             Some(format!("disk {disk} is in use, it may get slots at any moment: drain it first"))
         }
-        (DiskStep::Remove, Some(Draining | Dead | Removed)) => None,
+        (DiskStep::Remove, Some(Suspect | Draining | Dead | Removed))
+        | (DiskStep::Lose, Some(Healthy | Suspect | Draining | Dead)) => None,
     }
 }
 
@@ -428,6 +455,26 @@ mod tests {
         assert_eq!(judged.refusals, Vec::<String>::new(), "the others have room");
         let said = judged.remarks.iter().filter(|remark| remark.contains("gets nothing")).count();
         assert_eq!(said, 2, "{:?}", judged.remarks);
+    }
+
+    #[test]
+    fn only_what_is_away_and_not_needed_is_declared_dead() {
+        let map = cluster(&["a", "a", "b", "b", "c", "c"]);
+        let mut some = answers(&map, 0, 1 << 40);
+        let served = asked(&map, &some, &[10, 30], DiskStep::Lose);
+        assert_eq!(served.len(), 2);
+        assert!(served.iter().all(|why| why.contains("drain it instead")), "{served:?}");
+        let is_away = |status: &DiskStatus| {
+            [10_u128, 30].map(|id| id.to_be_bytes().to_vec()).contains(&status.disk.to_vec())
+        };
+        some[0].disks.retain(|status| !is_away(status));
+        assert_eq!(
+            asked(&map, &some, &[10, 30], DiskStep::Lose),
+            Vec::<String>::new(),
+            "two zones"
+        );
+        let most = asked(&map, &[], &[10, 11, 20, 21, 30, 31], DiskStep::Lose);
+        assert!(most.len() == 1 && most[0].contains("bring one of them back"), "{most:?}");
     }
 
     #[test]

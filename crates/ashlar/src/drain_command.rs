@@ -1,4 +1,4 @@
-//! `ashlar disk drain | undrain | remove` and `ashlar node drain`: asks a member, says what it means, and waits for the
+//! `ashlar disk drain | undrain | lose | remove` and `ashlar node drain`: asks a member, says what it means, and waits for the
 //! end where that is wished.
 
 use crate::show;

@@ -19,3 +19,4 @@ mod reads;
 mod recode;
 mod repair;
 mod sessions;
+mod suspicion;

@@ -244,6 +244,15 @@ enum DiskVerb {
         /// The disk: its id as `ls` shows it, or its directory.
         disk: String,
     },
+    /// Declares a disk dead that is away and will not come back: its shards are rebuilt elsewhere. It never comes back as
+    /// itself. Refused where something could not be read any more without it.
+    Lose {
+        /// The disk's id, as `ls` shows it.
+        disk: String,
+        /// Only says whether it may be.
+        #[arg(long)]
+        dry_run: bool,
+    },
     /// Strikes off a disk that is drained, or dead and left by all slots. It never comes back as itself.
     Remove {
         /// The disk: its id as `ls` shows it, or its directory.
@@ -384,6 +393,9 @@ async fn disk(host: Host, args: DiskArgs) -> Result<()> {
         DiskVerb::Undrain { disk } => (disk, DiskStep::Undrain, How { json, ..How::default() }),
         DiskVerb::Remove { disk, dry_run } => {
             (disk, DiskStep::Remove, How { dry_run, json, ..How::default() })
+        }
+        DiskVerb::Lose { disk, dry_run } => {
+            (disk, DiskStep::Lose, How { dry_run, json, ..How::default() })
         }
     };
     let disk = drain_command::disk_named(&member.overview().await?, &disk)?;

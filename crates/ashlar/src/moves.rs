@@ -11,6 +11,7 @@
 //! looks like that is a network, or a room without power, and comes back. A dead disk does not.
 
 use crate::leading::Leading;
+use crate::suspicion::Writes;
 use ashlar_client::{Client, Failure};
 use ashlar_host::{Host, Monotonic};
 use ashlar_placement::{MoveLimits, Reach, schedule};
@@ -46,6 +47,8 @@ pub(crate) struct Mover {
     pub(crate) client: Client,
     pub(crate) leading: Leading,
     pub(crate) limits: MoveLimits,
+    /// A disk that has taken no writes for so long is suspect.
+    pub(crate) suspect_after: Duration,
     /// A disk that has been away for so long is dead.
     pub(crate) dead_after: Duration,
 }
@@ -56,18 +59,35 @@ impl Mover {
         // what was away before this node led is not known here: its time begins anew
         let mut leads_since: Option<Monotonic> = None;
         let (mut pause, mut last) = (ROUND_EVERY, self.host.clock.now());
+        let mut writes = Writes::default();
         loop {
             self.host.clock.sleep(pause).await;
             let now = self.host.clock.now();
             let has_stood_still = now - last >= STANDSTILL;
             last = now;
             if has_stood_still || !self.leading.root() {
-                leads_since = None;
+                (leads_since, writes) = (None, Writes::default());
                 continue;
             }
             let since = *leads_since.get_or_insert(now);
             self.declare_dead(since).await;
+            self.judge_writes(&mut writes).await;
             pause = if self.begin_moves().await > 0 { BUSY_ROUND_EVERY } else { ROUND_EVERY };
+        }
+    }
+
+    /// Disks that take no writes become suspect, and those that do again are used again.
+    async fn judge_writes(&self, writes: &mut Writes) {
+        let (map, now) = (self.client.map(), self.host.clock.now());
+        let said = |disk| self.client.takes_writes(disk);
+        for (disk, state) in writes.due(&map, &said, now, self.suspect_after) {
+            match self.client.root(RootOp::SetDiskState { disk, state }).await {
+                Ok(_) => {
+                    tracing::error!(%disk, ?state, "whether a disk takes writes has changed for good");
+                    self.client.want_map();
+                }
+                Err(failure) => tracing::debug!(%disk, %failure, "a disk could not be judged now"),
+            }
         }
     }
 
@@ -144,7 +164,7 @@ fn losable(map: &ClusterMap, away: &BTreeSet<DiskId>) -> Vec<DiskId> {
 }
 
 /// Whether all that is hurt lies in one zone, or node where all is one zone, and something else of it is well.
-fn is_one_domain(map: &ClusterMap, away: &BTreeSet<DiskId>) -> bool {
+pub(crate) fn is_one_domain(map: &ClusterMap, away: &BTreeSet<DiskId>) -> bool {
     let is_named = |disk: &Disk| map.groups.values().any(|group| group.names(disk.id));
     // a dead disk that nothing is left on is as good as removed
     let counted: Vec<&Disk> =
@@ -167,7 +187,7 @@ fn is_one_domain(map: &ClusterMap, away: &BTreeSet<DiskId>) -> bool {
 
 /// Whether a group that can be read now, if the disks that are away come back, could not be read without them. Groups
 /// without parity to which nothing new is written stand back: of a cluster that has grown they are the remains.
-fn would_break_a_group(map: &ClusterMap, away: &BTreeSet<DiskId>) -> bool {
+pub(crate) fn would_break_a_group(map: &ClusterMap, away: &BTreeSet<DiskId>) -> bool {
     let is_read = |disk: &DiskId| map.disks.get(disk).is_some_and(|disk| disk.state.is_read());
     map.groups.values().filter(|group| group.open || group.profile.parity > 0).any(|group| {
         let readable = group.homes.iter().filter(|disk| is_read(disk)).count();

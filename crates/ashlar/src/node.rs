@@ -175,6 +175,7 @@ impl RunningNode {
                 client: client.clone(),
                 leading: leading.clone(),
                 limits: MoveLimits::default(),
+                suspect_after: Duration::from_secs(config.meta.disk_suspect_after_seconds),
                 dead_after: Duration::from_secs(config.meta.disk_dead_after_seconds),
             };
             background("move slots", until_stop(&host, mover.run()));

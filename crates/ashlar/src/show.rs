@@ -185,6 +185,7 @@ pub(crate) fn disks_change(change: &DisksChange, step: DiskStep, json: bool) -> 
         DiskStep::Drain => ("draining", "can be drained"),
         DiskStep::Undrain => ("in use again", "can be used again"),
         DiskStep::Remove => ("removed", "can be removed"),
+        DiskStep::Lose => ("dead: its shards are rebuilt elsewhere", "can be declared dead"),
     };
     let verdict = match (change.done, change.refusals.is_empty()) {
         (true, _) => done.to_owned(),
@@ -196,7 +197,7 @@ pub(crate) fn disks_change(change: &DisksChange, step: DiskStep, json: bool) -> 
             let (slots, moved) = (change.slots, bytes(change.bytes));
             format!(": {slots} slots with {moved} to move{}", at_least(change.seconds))
         }
-        DiskStep::Undrain | DiskStep::Remove => String::new(),
+        DiskStep::Undrain | DiskStep::Remove | DiskStep::Lose => String::new(),
     };
     let lines = change.refusals.iter().chain(&change.remarks).map(|line| format!("- {line}\n"));
     Ok(format!("{verdict}{moving}\n{}", lines.collect::<String>()))

@@ -228,6 +228,17 @@ impl Health {
         })
     }
 
+    /// Whether the node of a disk says that it takes writes; `None`: it says nothing now.
+    pub(crate) fn takes_writes(&self, map: &ClusterMap, disk: DiskId) -> Option<bool> {
+        let node = map.disks.get(&disk)?.node;
+        self.with(|beliefs| {
+            let belief =
+                beliefs.disks.get(&disk).filter(|disk| disk.seen.is_some() && !disk.out)?;
+            let writable = !belief.unwritable;
+            beliefs.is_up(node).then_some(writable)
+        })
+    }
+
     /// When the node of a disk has last said that it has it.
     pub(crate) fn seen(&self, disk: DiskId) -> Option<Monotonic> {
         self.with(|beliefs| beliefs.disks.get(&disk)?.seen)

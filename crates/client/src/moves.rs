@@ -46,6 +46,11 @@ impl Client {
         self.0.health.is_readable(&self.map(), disk) && self.0.health.is_served(disk)
     }
 
+    /// Whether the node of a disk says that it takes writes; `None`: it says nothing now.
+    pub fn takes_writes(&self, disk: DiskId) -> Option<bool> {
+        self.0.health.takes_writes(&self.map(), disk)
+    }
+
     /// Whether a slot may move to a disk now: it takes shards, and is not nearly full.
     pub fn takes_moves(&self, disk: DiskId) -> bool {
         let (health, map) = (&self.0.health, self.map());

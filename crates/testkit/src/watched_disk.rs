@@ -6,8 +6,8 @@
 use ashlar_host::{CutStyle, Disk, DiskUsage, File, OpenMode, SimDisk};
 use std::io::{self, IoSlice};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// About which files the disk lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,6 +69,8 @@ struct Watch {
     other: AtomicU64,
     lies_about_log: AtomicBool,
     lies_about_shards: AtomicBool,
+    /// Syncs of files below it fail.
+    failing: Mutex<Option<PathBuf>>,
 }
 
 impl Watch {
@@ -79,6 +81,14 @@ impl Watch {
             Purpose::Other => &self.other,
         };
         counter.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn failing(&self) -> MutexGuard<'_, Option<PathBuf>> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn fails(&self, path: &Path) -> bool {
+        self.failing().as_ref().is_some_and(|dir| path.starts_with(dir))
     }
 
     fn lies_about(&self, purpose: Purpose) -> bool {
@@ -125,6 +135,11 @@ impl WatchedDisk {
         switch.store(true, Ordering::SeqCst);
     }
 
+    /// From now on syncs of files below `dir` fail; `None`: none does.
+    pub fn fail_syncs(&self, dir: Option<&Path>) {
+        *self.watch.failing() = dir.map(Path::to_owned);
+    }
+
     /// The syncs so far, in all lives.
     pub fn syncs(&self) -> Syncs {
         Syncs {
@@ -138,7 +153,8 @@ impl WatchedDisk {
 impl Disk for WatchedDisk {
     fn open(&self, path: &Path, mode: OpenMode) -> io::Result<Box<dyn File>> {
         let file = self.disk.open(path, mode)?;
-        Ok(Box::new(WatchedFile { file, purpose: Purpose::of(path), watch: self.watch.clone() }))
+        let (purpose, path) = (Purpose::of(path), path.to_owned());
+        Ok(Box::new(WatchedFile { file, path, purpose, watch: self.watch.clone() }))
     }
 
     fn create_dir_all(&self, path: &Path) -> io::Result<()> {
@@ -180,6 +196,7 @@ impl Disk for WatchedDisk {
 
 struct WatchedFile {
     file: Box<dyn File>,
+    path: PathBuf,
     purpose: Purpose,
     watch: Arc<Watch>,
 }
@@ -194,6 +211,9 @@ impl File for WatchedFile {
     }
 
     fn sync_data(&self) -> io::Result<()> {
+        if self.watch.fails(&self.path) {
+            return Err(io::Error::other("the sync has failed, as a test wanted"));
+        }
         if self.watch.lies_about(self.purpose) {
             // even a liar needs power to answer
             return self.file.len().map(drop);

@@ -80,7 +80,8 @@ fn shards(cluster: &TestCluster) -> Found {
 /// What is not where it should be, of all extents that have as many shards as make them readable.
 fn out_of_place(cluster: &TestCluster, map: &ClusterMap) -> Vec<String> {
     let found = shards(cluster);
-    let is_there = |disk: &DiskId| map.disks[disk].state.is_read();
+    // a suspect disk cannot delete what has left it
+    let is_there = |disk: &DiskId| map.disks[disk].state.is_written();
     let extents: BTreeSet<(PgId, ExtentId)> = found.keys().map(|(pg, id, _)| (*pg, *id)).collect();
     let mut wrong = Vec::new();
     for (pg, extent) in extents {
@@ -251,6 +252,36 @@ async fn data_moves_to_a_new_node_while_it_is_used() {
     assert!(changed * 100 <= taken * 105, "{changed} slots moved to give {taken}");
     assert!(held.iter().all(|bytes| *bytes > 0));
     all_in_place(&cluster, &map).await;
+    assert_eq!(ledger.losses(&client_of(&cluster)).await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d4_what_a_disk_that_takes_no_writes_has_moves_elsewhere() {
+    let mut cluster =
+        TestCluster::demo_with(|config| config.meta.disk_suspect_after_seconds = 3).await.unwrap();
+    let mut ledger = fill(&cluster).await;
+    let (node, _) = roles(&cluster);
+    let bad = disks_of(&cluster, node)[0];
+    let dir =
+        cluster.nodes()[node].running().unwrap().data().unwrap().stores()[&bad].dir().to_owned();
+    let load = Load::start(&cluster);
+    cluster.nodes()[node].disk().fail_syncs(Some(&dir));
+    let map = settled(&cluster, |map| is_empty(map, bad)).await;
+    assert_eq!(map.disks[&bad].state, DiskState::Suspect);
+    ledger.join(load.end().await);
+    all_in_place(&cluster, &map).await;
+    assert_eq!(ledger.losses(&client_of(&cluster)).await, Vec::<String>::new());
+
+    // mended, and its node started again: it is used again
+    cluster.nodes()[node].disk().fail_syncs(None);
+    cluster.power_off_one(node, CutStyle::DropAll).await.unwrap();
+    cluster.start_all().await.unwrap();
+    let healthy = async {
+        while map_of(&cluster).await.disks[&bad].state != DiskState::Healthy {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), healthy).await.unwrap();
     assert_eq!(ledger.losses(&client_of(&cluster)).await, Vec::<String>::new());
 }
 
