@@ -7,7 +7,7 @@
 //! - [`Root`]: what all share: cluster map, bucket directory, range directory, sessions.
 //! - [`OrderedMap`], [`View`], [`Writes`]: the map on which both stand; the engines are in crate `map`.
 //!
-//! What it leaves out: replication (crate `meta`), versioned buckets, split and merge.
+//! What it leaves out: replication (crate `meta`), versioned buckets, merge.
 
 mod bucket;
 mod content;
@@ -24,18 +24,21 @@ mod repair;
 mod retry;
 mod root;
 mod row;
+mod split;
 mod step;
 mod txn;
 mod upload;
 
 pub use key::{KeySpan, system_key};
 pub use map::{MapError, OrderedMap, View, Visit, Writes};
-pub use range::{Range, descriptor_in, export, owned_intervals, removable_intervals};
+pub use range::{
+    AppliedEntry, Range, descriptor_in, export, leave_out, owned_intervals, removable_intervals,
+};
 pub use read::RangeReader;
 pub use root::{Root, root_export, root_owned_intervals};
 
-/// The newest version of apply that this binary knows.
-pub const APPLY_VERSION: u32 = 1;
+/// The newest version of apply that this binary knows. 2: ranges split.
+pub const APPLY_VERSION: u32 = 2;
 
 /// The state could not be read or is not understood. Never the same on every replica: this replica stops, drops its view
 /// and the [`Range`] or [`Root`] that failed, and rebuilds them.

@@ -6,7 +6,8 @@
 
 use crate::key::{self, family};
 use crate::retry::{Admission, RetryTable};
-use crate::row::{DescriptorRow, FloorRow, HashRow, HeadRow};
+use crate::row::{DescriptorRow, FloorRow, HashRow, HeadRow, SplitRow};
+use crate::split::{AtEnd, BEFORE_BIRTH, is_of};
 use crate::step::{Step, Stop};
 use crate::txn::Txn;
 use crate::{APPLY_VERSION, CatalogError, KeySpan, View, Writes};
@@ -16,20 +17,36 @@ use ashlar_types::{
 };
 use std::ops::ControlFlow;
 
-const DESCRIPTOR_FIELD: u8 = 0;
+pub(crate) const DESCRIPTOR_FIELD: u8 = 0;
 pub(crate) const HEAD_FIELD: u8 = 1;
 const FLOOR_FIELD: u8 = 2;
 const HASH_FIELD: u8 = 3;
+pub(crate) const SPLIT_FIELD: u8 = 4;
 /// How many expired rows one entry removes.
 const EXPIRED_PER_ENTRY_MAX: usize = 64;
 
 /// One data range: its in-memory head (loaded from its rows) and pure apply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Range {
-    descriptor: RangeDescriptor,
-    head: HeadRow,
+    pub(crate) descriptor: RangeDescriptor,
+    pub(crate) head: HeadRow,
+    pub(crate) splits: SplitRow,
+    /// Of the entry that is being applied.
+    pub(crate) at_end: AtEnd,
     retry: RetryTable,
     hash: u128,
+}
+
+/// What an entry came to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AppliedEntry {
+    /// An outcome for each command.
+    pub outcomes: Vec<Outcome>,
+    /// The rows to write, in one batch with whatever the caller keeps under [`crate::system_key`].
+    pub writes: Writes,
+    /// A range that this entry has made of the right side. Its rows are among those to write; that it exists has to be
+    /// on stable storage before them.
+    pub child: Option<RangeDescriptor>,
 }
 
 impl Range {
@@ -42,21 +59,18 @@ impl Range {
             next_expiry_ms: u64::MAX,
             sweeping: Vec::new(),
         };
-        let id = descriptor.id;
-        let rows = [
-            (key::state(id, DESCRIPTOR_FIELD), encode(&DescriptorRow(descriptor.clone()))),
-            (key::state(id, HEAD_FIELD), encode(&head)),
-            (key::state(id, FLOOR_FIELD), encode(&FloorRow::default())),
-        ];
-        let mut writes = Writes::default();
-        let mut hash = 0_u128;
-        for (row, value) in rows {
-            hash = hash.wrapping_add(crate::txn::row_hash(&row, &value));
-            writes.put(row, value);
-        }
-        writes.put(key::state(id, HASH_FIELD), encode(&HashRow(hash)));
-        let retry = RetryTable::new(id, FloorRow::default());
-        (Self { descriptor: descriptor.clone(), head, retry, hash }, writes)
+        let floor = FloorRow::default();
+        let (hash, writes) = head_rows(descriptor, &head, &floor, 0);
+        let retry = RetryTable::new(descriptor.id, floor);
+        let range = Self {
+            descriptor: descriptor.clone(),
+            head,
+            splits: SplitRow::default(),
+            at_end: AtEnd::default(),
+            retry,
+            hash,
+        };
+        (range, writes)
     }
 
     /// The range as its rows in `view` say; `None`: it has none there.
@@ -70,18 +84,20 @@ impl Range {
         if head.apply_version > APPLY_VERSION {
             return Err(CatalogError::ApplyVersion { found: head.apply_version });
         }
+        let splits: SplitRow = txn.get(&key::state(id, SPLIT_FIELD))?.unwrap_or_default();
         let retry = RetryTable::load(view, id, floor)?;
-        Ok(Some(Self { descriptor, head, retry, hash }))
+        Ok(Some(Self { descriptor, head, splits, at_end: AtEnd::default(), retry, hash }))
     }
 
-    /// Applies one entry: an outcome for each command, and the rows to write (the head's own among them), in one batch
-    /// with whatever the caller keeps under [`crate::system_key`]. After an error this value is to be dropped.
+    /// Applies one entry. `members_change`: the range's members are between two configurations, as every replica knows
+    /// them at this entry. After an error this value is to be dropped.
     pub fn apply(
         &mut self,
         view: &dyn View,
         index: u64,
+        members_change: bool,
         batch: &Batch,
-    ) -> Result<(Vec<Outcome>, Writes), CatalogError> {
+    ) -> Result<AppliedEntry, CatalogError> {
         let mut txn = Txn::new(view);
         self.head.time_ms = self.head.time_ms.max(batch.proposed_ms);
         let mut outcomes = Vec::with_capacity(batch.commands.len());
@@ -89,17 +105,48 @@ impl Range {
             let outcome = if batch.epoch < self.descriptor.epoch {
                 Outcome::Refused(Refusal::OutsideRange)
             } else {
-                self.command(&mut txn, index, command)?
+                self.command(&mut txn, index, members_change, command)?
             };
             outcomes.push(outcome);
         }
-        self.expire(&mut txn)?;
-        self.step(&mut txn).sweep()?;
-        txn.put(key::state(self.descriptor.id, HEAD_FIELD), &self.head);
+        if !self.at_end.parts() {
+            self.expire(&mut txn)?;
+            self.step(&mut txn).sweep()?;
+        }
+        self.follow_split(&mut txn)?;
+        let parted = self.take_parted(&mut txn)?;
+        self.answer_steps(&mut outcomes);
+        self.put_head(&mut txn)?;
         let (mut writes, hash) = txn.finish(self.hash)?;
         self.hash = hash;
-        writes.put(key::state(self.descriptor.id, HASH_FIELD), encode(&HashRow(hash)));
-        Ok((outcomes, writes))
+        let child = parted.map(|(child, prepared)| {
+            self.hash = self.hash.wrapping_sub(prepared.hash);
+            let rows = head_rows(&child, &self.head, self.retry.floor(), prepared.hash).1;
+            writes.0.extend(rows.0);
+            child
+        });
+        writes.put(key::state(self.descriptor.id, HASH_FIELD), encode(&HashRow(self.hash)));
+        Ok(AppliedEntry { outcomes, writes, child })
+    }
+
+    fn put_head(&self, txn: &mut Txn<'_>) -> Result<(), CatalogError> {
+        txn.put(key::state(self.descriptor.id, HEAD_FIELD), &self.head);
+        let row = key::state(self.descriptor.id, SPLIT_FIELD);
+        if self.splits != SplitRow::default() {
+            txn.put(row, &self.splits);
+        } else if txn.get_bytes(&row)?.is_some() {
+            txn.remove(row);
+        }
+        Ok(())
+    }
+
+    fn answer_steps(&self, outcomes: &mut [Outcome]) {
+        let left = self.splits.has_more_steps();
+        for outcome in outcomes {
+            if let Outcome::Applied(Applied::Stepped { more }) = outcome {
+                *more = left;
+            }
+        }
     }
 
     /// The range as the entries applied so far have made it: what it was founded with says less.
@@ -135,6 +182,7 @@ impl Range {
         &mut self,
         txn: &mut Txn<'_>,
         index: u64,
+        members_change: bool,
         command: &Command,
     ) -> Result<Outcome, CatalogError> {
         let caller = command.caller.as_ref();
@@ -145,7 +193,7 @@ impl Range {
                 Admission::Remembered(outcome) => return Ok(recalled(&command.op, outcome)),
             }
         }
-        let outcome = self.judged(txn, caller, &command.op)?;
+        let outcome = self.judged(txn, members_change, caller, &command.op)?;
         if let Outcome::Refused(refusal) = &outcome
             && let Some(content) = named_content(&command.op)
             && frees_extents(refusal)
@@ -168,6 +216,7 @@ impl Range {
     fn judged(
         &mut self,
         txn: &mut Txn<'_>,
+        members_change: bool,
         caller: Option<&Caller>,
         op: &RangeOp,
     ) -> Result<Outcome, CatalogError> {
@@ -180,7 +229,7 @@ impl Range {
         if named_content(op).is_some_and(|content| !own(content)) {
             return Ok(Outcome::Refused(Refusal::ForeignExtent));
         }
-        match self.operation(txn, caller, op) {
+        match self.operation(txn, members_change, caller, op) {
             Ok(applied) => Ok(Outcome::Applied(applied)),
             Err(Stop::Refused(refusal)) => Ok(Outcome::Refused(refusal)),
             Err(Stop::Failed(error)) => Err(error),
@@ -190,6 +239,7 @@ impl Range {
     fn operation(
         &mut self,
         txn: &mut Txn<'_>,
+        members_change: bool,
         caller: Option<&Caller>,
         op: &RangeOp,
     ) -> Result<Applied, Stop> {
@@ -223,6 +273,10 @@ impl Range {
             RangeOp::MarkLost(op) => self.step(txn).mark_lost(op),
             RangeOp::QueueOrphans { orphans } => self.queue_orphans(txn, orphans),
             RangeOp::Recode(op) => self.step(txn).recode(op),
+            RangeOp::PrepareSplit(split) => self.prepare_split(split),
+            RangeOp::StepSplit => Ok(self.step_split()),
+            RangeOp::Split(split) => self.split(split, members_change),
+            RangeOp::SplitTold { child } => Ok(self.split_told(*child)),
         }
     }
 
@@ -299,7 +353,10 @@ impl Range {
                 break;
             }
             self.head.next_expiry_ms = at_ms;
-            txn.remove(expired.to_vec());
+            // behind a split this may be another range's row, which has a copy of this one
+            if is_of(&self.descriptor.interval, expired) {
+                txn.remove(expired.to_vec());
+            }
             txn.remove(row);
         }
         Ok(())
@@ -336,7 +393,11 @@ fn named_content(op: &RangeOp) -> Option<&Content> {
         | RangeOp::ReportHash
         | RangeOp::Repaired { .. }
         | RangeOp::MarkLost(_)
-        | RangeOp::QueueOrphans { .. } => None,
+        | RangeOp::QueueOrphans { .. }
+        | RangeOp::PrepareSplit(_)
+        | RangeOp::StepSplit
+        | RangeOp::Split(_)
+        | RangeOp::SplitTold { .. } => None,
     }
 }
 
@@ -366,7 +427,11 @@ fn frees_extents(refusal: &Refusal) -> bool {
         | Refusal::ExtentChanged
         | Refusal::TooFewLeft
         | Refusal::SessionLives
-        | Refusal::ExtentNamed => true,
+        | Refusal::ExtentNamed
+        | Refusal::Splitting
+        | Refusal::NotPrepared
+        | Refusal::BadSplitPoint
+        | Refusal::MembersChanging => true,
     }
 }
 
@@ -384,6 +449,12 @@ fn as_extent(orphan: &Orphan) -> Extent {
     }
 }
 
+/// Takes the rows of a range's head out of those that are to be written: it begins with others.
+pub fn leave_out(writes: &mut Writes, id: RangeId) {
+    let head = key::of_range(family::STATE, id);
+    writes.0.retain(|row, _| !row.starts_with(&head));
+}
+
 /// The range as the rows of a view say: its epoch and its interval at that moment. `None`: it has no rows there.
 pub fn descriptor_in(
     view: &dyn View,
@@ -393,15 +464,52 @@ pub fn descriptor_in(
     Ok(row.map(|DescriptorRow(descriptor)| descriptor))
 }
 
-/// The intervals of the node-wide map that a range owns, in key order: what a snapshot holds. The replica's own rows
-/// ([`crate::system_key`]) are not among them.
-pub fn owned_intervals(descriptor: &RangeDescriptor) -> Vec<KeySpan> {
+/// The rows of a head, and the state hash with them; `others`: the sum over all other rows.
+fn head_rows(
+    descriptor: &RangeDescriptor,
+    head: &HeadRow,
+    floor: &FloorRow,
+    others: u128,
+) -> (u128, Writes) {
+    let id = descriptor.id;
+    let rows = [
+        (key::state(id, DESCRIPTOR_FIELD), encode(&DescriptorRow(descriptor.clone()))),
+        (key::state(id, HEAD_FIELD), encode(head)),
+        (key::state(id, FLOOR_FIELD), encode(floor)),
+    ];
+    let mut writes = Writes::default();
+    let mut hash = others;
+    for (row, value) in rows {
+        hash = hash.wrapping_add(crate::txn::row_hash(&row, &value));
+        writes.put(row, value);
+    }
+    writes.put(key::state(id, HASH_FIELD), encode(&HashRow(hash)));
+    (hash, writes)
+}
+
+/// The intervals of the node-wide map that a range owns in a view, in key order: what a snapshot holds. The replica's own
+/// rows ([`crate::system_key`]) are not among them.
+pub fn owned_intervals(
+    view: &dyn View,
+    descriptor: &RangeDescriptor,
+) -> Result<Vec<KeySpan>, CatalogError> {
     let objects =
         family::OF_OBJECTS.map(|family| key::object_interval(family, &descriptor.interval));
     let own = family::OF_RANGES.map(|family| key::range_interval(family, descriptor.id));
     let mut intervals: Vec<_> = objects.into_iter().chain(own).collect();
+    intervals.extend(unborn_intervals(view, descriptor.id)?);
     intervals.sort();
-    intervals
+    Ok(intervals)
+}
+
+/// Where what a range keeps for the right side of a prepared split lies: it is the range's own until the split.
+fn unborn_intervals(view: &dyn View, id: RangeId) -> Result<Vec<KeySpan>, CatalogError> {
+    let splits: Option<SplitRow> = Txn::new(view).get(&key::state(id, SPLIT_FIELD))?;
+    let Some(prepared) = splits.and_then(|splits| splits.prepared) else { return Ok(Vec::new()) };
+    let child = prepared.split.child;
+    let is_born = descriptor_in(view, child)?.is_some();
+    let families = BEFORE_BIRTH.iter().filter(|_| !is_born);
+    Ok(families.map(|&family| key::range_interval(family, child)).collect())
 }
 
 /// What is to be removed of a range whose rows are replaced: where its rows may lie, without the objects that the view
@@ -421,8 +529,9 @@ pub fn removable_intervals(
         .iter()
         .flat_map(|&family| own.iter().map(move |part| key::object_interval(family, part)));
     let others = family::OF_RANGES.into_iter().filter(|&family| family != family::STATE);
-    let last = others.chain([family::STATE]);
-    Ok(objects.chain(last.map(|family| key::range_interval(family, descriptor.id))).collect())
+    let last =
+        others.chain([family::STATE]).map(|family| key::range_interval(family, descriptor.id));
+    Ok(objects.chain(unborn_intervals(view, descriptor.id)?).chain(last).collect())
 }
 
 /// All ranges that have rows in a view.
@@ -443,7 +552,7 @@ pub fn export(
     descriptor: &RangeDescriptor,
     visit: &mut dyn FnMut(&[u8], &[u8]),
 ) -> Result<(), CatalogError> {
-    export_intervals(view, &owned_intervals(descriptor), visit)
+    export_intervals(view, &owned_intervals(view, descriptor)?, visit)
 }
 
 pub(crate) fn export_intervals(

@@ -3,19 +3,20 @@
 use crate::content::Pieces;
 use crate::key::{self, family};
 use crate::list::{Found, OBJECTS, UPLOADS, Walk};
-use crate::range::HEAD_FIELD;
+use crate::range::{HEAD_FIELD, SPLIT_FIELD};
 use crate::row::{
-    ExtentRow, HeadRow, ManifestRow, MissingRow, ObjectContent, ObjectRow, PartRow, UploadRow,
-    UploadStateRow, UsageRow, summary,
+    ExtentRow, HeadRow, ManifestRow, MissingRow, ObjectContent, ObjectRow, PartRow, SplitRow,
+    UploadRow, UploadStateRow, UsageRow, summary,
 };
 use crate::txn::Txn;
 use crate::{CatalogError, View, descriptor_in, inventory};
 use ashlar_types::{
     BucketId, BucketRow, BucketState, COLLECT_SHARDS_MAX, Epoch, ExtentId, Generation, KeyPoint,
     ListEntry, ListObjects, MissingExtent, ObjectId, PAGE_ENTRIES_MAX, PIECES_MAX, PartSummary,
-    Piece, QueryRefusal, RangeAnswer, RangeDescriptor, RangeId, RangeQuery, Span, UploadEntry,
-    UploadId, decode,
+    Piece, QueryRefusal, RangeAnswer, RangeDescriptor, RangeId, RangeQuery, Span, SplitState,
+    UploadEntry, UploadId, decode,
 };
+use std::ops::ControlFlow;
 
 /// Margins of repair rows, to find one by its extent: no profile has more parity.
 const MARGIN_MAX: u8 = 32;
@@ -116,6 +117,7 @@ impl<'a> RangeReader<'a> {
                 self.missing(behind, *limit)
             }
             RangeQuery::Usage { bucket } => {
+                self.overlapping(*bucket)?;
                 let row: Option<UsageRow> = self.txn.get(&key::usage(self.id(), *bucket))?;
                 let UsageRow { objects, bytes } = row.unwrap_or_default();
                 Ok(RangeAnswer::Usage { objects, bytes })
@@ -123,6 +125,8 @@ impl<'a> RangeReader<'a> {
             RangeQuery::Inventory { after, limit } => {
                 Ok(inventory::page(&self.txn, &self.descriptor, after.as_ref(), *limit)?)
             }
+            RangeQuery::SplitState => Ok(RangeAnswer::SplitState(self.split_state()?)),
+            RangeQuery::Middle => Ok(RangeAnswer::Middle(self.middle()?)),
         }
     }
 
@@ -339,9 +343,60 @@ impl<'a> RangeReader<'a> {
         let mut entries = Vec::with_capacity(rows.len());
         for value in rows {
             let MissingRow { extent, owner } = decode(&value)?;
-            entries.push(MissingExtent { extent, owner });
+            // what is behind a split is here for a while yet, and the other's business
+            if self.descriptor.interval.contains(owner.at()) {
+                entries.push(MissingExtent { extent, owner });
+            }
         }
         Ok(RangeAnswer::Missing { entries, more })
+    }
+
+    fn split_state(&self) -> Result<SplitState, CatalogError> {
+        let row: Option<SplitRow> = self.txn.get(&key::state(self.id(), SPLIT_FIELD))?;
+        let splits = row.unwrap_or_default();
+        Ok(SplitState {
+            more_steps: splits.has_more_steps(),
+            prepared: splits.prepared.map(|prepared| prepared.split),
+            untold: splits.untold,
+            objects: self.count_objects()?,
+        })
+    }
+
+    /// All objects of the range, as their buckets' usage says.
+    fn count_objects(&self) -> Result<u64, CatalogError> {
+        let mut objects = 0;
+        for (row, value) in self.txn.rows_under(&key::of_range(family::USAGE, self.id()))? {
+            let bucket = row.get(9..).and_then(key::read_u64).map(BucketId);
+            let bucket = bucket.ok_or(CatalogError::Inconsistent("the key of a usage row"))?;
+            if self.descriptor.interval.overlaps_bucket(bucket) {
+                objects += decode::<UsageRow>(&value)?.objects;
+            }
+        }
+        Ok(objects)
+    }
+
+    /// Visits half of the keys.
+    fn middle(&self) -> Result<Option<KeyPoint>, CatalogError> {
+        let half = self.count_objects()? / 2;
+        if half == 0 {
+            return Ok(None);
+        }
+        let (from, to) = key::object_interval(family::CURRENT, &self.descriptor.interval);
+        let (mut visited, mut found) = (0, None);
+        self.view.scan(&from, to.as_deref(), &mut |row, _| {
+            if visited == half {
+                found = Some(row.to_vec());
+                return ControlFlow::Break(());
+            }
+            visited += 1;
+            ControlFlow::Continue(())
+        })?;
+        let point = |row: Vec<u8>| {
+            let bucket = row.get(1..9).and_then(key::read_u64)?;
+            Some(KeyPoint::new(BucketId(bucket), key::split(&row)?.0))
+        };
+        let malformed = CatalogError::Inconsistent("the key of an object's row");
+        found.map(|row| point(row).ok_or(malformed)).transpose()
     }
 
     /// The values of a page of a range family, and whether there are more.

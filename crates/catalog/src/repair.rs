@@ -31,6 +31,10 @@ impl Step<'_, '_> {
         {
             return Err(Refusal::NotMissing.into());
         }
+        // what a split has left here for a while says nothing of what is named behind it
+        if !self.interval.contains(owner.at()) {
+            return Err(Refusal::OutsideRange.into());
+        }
         let mut mended = extent;
         slots.iter().for_each(|slot| mended.missing.remove(slot));
         self.rename(&owner, mended.id, &mended)?;

@@ -130,6 +130,11 @@ impl RetryTable {
         txn.put(row(caller.seq), &value);
     }
 
+    /// Which sessions are refused.
+    pub(crate) fn floor(&self) -> &FloorRow {
+        &self.floor
+    }
+
     /// Raises the floor. What was refused once stays refused, whoever says that it lives.
     pub(crate) fn raise_floor(&mut self, floor: SessionId, living: &[SessionId]) -> &FloorRow {
         if floor >= self.floor.floor {

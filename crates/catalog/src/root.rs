@@ -9,10 +9,10 @@ use crate::txn::{Txn, row_hash};
 use crate::{CatalogError, KeySpan, View, Writes};
 use ashlar_types::{
     Applied, Bucket, BucketId, BucketName, BucketRow, BucketState, ClusterId, ClusterMap, Disk,
-    DiskId, DiskState, Epoch, KeyPoint, LivingSession, Node, NodeId, PAGE_ENTRIES_MAX,
+    DiskId, DiskState, Epoch, Interval, KeyPoint, LivingSession, Node, NodeId, PAGE_ENTRIES_MAX,
     PlacementDiff, PlacementGroup, Profile, RangeDescriptor, RangeId, Role, RootAnswer, RootBatch,
-    RootCommand, RootOp, RootOutcome, RootQuery, RootRefusal, SessionId, Versioned, Versioning,
-    decode, encode,
+    RootCommand, RootOp, RootOutcome, RootQuery, RootRefusal, SessionId, SplitDone, Versioned,
+    Versioning, decode, encode,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -369,6 +369,9 @@ impl Root {
             }
             RootOp::Switch(step) => self.change_group(txn, |map| crate::placed::switch(map, step)),
             RootOp::LoseDisks { base, disks } => self.lose_disks(txn, *base, disks),
+            // as that of a node: the log's own number of this entry, which no other has
+            RootOp::ReserveRange => Ok(RootOutcome::Range(RangeId(id))),
+            RootOp::Split(done) => self.split(txn, done),
         }
     }
 
@@ -708,6 +711,32 @@ impl Root {
         txn.put(row_key(field::RANGE, &range.id.0.to_be_bytes()), range);
         self.ranges.insert(range.id, range.clone());
         Ok(done())
+    }
+
+    /// Compare-and-set on the epoch of the range that was split: its sides come in the order of their epochs, whoever
+    /// tells of them, and however often.
+    fn split(&mut self, txn: &mut Txn<'_>, done: &SplitDone) -> Judged {
+        let SplitDone { left, right } = done;
+        let known = self.ranges.get(&left.id).ok_or(RootRefusal::NoSuchRange)?;
+        if known.epoch >= left.epoch {
+            return Ok(self::done());
+        }
+        let whole =
+            Interval { start: left.interval.start.clone(), end: right.interval.end.clone() };
+        let is_next = known.epoch.next() == left.epoch
+            && right.epoch == left.epoch
+            && known.interval == whole
+            && left.interval.end.as_ref() == Some(&right.interval.start)
+            && whole.start < right.interval.start
+            && whole.contains(&right.interval.start);
+        if !is_next || right.id == RangeId::ROOT || self.ranges.contains_key(&right.id) {
+            return Err(RootRefusal::NoSuchRange);
+        }
+        for side in [left, right] {
+            txn.put(row_key(field::RANGE, &side.id.0.to_be_bytes()), side);
+            self.ranges.insert(side.id, side.clone());
+        }
+        Ok(self::done())
     }
 
     /// The map, under its next epoch.

@@ -7,7 +7,7 @@ use crate::CatalogError;
 use ashlar_types::{
     BucketId, Checksum, DecodeError, Description, Etag, Extent, ExtentOwner, Generation, ObjectId,
     ObjectRecord, Outcome, PartRecord, PartSummary, RangeDescriptor, RequestToken, SessionId,
-    Summary, UploadId, UploadRecord, Versioned,
+    SplitAt, SplitDone, Summary, UploadId, UploadRecord, Versioned,
 };
 use serde::{Deserialize, Serialize};
 
@@ -202,6 +202,26 @@ pub(crate) struct HashRow(pub(crate) u128);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct DescriptorRow(pub(crate) RangeDescriptor);
 
+/// `s 4`: splits that are under way. There is no row where none is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub(crate) struct SplitRow {
+    pub(crate) prepared: Option<Prepared>,
+    /// Splits of which the root may not know yet, the oldest first.
+    pub(crate) untold: Vec<SplitDone>,
+    /// Rows that are not this range's any more have been removed up to this key; `None`: there are none.
+    pub(crate) trimmed: Option<Vec<u8>>,
+}
+
+/// A split to be: what its right side will need is kept up by every entry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Prepared {
+    pub(crate) split: SplitAt,
+    /// The rows before this key have been counted or copied; `None`: all have.
+    pub(crate) cursor: Option<Vec<u8>>,
+    /// The sum over the rows that were, and over the copies: the right side's state hash, but for its head.
+    pub(crate) hash: u128,
+}
+
 macro_rules! rows {
     ($($type:ty: $name:literal),* $(,)?) => {
         $(impl Versioned for $type {
@@ -226,4 +246,5 @@ rows! {
     FloorRow: "session floor row",
     HashRow: "state hash row",
     DescriptorRow: "range descriptor row",
+    SplitRow: "split row",
 }

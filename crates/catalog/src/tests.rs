@@ -6,5 +6,6 @@ mod interval;
 mod model;
 mod recode;
 mod root;
+mod split;
 mod stories;
 mod support;

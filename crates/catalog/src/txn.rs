@@ -83,16 +83,32 @@ impl<'a> Txn<'a> {
         self.rows(prefix, crate::key::successor(prefix).as_deref(), usize::MAX)
     }
 
+    /// What has been written so far.
+    pub(crate) fn written(&self) -> &Writes {
+        &self.writes
+    }
+
+    /// A row as it was before anything was written.
+    pub(crate) fn before(&self, key: &[u8]) -> Result<Option<Vec<u8>>, CatalogError> {
+        Ok(self.view.get(key)?)
+    }
+
+    /// By how much what was written of a row changes the sum over the rows.
+    pub(crate) fn hash_change(
+        &self,
+        key: &[u8],
+        written: Option<&Vec<u8>>,
+    ) -> Result<u128, CatalogError> {
+        let added = written.map_or(0, |new| row_hash(key, new));
+        let taken = self.view.get(key)?.map_or(0, |old| row_hash(key, &old));
+        Ok(added.wrapping_sub(taken))
+    }
+
     /// What was written, and the state hash behind it.
     pub(crate) fn finish(self, hash: u128) -> Result<(Writes, u128), CatalogError> {
         let mut hash = hash;
         for (key, value) in &self.writes.0 {
-            if let Some(old) = self.view.get(key)? {
-                hash = hash.wrapping_sub(row_hash(key, &old));
-            }
-            if let Some(new) = value {
-                hash = hash.wrapping_add(row_hash(key, new));
-            }
+            hash = hash.wrapping_add(self.hash_change(key, value.as_ref())?);
         }
         Ok((self.writes, hash))
     }

@@ -258,7 +258,10 @@ impl Client {
             let (applied, range) = self.0.execute_duty(&at, op.clone()).await?;
             let reached: Interval = match applied {
                 Applied::Fenced(interval) => interval,
-                Applied::Done | Applied::Written { .. } | Applied::Deleted { .. } => range,
+                Applied::Done
+                | Applied::Written { .. }
+                | Applied::Deleted { .. }
+                | Applied::Stepped { .. } => range,
             };
             match reached.end {
                 Some(end) if end.bucket == bucket => at = end,

@@ -47,6 +47,25 @@ pub(crate) enum Target<'a> {
     Root,
     /// The range that holds this point.
     At(&'a KeyPoint),
+    /// The range that holds this point, as long as it is this one.
+    In(&'a KeyPoint, RangeId),
+}
+
+/// Why a call has no answer.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Unanswered {
+    /// The point is another range's now. None of the tries of this call was answered by it.
+    #[error("the key has gone to another range")]
+    Moved,
+    /// Patience has ended.
+    #[error("{0}")]
+    GivenUp(String),
+}
+
+impl From<String> for Unanswered {
+    fn from(reason: String) -> Self {
+        Self::GivenUp(reason)
+    }
 }
 
 /// Which of the two RPCs.
@@ -107,37 +126,48 @@ impl Attempt {
 }
 
 impl Inner {
-    /// Sends `body` until it is answered. The error says why it was given up.
+    /// The range that holds a point.
+    pub(crate) async fn range_at(
+        &self,
+        point: &KeyPoint,
+        deadline: Monotonic,
+    ) -> Result<Arc<RangeDescriptor>, String> {
+        if let Some(range) = self.directory.find(point) {
+            return Ok(range);
+        }
+        Box::pin(self.refresh_directory(self.host.clock.now(), deadline)).await?;
+        let known = self.directory.find(point);
+        known.ok_or_else(|| "the range directory does not cover the key".to_owned())
+    }
+
+    /// Sends `body` until it is answered.
     pub(crate) async fn call(
         &self,
         target: Target<'_>,
         verb: Verb,
         body: Bytes,
         attempt: &mut Attempt,
-    ) -> Result<Answered, String> {
+    ) -> Result<Answered, Unanswered> {
         let mut reason = String::from("no node is known that could be asked");
         loop {
             let range = match target {
                 Target::Root => None,
-                Target::At(point) => match self.directory.find(point) {
-                    Some(range) => Some(range),
-                    None => {
-                        let now = self.host.clock.now();
-                        Box::pin(self.refresh_directory(now, attempt.deadline)).await?;
-                        self.directory
-                            .find(point)
-                            .ok_or("the range directory does not cover the key")?
-                            .into()
-                    }
-                },
+                Target::At(point) | Target::In(point, _) => {
+                    Some(self.range_at(point, attempt.deadline).await?)
+                }
             };
+            if let (Target::In(_, meant), Some(range)) = (target, &range)
+                && range.id != meant
+            {
+                return Err(Unanswered::Moved);
+            }
             let pause = match self.try_once(range.as_deref(), verb, body.clone(), attempt).await {
                 Next::Done(body) => return Ok(Answered { body, range }),
                 Next::Again => Duration::ZERO,
                 Next::Wait(pause, why) => {
                     reason = why;
                     if !attempt.pause(self, pause).await {
-                        return Err(reason);
+                        return Err(reason.into());
                     }
                     Duration::ZERO
                 }
@@ -148,7 +178,7 @@ impl Inner {
                 }
             };
             if !pause.is_zero() && !attempt.pause(self, pause).await {
-                return Err(reason);
+                return Err(reason.into());
             }
         }
     }
@@ -322,7 +352,8 @@ impl Inner {
         }
         let mut attempt = Attempt { deadline, ..Attempt::new(self) };
         let body = Bytes::from(encode(&RootQuery::Ranges));
-        let answered = self.call(Target::Root, Verb::Query, body, &mut attempt).await?;
+        let answered = self.call(Target::Root, Verb::Query, body, &mut attempt).await;
+        let answered = answered.map_err(|unanswered| unanswered.to_string())?;
         match decode::<RootAnswer>(&answered.body) {
             Ok(RootAnswer::Ranges(ranges)) => {
                 self.directory.install(ranges);

@@ -5,14 +5,14 @@
 //! named is abandoned under that very seq when it is given up: whichever the log orders first wins, so that neither an
 //! acknowledged object loses its extents nor a lost race leaves them for ever.
 
-use crate::call::{Answered, Attempt, Target, Verb};
+use crate::call::{Answered, Attempt, Target, Unanswered, Verb};
 use crate::inner::Inner;
 use crate::session::OpenSeq;
 use crate::{Client, Failure};
 use ashlar_host::TaskKind;
 use ashlar_types::{
     Abandon, Applied, BucketId, Caller, Command, CommandReply, Content, Epoch, Interval, KeyPoint,
-    Outcome, RangeOp, Refusal, decode, encode,
+    Outcome, RangeId, RangeOp, Refusal, decode, encode,
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -32,16 +32,36 @@ struct Claim {
     seq: OpenSeq,
     at: KeyPoint,
     content: Content,
-    /// The range's index as it was known before the first send; `None`: nothing was sent. A resend and an `Abandon` say
-    /// the same one: with a newer one a range that has forgotten the result would take them for new (D2).
-    base_index: Option<u64>,
+    /// `None`: nothing was sent.
+    base: Option<Base>,
+}
+
+/// The index of a range as it was known before the first send of a command. A resend and an `Abandon` say the same one: with
+/// a newer one a range that has forgotten the result would take them for new (D2).
+#[derive(Debug, Clone, Copy)]
+struct Base {
+    range: RangeId,
+    index: u64,
+}
+
+impl Base {
+    /// What a send to `range` says. Where an earlier one may have reached the range that this one was a part of, the number
+    /// is of another log: then it is the least, so that a result that was forgotten on either side is never taken for
+    /// one that never was (C7).
+    fn index_for(self, range: RangeId, maybe_received: bool, known: u64) -> u64 {
+        match self.range == range {
+            true => self.index,
+            false if maybe_received => 0,
+            false => known,
+        }
+    }
 }
 
 impl Ticket {
     pub(crate) fn new(inner: Arc<Inner>, seq: OpenSeq, bucket: BucketId, content: Content) -> Self {
         // an unused ticket was never sent, so it races with nothing: any range of the bucket may collect its extents
         let at = KeyPoint::new(bucket, []);
-        Self(Some(Claim { inner, seq, at, content, base_index: None }))
+        Self(Some(Claim { inner, seq, at, content, base: None }))
     }
 }
 
@@ -84,12 +104,14 @@ impl Claim {
         let content =
             Content { extents: std::mem::take(&mut self.content.extents), tail: Bytes::new() };
         let mut op = RangeOp::Abandon(Abandon { at: self.at.clone(), seq: seq.seq, content });
-        let mut base = self.base_index.unwrap_or_else(|| inner.known_index(&self.at));
+        let was_sent = self.base.is_some();
         let mut attempt = Attempt::new(inner);
+        // what was sent under this seq before may have arrived
+        attempt.maybe_received = was_sent;
         loop {
             let sent = inner.host.clock.now();
-            let (reply, sent_op) =
-                inner.send_command(seq, &self.at, op, base, &mut attempt).await?;
+            let (reply, base, sent_op) =
+                inner.send_command(seq, &self.at, op, &mut self.base, &mut attempt).await?;
             op = sent_op;
             let refusal = match reply.outcome {
                 Outcome::Applied(_) => return Ok(()),
@@ -98,8 +120,8 @@ impl Claim {
             match refusal {
                 Refusal::OutsideRange => inner.follow_range(sent, &mut attempt).await?,
                 // nothing was sent under this seq that could have named anything: it may be judged as new
-                Refusal::Forgotten if self.base_index.is_none() && base != reply.index => {
-                    base = reply.index;
+                Refusal::Forgotten if !was_sent && base.index != reply.index => {
+                    self.base = Some(Base { index: reply.index, ..base });
                 }
                 Refusal::SessionFenced => {
                     seq.session.fence();
@@ -122,6 +144,10 @@ impl Claim {
                 | Refusal::TooFewLeft
                 | Refusal::SessionLives
                 | Refusal::ExtentNamed
+                | Refusal::Splitting
+                | Refusal::NotPrepared
+                | Refusal::BadSplitPoint
+                | Refusal::MembersChanging
                 | Refusal::Abandoned => return Ok(()),
             }
         }
@@ -129,32 +155,43 @@ impl Claim {
 }
 
 impl Inner {
-    /// The index of the range that holds `at`, as far as this client has heard; 0: not at all.
-    fn known_index(&self, at: &KeyPoint) -> u64 {
-        self.directory.find(at).map_or(0, |range| self.directory.index(range.id))
-    }
-
-    /// Sends a command once it is numbered, until it is answered.
+    /// Sends a command once it is numbered, until it is answered. It is numbered anew where its key has gone to another
+    /// range meanwhile. Gives back also the base that it was answered for.
     async fn send_command(
         &self,
         seq: &OpenSeq,
         at: &KeyPoint,
         op: RangeOp,
-        base_index: u64,
+        base: &mut Option<Base>,
         attempt: &mut Attempt,
-    ) -> Result<(CommandReply, RangeOp), Failure> {
-        let caller = Caller {
-            session: seq.session.id,
-            seq: seq.seq,
-            answered_below: seq.session.answered_below(),
-            base_index,
-        };
-        let command = Command { caller: Some(caller), op };
-        let body = Bytes::from(encode(&command));
-        let answered = self.call(Target::At(at), Verb::Execute, body, attempt).await;
-        let answered = answered.map_err(|reason| attempt.give_up(reason))?;
-        let (reply, _) = self.read_reply(&answered)?;
-        Ok((reply, command.op))
+    ) -> Result<(CommandReply, Base, RangeOp), Failure> {
+        let mut command = Command { caller: None, op };
+        loop {
+            let range = self.range_at(at, attempt.deadline).await;
+            let range = range.map_err(|reason| attempt.give_up(reason))?.id;
+            let known = self.directory.index(range);
+            let first = base.get_or_insert(Base { range, index: known });
+            if !attempt.maybe_received {
+                *first = Base { range, index: first.index_for(range, false, known) };
+            }
+            let index = first.index_for(range, attempt.maybe_received, known);
+            command.caller = Some(Caller {
+                session: seq.session.id,
+                seq: seq.seq,
+                answered_below: seq.session.answered_below(),
+                base_index: index,
+            });
+            let body = Bytes::from(encode(&command));
+            let sent = self.call(Target::In(at, range), Verb::Execute, body, attempt).await;
+            match sent {
+                Ok(answered) => {
+                    let (reply, _) = self.read_reply(&answered)?;
+                    return Ok((reply, Base { range, index }, command.op));
+                }
+                Err(Unanswered::Moved) => {}
+                Err(Unanswered::GivenUp(reason)) => return Err(attempt.give_up(reason)),
+            }
+        }
     }
 
     fn read_reply(&self, answered: &Answered) -> Result<(CommandReply, Interval), Failure> {
@@ -182,7 +219,7 @@ impl Inner {
             let call = self.call(Target::At(at), Verb::Execute, body.clone(), &mut attempt);
             let answered = match call.await {
                 Ok(answered) => answered,
-                Err(reason) => return Err(attempt.give_up(reason)),
+                Err(unanswered) => return Err(attempt.give_up(unanswered.to_string())),
             };
             let (reply, interval) = self.read_reply(&answered)?;
             match reply.outcome {
@@ -226,7 +263,7 @@ impl Client {
                 seq: self.0.session().await?.open_seq(),
                 at: at.clone(),
                 content: Content::default(),
-                base_index: None,
+                base: None,
             },
         };
         claim.at.clone_from(at);
@@ -255,9 +292,9 @@ impl Client {
             let claim =
                 guard.0.as_mut().expect("the guard keeps its claim until the command has ended");
             let sent = inner.host.clock.now();
-            let base = *claim.base_index.get_or_insert_with(|| inner.known_index(at));
-            let (reply, sent_op) =
-                inner.send_command(&claim.seq, at, op, base, &mut attempt).await?;
+            let Claim { seq, base, .. } = claim;
+            let (reply, base, sent_op) =
+                inner.send_command(seq, at, op, base, &mut attempt).await?;
             op = sent_op;
             let refusal = match reply.outcome {
                 Outcome::Applied(applied) => return Ok(Outcome::Applied(applied)),
@@ -271,17 +308,17 @@ impl Client {
                         return Err(attempt.give_up(ended));
                     }
                     claim.seq = inner.session().await?.open_seq();
-                    claim.base_index = None;
+                    claim.base = None;
                     if !attempt.pause(inner, Duration::ZERO).await {
                         return Err(attempt.give_up(ended));
                     }
                 }
                 Refusal::Forgotten => {
                     // a first send can only have been too far behind the range's log: it is told where that is
-                    if attempt.maybe_received || base == reply.index {
+                    if attempt.maybe_received || base.index == reply.index {
                         return Err(attempt.give_up(Refusal::Forgotten.to_string()));
                     }
-                    claim.base_index = Some(reply.index);
+                    claim.base = Some(Base { index: reply.index, ..base });
                 }
                 // this refusal is not remembered by the range: an earlier send may still arrive, and be applied (C7)
                 Refusal::BucketEpoch { .. } if agreements == BUCKET_AGREEMENTS_MAX => {
@@ -314,6 +351,10 @@ impl Client {
                 | Refusal::TooFewLeft
                 | Refusal::SessionLives
                 | Refusal::ExtentNamed
+                | Refusal::Splitting
+                | Refusal::NotPrepared
+                | Refusal::BadSplitPoint
+                | Refusal::MembersChanging
                 | Refusal::Unsupported => return Ok(Outcome::Refused(refusal)),
             }
         }
@@ -340,6 +381,10 @@ fn set_bucket_epoch(op: &mut RangeOp, epoch: Epoch) {
         | RangeOp::Repaired { .. }
         | RangeOp::Recode(_)
         | RangeOp::MarkLost(_)
+        | RangeOp::PrepareSplit(_)
+        | RangeOp::StepSplit
+        | RangeOp::Split(_)
+        | RangeOp::SplitTold { .. }
         | RangeOp::QueueOrphans { .. } => {}
     }
 }

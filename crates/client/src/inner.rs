@@ -113,7 +113,7 @@ impl Inner {
         let mut attempt = Attempt::new(self);
         let body = Bytes::from(encode(command));
         let answered = self.call(Target::Root, Verb::Execute, body, &mut attempt).await;
-        let answered = answered.map_err(|reason| attempt.give_up(reason))?;
+        let answered = answered.map_err(|unanswered| attempt.give_up(unanswered.to_string()))?;
         match decode::<RootOutcome>(&answered.body) {
             Ok(RootOutcome::Refused(refusal)) => Err(Failure::Root(refusal)),
             Ok(outcome) => Ok(outcome),
@@ -125,7 +125,8 @@ impl Inner {
         let mut attempt = Attempt::new(self);
         let body = Bytes::from(encode(&query));
         let answered = self.call(Target::Root, Verb::Query, body, &mut attempt).await;
-        let answered = answered.map_err(Failure::unavailable)?;
+        let answered =
+            answered.map_err(|unanswered| Failure::unavailable(unanswered.to_string()))?;
         match decode::<RootAnswer>(&answered.body)? {
             RootAnswer::NotBootstrapped => Err(Failure::unavailable("there is no cluster yet")),
             answer => Ok(answer),

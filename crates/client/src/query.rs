@@ -45,7 +45,8 @@ impl Inner {
             let sent = self.host.clock.now();
             let body = Bytes::from(encode(&query));
             let answered = self.call(Target::At(at), Verb::Query, body, &mut attempt).await;
-            let answered = answered.map_err(Failure::unavailable)?;
+            let answered =
+                answered.map_err(|unanswered| Failure::unavailable(unanswered.to_string()))?;
             // a read has no effect that could be unknown
             attempt.maybe_received = false;
             let refusal = match decode::<RangeAnswer>(&answered.body)? {
@@ -190,6 +191,8 @@ fn set_bucket_epoch(query: &mut RangeQuery, epoch: Epoch) {
         | RangeQuery::AreCollectable { .. }
         | RangeQuery::Missing { .. }
         | RangeQuery::Usage { .. }
+        | RangeQuery::SplitState
+        | RangeQuery::Middle
         | RangeQuery::Inventory { .. } => {}
     }
 }

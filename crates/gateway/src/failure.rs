@@ -53,7 +53,11 @@ fn refused(refusal: &Refusal) -> Failure {
         | Refusal::ExtentChanged
         | Refusal::TooFewLeft
         | Refusal::SessionLives
-        | Refusal::ExtentNamed => Failure::Internal(refusal.to_string()),
+        | Refusal::ExtentNamed
+        | Refusal::Splitting
+        | Refusal::NotPrepared
+        | Refusal::BadSplitPoint
+        | Refusal::MembersChanging => Failure::Internal(refusal.to_string()),
     }
 }
 

@@ -172,9 +172,10 @@ impl<C: Cluster> Store<C> {
             Applied::Written { etag, modified_ms, checksums, .. } => {
                 Ok(Written { etag, modified_ms, checksums })
             }
-            Applied::Done | Applied::Deleted { .. } | Applied::Fenced(_) => {
-                Err(unexpected("a write"))
-            }
+            Applied::Done
+            | Applied::Deleted { .. }
+            | Applied::Fenced(_)
+            | Applied::Stepped { .. } => Err(unexpected("a write")),
         }
     }
 }
@@ -262,9 +263,10 @@ impl<C: Cluster> Backend for Store<C> {
         });
         match execute.await? {
             Applied::Deleted { existed } => Ok(existed),
-            Applied::Done | Applied::Written { .. } | Applied::Fenced(_) => {
-                Err(unexpected("a delete"))
-            }
+            Applied::Done
+            | Applied::Written { .. }
+            | Applied::Fenced(_)
+            | Applied::Stepped { .. } => Err(unexpected("a delete")),
         }
     }
 

@@ -7,12 +7,13 @@
 //! |---|---|
 //! | a node that has never founded anything | [`FoundingList`]: its operator has named the first members |
 //! | a damaged replica (`docs/adr/0009`) | [`Removal`]: the leader has answered that the others have taken it out |
+//! | a replica that has applied a split (`docs/adr/0020`) | [`Parted`]: the entry, and the members at it |
 //!
-//! Neither is in a message that a handler gets, so no message makes a replica: one for a range that is not here is
-//! refused. Two more places come with splits (`docs/adr/0020`): the applied split, and a descriptor that the root has
-//! confirmed for this node and this epoch.
+//! None of them is in a message that a handler gets, so no message makes a replica: one for a range that is not here is
+//! refused. A range that the root's directory gives this node, and that is not here, comes as a damaged one does.
 
 use crate::codec::{BadBytes, created_bytes, read_created, vote_bytes};
+use crate::machine::State;
 use crate::node::Formation;
 use crate::raft::{LogId, StoredMembership, Vote};
 use crate::refill::Removal;
@@ -22,6 +23,8 @@ use ashlar_types::{
 use ashlar_wal::{Record, Wal, WalError};
 use bytes::Bytes;
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use tokio::sync::mpsc;
 
 /// What a replica of this node began with: read in its log, or just written there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -122,8 +125,40 @@ pub(crate) fn descendants(stored: Vec<Created>, range: RangeId) -> Vec<Created> 
 /// That a replica is to be on this node: the permission to make it.
 pub(crate) struct Birth {
     created: Created,
+    first: First,
+}
+
+/// What the log says of it beside that it exists.
+enum First {
+    Nothing,
+    /// How it has voted.
+    Vote(Vote),
     /// It replaces a damaged one, and has voted so.
-    anew: Option<Vote>,
+    Anew(Vote),
+}
+
+/// A range that a replica of this node has made by applying the split of its parent.
+pub(crate) struct Parted {
+    /// The new range.
+    pub(crate) child: RangeDescriptor,
+    /// What it was a part of, the entry, and the members of the parent at it.
+    pub(crate) parent: RangeId,
+    pub(crate) split: LogId,
+    pub(crate) membership: StoredMembership,
+}
+
+/// Where the state machines of a node bring the ranges that their entries have made.
+#[derive(Clone)]
+pub(crate) struct Births {
+    pub(crate) cluster: ClusterId,
+    pub(crate) node: NodeId,
+    pub(crate) born: mpsc::UnboundedSender<Born>,
+}
+
+/// A range that was made by an applied split, and may be opened.
+pub(crate) struct Born {
+    pub(crate) created: Created,
+    pub(crate) state: Arc<State>,
 }
 
 impl Birth {
@@ -133,16 +168,28 @@ impl Birth {
         let (descriptor, origin, told) = removal.into_parts();
         let origin = origin.map(|origin| Origin { inherited: false, ..origin });
         let vote = own.filter(|own| own.leader_id.term > told.leader_id.term).unwrap_or(told);
-        Self { created: Created { cluster, descriptor, origin }, anew: Some(vote) }
+        Self { created: Created { cluster, descriptor, origin }, first: First::Anew(vote) }
+    }
+
+    /// A replica that begins with what its parent has had. It has the term of the entry that made it, as whoever has an entry
+    /// of a term: in an earlier one it would elect a leader below its own log.
+    pub(crate) fn parted(births: &Births, parted: Parted) -> Self {
+        let Parted { child, parent, split, membership } = parted;
+        let origin = Origin { parent, split, membership, inherited: true };
+        let vote = Vote::new(split.leader_id.term, births.node.0);
+        let created = Created { cluster: births.cluster, descriptor: child, origin: Some(origin) };
+        Self { created, first: First::Vote(vote) }
     }
 
     /// Makes it durable, in one batch with what it replaces.
     pub(crate) async fn write(self, wal: &Wal) -> Result<Created, WalError> {
-        let Self { created, anew } = self;
-        let first = Record::Created { first: created.to_bytes() };
-        let records = match anew {
-            Some(vote) => vec![Record::Dropped, first, Record::Vote(vote_bytes(&vote))],
-            None => vec![first],
+        let Self { created, first } = self;
+        let begun = Record::Created { first: created.to_bytes() };
+        let vote = |vote| Record::Vote(vote_bytes(&vote));
+        let records = match first {
+            First::Nothing => vec![begun],
+            First::Vote(own) => vec![begun, vote(own)],
+            First::Anew(own) => vec![Record::Dropped, begun, vote(own)],
         };
         wal.submit_all_durable(created.range(), records).await?;
         Ok(created)
@@ -182,7 +229,7 @@ impl FoundingList {
         let Self { cluster, ranges } = self;
         ranges.into_iter().map(move |descriptor| Birth {
             created: Created { cluster, descriptor, origin: None },
-            anew: None,
+            first: First::Nothing,
         })
     }
 }
@@ -319,7 +366,7 @@ mod tests {
     async fn a_replica_that_begins_anew_has_lost_its_entries_and_keeps_its_latest_vote() {
         let disk = SimDisk::new();
         let log = wal(&disk);
-        let born = Birth { created: began_in_parent(), anew: None };
+        let born = Birth { created: began_in_parent(), first: First::Nothing };
         let created = born.write(&log).await.expect("written");
         assert_eq!(Created::stored(&log, RangeId(3)), Ok(Some(created)));
         assert_eq!(Created::stored(&log, RangeId(4)), Ok(None));

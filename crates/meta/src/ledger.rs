@@ -1,7 +1,7 @@
 //! The catalog's two state machines, root and range, as a group sees them: batches in, results and rows out.
 
 use crate::raft::Results;
-use ashlar_catalog::{CatalogError, KeySpan, Range, RangeReader, Root, View, Writes};
+use ashlar_catalog::{AppliedEntry, CatalogError, KeySpan, Range, RangeReader, Root, View, Writes};
 use ashlar_types::{
     Batch, Command, Epoch, Outcome, RangeAnswer, RangeDescriptor, RangeId, RangeQuery, RootAnswer,
     RootBatch, RootCommand, RootOutcome, RootQuery, decode, encode,
@@ -93,25 +93,27 @@ impl Ledger {
         }
     }
 
-    /// Applies a batch: a result for each command, and the rows to write. A batch that cannot be read comes to nothing,
-    /// on every replica alike.
+    /// Applies a batch. One that cannot be read comes to nothing, on every replica alike. `members_change`: the group is
+    /// between two configurations at this entry.
     pub(crate) fn apply(
         &mut self,
         view: &dyn View,
         index: u64,
+        members_change: bool,
         batch: &[u8],
-    ) -> Result<(Results, Writes), CatalogError> {
+    ) -> Result<Effect, CatalogError> {
         match self {
             Self::Root(root) => {
                 let Ok(batch) = decode::<RootBatch>(batch) else { return Ok(unreadable(index)) };
                 let mut root = root.write().unwrap_or_else(PoisonError::into_inner);
                 let (outcomes, writes) = root.apply(view, index, &batch)?;
-                Ok((Results::Root(outcomes), writes))
+                Ok(Effect { results: Results::Root(outcomes), writes, child: None })
             }
             Self::Range(range) => {
                 let Ok(batch) = decode::<Batch>(batch) else { return Ok(unreadable(index)) };
-                let (outcomes, writes) = range.apply(view, index, &batch)?;
-                Ok((Results::Range(outcomes), writes))
+                let AppliedEntry { outcomes, writes, child } =
+                    range.apply(view, index, members_change, &batch)?;
+                Ok(Effect { results: Results::Range(outcomes), writes, child })
             }
         }
     }
@@ -125,12 +127,21 @@ impl Ledger {
     }
 }
 
-fn unreadable(index: u64) -> (Results, Writes) {
+/// What an entry came to: a result for each command, and the rows to write.
+#[derive(Default)]
+pub(crate) struct Effect {
+    pub(crate) results: Results,
+    pub(crate) writes: Writes,
+    /// A range that the entry has made.
+    pub(crate) child: Option<RangeDescriptor>,
+}
+
+fn unreadable(index: u64) -> Effect {
     tracing::error!(
         index,
         "an entry of the log is no batch that this binary knows: it has no effect"
     );
-    (Results::None, Writes::default())
+    Effect::default()
 }
 
 /// A range as a view has it; as `first` says where the view has none.
@@ -146,7 +157,7 @@ pub(crate) fn spans(
     if first.id == RangeId::ROOT {
         return Ok(ashlar_catalog::root_owned_intervals());
     }
-    Ok(ashlar_catalog::owned_intervals(&described(view, first)?))
+    ashlar_catalog::owned_intervals(view, &described(view, first)?)
 }
 
 /// What is to be removed of a range, in this order.

@@ -4,23 +4,25 @@
 //! writes, its log id and the membership go in one batch. Applying runs where it may block, one task a group, because
 //! a map may stall for a tenth of a second.
 
+use crate::birth::{Birth, Births, Born, Created, Parted};
 use crate::codec::{
     batch_of, log_id_bytes, read_log_id, read_stored_membership, stored_membership_bytes,
 };
-use crate::ledger::{Ledger, Reader, removable_spans, spans};
+use crate::ledger::{Effect, Ledger, Reader, removable_spans, spans};
 use crate::log::elapsed;
 use crate::raft::{
-    Entry, EntryPayload, EntryResponder, LogId, OptionalSend, RaftSnapshotBuilder,
+    ApplyResponder, Entry, EntryPayload, EntryResponder, LogId, OptionalSend, RaftSnapshotBuilder,
     RaftStateMachine, Results, Snapshot, SnapshotMeta, StoredMembership, Types,
 };
 use crate::snapshot::{Contents, SnapshotError, SnapshotFile, Snapshots};
 use ashlar_catalog::{OrderedMap, View, Writes};
-use ashlar_host::Host;
+use ashlar_host::{Host, Monotonic};
 use ashlar_types::{RangeDescriptor, RangeId};
 use ashlar_wal::{Record, Wal};
 use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use metrics::Histogram;
+use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -258,7 +260,7 @@ impl State {
     }
 
     /// The state machine of the rows. Where nothing was applied, or an installation was cut short, it begins anew.
-    fn load(&self) -> io::Result<(Ledger, StoredMembership)> {
+    fn load(&self) -> io::Result<Standing> {
         let (applied, membership) = read_applied(&*self.map.view(), self.range)?;
         if applied.is_none() {
             remove_all_rows(&*self.map, &self.first)?;
@@ -267,52 +269,94 @@ impl State {
         self.map.write(writes).map_err(failed)?;
         self.note_descriptor(&ledger);
         *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(ledger.reader());
-        Ok((ledger, membership))
+        Ok(Standing { ledger, membership })
     }
 
-    /// Applies entries in order, each in one batch, and answers whoever waits for it.
+    /// Applies entries in order, each in one batch, and answers whoever waits for it: up to one that parts the range,
+    /// which is judged and not written yet.
     fn apply_all(
         &self,
-        ledger: &mut Ledger,
-        items: Vec<EntryResponder<Types>>,
-        membership: &mut StoredMembership,
-    ) -> io::Result<()> {
-        for (entry, waiting) in items {
+        at: &mut Standing,
+        items: &mut VecDeque<EntryResponder<Types>>,
+    ) -> io::Result<Option<Parting>> {
+        while let Some((entry, waiting)) = items.pop_front() {
             let began = self.host.clock.now();
-            let results = self.apply(ledger, &entry, membership)?;
-            let hash = Some((entry.log_id.index, ledger.hash()));
-            *self.hash.lock().unwrap_or_else(PoisonError::into_inner) = hash;
-            self.apply_seconds.record(elapsed(&*self.host.clock, began));
-            if let Some(waiting) = waiting {
-                waiting.send(results);
+            let effect = self.judge(at, &entry)?;
+            if let Some(child) = effect.child.clone() {
+                return Ok(Some(Parting { entry: entry.log_id, child, effect, waiting, began }));
             }
+            let results = self.write(at, entry.log_id, effect)?;
+            self.answer(at, entry.log_id, began, waiting, results);
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn apply(
-        &self,
-        ledger: &mut Ledger,
-        entry: &Entry,
-        membership: &mut StoredMembership,
-    ) -> io::Result<Results> {
-        let (results, mut writes) = match &entry.payload {
-            EntryPayload::Blank => (Results::None, Writes::default()),
+    fn judge(&self, at: &mut Standing, entry: &Entry) -> io::Result<Effect> {
+        match &entry.payload {
+            EntryPayload::Blank => Ok(Effect::default()),
             EntryPayload::Membership(fresh) => {
-                *membership = StoredMembership::new(Some(entry.log_id), fresh.clone());
-                (Results::None, Writes::default())
+                at.membership = StoredMembership::new(Some(entry.log_id), fresh.clone());
+                Ok(Effect::default())
             }
             EntryPayload::Normal(operation) => {
                 let view = self.map.view();
                 let batch = batch_of(operation);
                 self.log_bytes.fetch_add(batch.len() as u64, Ordering::Relaxed);
-                ledger.apply(&*view, entry.log_id.index, &batch).map_err(failed)?
+                let is_joint = at.membership.membership().get_joint_config().len() > 1;
+                at.ledger.apply(&*view, entry.log_id.index, is_joint, &batch).map_err(failed)
             }
-        };
-        writes.put(applied_key(self.range), applied_value(entry.log_id, membership));
+        }
+    }
+
+    fn write(&self, at: &Standing, entry: LogId, effect: Effect) -> io::Result<Results> {
+        let Effect { results, mut writes, .. } = effect;
+        writes.put(applied_key(self.range), applied_value(entry, &at.membership));
         self.map.write(writes).map_err(failed)?;
-        self.note_descriptor(ledger);
+        self.note_descriptor(&at.ledger);
         Ok(results)
+    }
+
+    fn answer(
+        &self,
+        at: &Standing,
+        entry: LogId,
+        began: Monotonic,
+        waiting: Waiting,
+        results: Results,
+    ) {
+        let hash = Some((entry.index, at.ledger.hash()));
+        *self.hash.lock().unwrap_or_else(PoisonError::into_inner) = hash;
+        self.apply_seconds.record(elapsed(&*self.host.clock, began));
+        if let Some(waiting) = waiting {
+            waiting.send(results);
+        }
+    }
+
+    /// Writes the entry that parts the range, in one batch with the beginning of its child. A child that is here with less
+    /// than that (it was refilled) begins with its own snapshot.
+    fn part(&self, at: &Standing, parting: Parting, inherits: bool) -> io::Result<()> {
+        let Parting { entry, child, mut effect, waiting, began } = parting;
+        if applied_row(&*self.map.view(), child.id)?.is_some() {
+            let before = "what was a part of it has rows here from before the split";
+            return Err(io::Error::other(format!("{}: {before}", self.range)));
+        }
+        if inherits {
+            effect.writes.put(applied_key(child.id), applied_value(entry, &at.membership));
+        } else {
+            ashlar_catalog::leave_out(&mut effect.writes, child.id);
+        }
+        let results = self.write(at, entry, effect)?;
+        tracing::info!(range = %self.range, child = %child.id, "the range has split");
+        self.answer(at, entry, began, waiting, results);
+        Ok(())
+    }
+
+    /// The state of a range that was a part of this one, which nothing is stored of but that it exists.
+    fn child(&self, child: &RangeDescriptor) -> io::Result<Arc<Self>> {
+        let (map, wal) = (self.map.clone(), self.wal.clone());
+        let snapshots = self.snapshots.of(child.id.0);
+        let state = Self::open(&self.host, map, child.clone(), snapshots, wal, 0);
+        Ok(Arc::new(state.map_err(failed)?))
     }
 
     /// Writes a snapshot file of what `view` shows.
@@ -369,19 +413,74 @@ impl State {
     }
 }
 
+/// What the entries applied so far have made of a range, and of its members.
+struct Standing {
+    ledger: Ledger,
+    membership: StoredMembership,
+}
+
+/// Who waits for the results of an entry.
+type Waiting = Option<ApplyResponder<Types>>;
+
+/// An entry that parts the range: judged, and to be written once the child exists on stable storage.
+struct Parting {
+    entry: LogId,
+    child: RangeDescriptor,
+    effect: Effect,
+    waiting: Waiting,
+    began: Monotonic,
+}
+
 /// The consensus library's state machine of one group.
 pub(crate) struct Machine {
     state: Arc<State>,
+    births: Births,
     /// `None`: an apply failed in the middle, and the group is to be opened again.
-    ledger: Option<Ledger>,
-    membership: StoredMembership,
+    standing: Option<Standing>,
 }
 
 impl Machine {
     /// The machine of a state: the only one that writes its rows.
-    pub(crate) fn new(state: Arc<State>) -> io::Result<Self> {
-        let (ledger, membership) = state.load()?;
-        Ok(Self { state, ledger: Some(ledger), membership })
+    pub(crate) fn new(state: Arc<State>, births: Births) -> io::Result<Self> {
+        let standing = Some(state.load()?);
+        Ok(Self { state, births, standing })
+    }
+
+    /// The child of a split exists before any of its rows does. A replay over a reverted map finds it in the log, and
+    /// leaves its vote and its entries alone (R5, R7).
+    async fn part(&self, at: Standing, parting: Parting) -> io::Result<Standing> {
+        let child = parting.child.id;
+        let known = Created::stored(&self.state.wal, child)?;
+        let inherits = known.as_ref().is_none_or(|known| known.first() == Some(parting.entry));
+        let born = match known {
+            Some(_) => None,
+            None => Some(self.give_birth(&at, &parting).await?),
+        };
+        let state = self.state.clone();
+        let written = self.state.host.tasks.run_blocking(move || {
+            state.part(&at, parting, inherits)?;
+            Ok::<_, io::Error>(at)
+        });
+        let at = written.await?;
+        if let Some(born) = born {
+            // nobody listens where the node stops: the next start finds it in the log
+            drop(self.births.born.send(born));
+        }
+        Ok(at)
+    }
+
+    async fn give_birth(&self, at: &Standing, parting: &Parting) -> io::Result<Born> {
+        let state = self.state.child(&parting.child)?;
+        // before a snapshot of behind the split can count: the child has none (R8)
+        self.state.adopt(&state);
+        let parted = Parted {
+            child: parting.child.clone(),
+            parent: self.state.range,
+            split: parting.entry,
+            membership: at.membership.clone(),
+        };
+        let birth = Birth::parted(&self.births, parted).write(&self.state.wal).await;
+        Ok(Born { created: birth.map_err(io::Error::other)?, state })
     }
 
     async fn record(&self, record: Record) -> io::Result<()> {
@@ -422,16 +521,22 @@ impl RaftStateMachine<Types> for Machine {
     {
         let mut steps = entries.ready_chunks(APPLY_STEP);
         while let Some(step) = steps.next().await {
-            let items = step.into_iter().collect::<io::Result<Vec<_>>>()?;
-            let (state, mut membership) = (self.state.clone(), self.membership.clone());
-            let ledger = self.ledger.take();
-            let mut ledger = ledger.ok_or_else(|| io::Error::other("the range is stopped"))?;
-            let applied = self.state.host.tasks.run_blocking(move || {
-                state.apply_all(&mut ledger, items, &mut membership)?;
-                Ok::<_, io::Error>((ledger, membership))
-            });
-            let (ledger, membership) = applied.await?;
-            (self.ledger, self.membership) = (Some(ledger), membership);
+            let mut items = step.into_iter().collect::<io::Result<VecDeque<_>>>()?;
+            let at = self.standing.take();
+            let mut at = at.ok_or_else(|| io::Error::other("the range is stopped"))?;
+            while !items.is_empty() {
+                let state = self.state.clone();
+                let applied = self.state.host.tasks.run_blocking(move || {
+                    let parting = state.apply_all(&mut at, &mut items)?;
+                    Ok::<_, io::Error>((at, items, parting))
+                });
+                let parting;
+                (at, items, parting) = applied.await?;
+                if let Some(parting) = parting {
+                    at = self.part(at, parting).await?;
+                }
+            }
+            self.standing = Some(at);
         }
         Ok(())
     }
@@ -452,8 +557,7 @@ impl RaftStateMachine<Types> for Machine {
             state.install(&snapshot)?;
             state.load()
         });
-        let (ledger, membership) = installed.await?;
-        (self.ledger, self.membership) = (Some(ledger), membership);
+        self.standing = Some(installed.await?);
         self.record(Record::Installed).await?;
         tracing::info!(range = %self.state.range, "snapshot installed");
         Ok(())

@@ -1,7 +1,7 @@
 //! The groups of a node: opened from what is stored, or founded; served; stopped.
 
 use crate::birth::{
-    Birth, Created, FoundingList, Origin, descendants, first_ranges, parents_first,
+    Birth, Births, Born, Created, FoundingList, Origin, descendants, first_ranges, parents_first,
 };
 use crate::boots::{Boot, Boots};
 use crate::codec::{read_log_id, read_vote};
@@ -19,8 +19,9 @@ use ashlar_catalog::OrderedMap;
 use ashlar_host::{Host, Shutdown, TaskKind};
 use ashlar_map::Engine;
 use ashlar_types::{
-    ClusterId, Command, CommandReply, Epoch, Node, NodeId, RangeAnswer, RangeDescriptor, RangeId,
-    RangeQuery, RootAnswer, RootCommand, RootOp, RootOutcome, RootQuery, RootRefusal, bug, encode,
+    ClusterId, Command, CommandReply, Epoch, Interval, Node, NodeId, RangeAnswer, RangeDescriptor,
+    RangeId, RangeQuery, RootAnswer, RootCommand, RootOp, RootOutcome, RootQuery, RootRefusal, bug,
+    encode,
 };
 use ashlar_wal::{GroupHealth, Wal, WalConfig};
 use ashlar_wire::Dialer;
@@ -28,6 +29,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
+use tokio::sync::mpsc;
 
 /// How long a leader waits for another one when it stops.
 const TRANSFER_PATIENCE: Duration = Duration::from_millis(1500);
@@ -190,6 +192,8 @@ pub(crate) struct Inner {
     damaged: Mutex<BTreeMap<RangeId, Damaged>>,
     /// Replicas that are not opened until what they were a part of has passed the split.
     waiting: Mutex<BTreeMap<RangeId, Waiting>>,
+    /// Held while those that need wait no longer are opened.
+    opening_due: tokio::sync::Mutex<()>,
     /// Taken when the node stops: it closes with its last user.
     map: Mutex<Option<Arc<dyn OrderedMap>>>,
     wal: Wal,
@@ -233,7 +237,8 @@ impl MetaNode {
         addresses: Addresses,
         formation: Option<Formation>,
     ) -> Result<Arc<Self>, MetaError> {
-        let opening = Opening::open(host, config)?;
+        let (to_open, born) = mpsc::unbounded_channel();
+        let opening = Opening::open(host, config, to_open)?;
         let founded = opening.found(formation.as_ref()).await?;
         let cluster = opening.cluster(&founded, formation.as_ref())?;
         let inner = opening.start_groups(dialer, addresses, cluster, founded).await?;
@@ -241,6 +246,8 @@ impl MetaNode {
         let weak = Arc::downgrade(&inner);
         let keeper = Box::pin(keeper::run(weak.clone()));
         let _keeper = tasks.spawn(TaskKind::Background("keep ranges"), keeper);
+        let opening = Box::pin(open_born(weak.clone(), born, inner.stopping.clone()));
+        let _opening = tasks.spawn(TaskKind::Background("open split ranges"), opening);
         let refilling = Box::pin(refill::run(weak.clone()));
         let _refilling = tasks.spawn(TaskKind::Background("refill ranges"), refilling);
         let leaving = Box::pin(leave_when_outdated(
@@ -298,6 +305,16 @@ impl MetaNode {
     /// Reads from the root.
     pub async fn root_query(&self, query: RootQuery) -> Result<RootAnswer, NotDone> {
         self.0.root_query(query).await
+    }
+
+    /// Epoch and interval of a range that runs here, as far as it is applied.
+    pub fn descriptor(&self, range: RangeId) -> Option<Arc<RangeDescriptor>> {
+        self.0.group(range).map(|group| group.descriptor())
+    }
+
+    /// Takes note of the range directory as the root has it: what it gives this node, and is not here, is asked for.
+    pub fn note_directory(&self, ranges: &[RangeDescriptor]) {
+        ranges.iter().for_each(|range| self.0.note_lacking(range));
     }
 
     /// How the groups of this node stand.
@@ -375,10 +392,15 @@ struct Opening {
     host: Host,
     config: MetaConfig,
     wal: Wal,
+    born: mpsc::UnboundedSender<Born>,
 }
 
 impl Opening {
-    fn open(host: Host, config: MetaConfig) -> Result<Self, MetaError> {
+    fn open(
+        host: Host,
+        config: MetaConfig,
+        born: mpsc::UnboundedSender<Born>,
+    ) -> Result<Self, MetaError> {
         let snapshots = config.dir.join("snapshots");
         host.disk
             .create_dir_all(&snapshots)
@@ -388,7 +410,11 @@ impl Opening {
             ..WalConfig::new(config.dir.join("wal"))
         };
         let wal = Wal::open(&host, wal)?;
-        Ok(Self { host, config, wal })
+        Ok(Self { host, config, wal, born })
+    }
+
+    fn births(&self, cluster: ClusterId) -> Births {
+        Births { cluster, node: self.config.node, born: self.born.clone() }
     }
 
     /// The groups that are stored. Where nothing was ever founded here, those of the formation, made durable.
@@ -516,6 +542,7 @@ impl Opening {
             opening: Arc::new(self),
             damaged: Mutex::new(damaged),
             waiting: Mutex::new(waiting),
+            opening_due: tokio::sync::Mutex::default(),
             groups: RwLock::new(groups),
             stopping: Shutdown::default(),
             closed: Shutdown::default(),
@@ -595,7 +622,8 @@ impl Opening {
             library_config(range.to_string(), self.config.timing).map_err(MetaError::Settings)?;
         let clock = self.host.clock.clone();
         let log = LogStore::new(self.wal.clone(), range, created.first(), clock);
-        let machine = Machine::new(state.clone()).map_err(|error| refused(error.to_string()))?;
+        let machine = Machine::new(state.clone(), self.births(created.cluster()));
+        let machine = machine.map_err(|error| refused(error.to_string()))?;
         let peers = Peers { sender: sender.clone(), range };
         let raft = Raft::build(self.config.node.0, library, peers, log, machine).await;
         let raft = raft.map_err(|error| refused(error.to_string()))?;
@@ -784,6 +812,63 @@ impl Inner {
         self.admit(group).await
     }
 
+    /// A range of the directory that names this node. Where it is not here, this replica of its parent has got a snapshot of
+    /// behind the split, or the node has lost it: whether it had voted in it is not known here. So it is out of the members
+    /// first, like a damaged one, and begins anew (R5, R7).
+    fn note_lacking(&self, range: &RangeDescriptor) {
+        let overlaps = |other: &RangeDescriptor| {
+            other.id == range.id
+                || range.interval.without(&other.interval) != [range.interval.clone()]
+        };
+        let is_of_root = range.id == RangeId::ROOT || !range.voters.contains(&self.node);
+        // what it was a part of is behind the split here: it will make it
+        if is_of_root || self.here().iter().any(|(other, _)| overlaps(other)) {
+            return;
+        }
+        let is_stored = Created::stored(&self.wal, range.id).is_ok_and(|created| created.is_none());
+        if !is_stored || self.has_ended() {
+            return;
+        }
+        let why = "the range directory gives it to this node, and it is not here";
+        let lacking =
+            Damaged { origin: self.origin_of(range), ..Damaged::lost(range.clone(), why) };
+        let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        damaged.entry(range.id).or_insert(lacking);
+    }
+
+    /// The ranges of this node as they are now, or were last known, with the interval that they began with.
+    fn here(&self) -> Vec<(RangeDescriptor, Interval)> {
+        let began = |range: RangeId| {
+            let created = Created::stored(&self.wal, range).ok().flatten();
+            created.map(|created| created.descriptor().interval.clone())
+        };
+        let with_beginning = |now: RangeDescriptor| {
+            let first = began(now.id).unwrap_or_else(|| now.interval.clone());
+            (now, first)
+        };
+        let groups = self.groups();
+        let running = groups.iter().filter(|group| group.range != RangeId::ROOT);
+        let mut here: Vec<_> =
+            running.map(|group| with_beginning((*group.descriptor()).clone())).collect();
+        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let waiting = waiting.values().map(|waiting| waiting.created.descriptor().clone());
+        let damaged = self.damaged().into_iter().map(|damaged| damaged.descriptor);
+        here.extend(waiting.chain(damaged).map(with_beginning));
+        here
+    }
+
+    /// What of this node a range was a part of, of late: the running range that began with its keys, the latest of these.
+    /// It is past the split by now, and will be when it has applied as much as now.
+    fn origin_of(&self, range: &RangeDescriptor) -> Option<Origin> {
+        let here = self.here();
+        let had = |first: &Interval| first.contains(&range.interval.start);
+        let parents = here.iter().filter(|(_, first)| had(first));
+        let (parent, _) = parents.max_by_key(|(now, first)| (first.start.clone(), now.epoch))?;
+        let state = self.group(parent.id)?.state.clone();
+        let (applied, membership) = read_applied(&*state.map.view(), parent.id).ok()?;
+        Some(Origin { parent: parent.id, split: applied?, membership, inherited: false })
+    }
+
     /// The replicas that wait for `parent`.
     fn waiting_for(&self, parent: RangeId) -> Vec<Arc<State>> {
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -805,6 +890,7 @@ impl Inner {
 
     /// Opens the replicas that need wait no longer.
     pub(crate) async fn open_due(self: &Arc<Self>) {
+        let _one = self.opening_due.lock().await;
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (range, Waiting { created, state }) in waiting {
             if !self.may_open(created.origin()) {
@@ -813,7 +899,7 @@ impl Inner {
             let opened = self.opening.start_group(&self.sender, &created, state).await;
             match opened {
                 Ok(group) => match self.admit(group.clone()).await {
-                    Ok(()) => self.elect_first_leader_of(group),
+                    Ok(()) => self.elect_after_split(group, created.origin()),
                     Err(error) => tracing::debug!(%range, %error, "the node is stopping"),
                 },
                 Err(error) => {
@@ -841,11 +927,17 @@ impl Inner {
     fn group_at(&self, range: RangeId, epoch: Epoch) -> Result<Arc<Group>, NotDone> {
         let group = self.group(range).ok_or_else(|| self.not_here(range))?;
         let known = group.descriptor().epoch;
-        if range != RangeId::ROOT && known != epoch {
-            Err(NotDone::Epoch(Some(known)))
-        } else {
-            Ok(group)
+        if range == RangeId::ROOT || known == epoch {
+            return Ok(group);
         }
+        if known > epoch {
+            return Err(NotDone::Epoch(Some(known)));
+        }
+        // this replica is behind what the caller knows: to say its own epoch would send the caller back
+        Err(match group.leader() {
+            Some(leader) if leader == self.node => opening(),
+            leader => NotDone::Leader(leader),
+        })
     }
 
     /// Why a range does not run here: another node serves it, or none knows it.
@@ -931,6 +1023,18 @@ impl Inner {
         let turn = usize::try_from(group.range.0).unwrap_or(0) % voters.len().max(1);
         let task = Box::pin(elect_first_leader(self.clone(), group, voters.get(turn).copied()));
         let _electing = self.host.tasks.spawn(TaskKind::Background("first election"), task);
+    }
+
+    /// Whoever leads what the range was a part of has applied the split first: it is the one to lead.
+    fn elect_after_split(self: &Arc<Self>, group: Arc<Group>, origin: Option<&Origin>) {
+        let parent = origin.and_then(|origin| self.group(origin.parent));
+        if parent.is_some_and(|parent| parent.leader() == Some(self.node)) {
+            let asks_first = group.descriptor().voters.len() > 1;
+            let task = Box::pin(elect_until_led(self.clone(), group, asks_first));
+            let _electing = self.host.tasks.spawn(TaskKind::Background("first election"), task);
+        } else {
+            self.elect_first_leader_of(group);
+        }
     }
 
     /// Proposes the first entry of the root, once, on whichever founder leads it.
@@ -1070,6 +1174,8 @@ fn is_long(query: &RangeQuery) -> bool {
         | RangeQuery::Collectable { .. }
         | RangeQuery::AreCollectable { .. }
         | RangeQuery::Missing { .. }
+        | RangeQuery::SplitState
+        | RangeQuery::Middle
         | RangeQuery::Inventory { .. } => true,
     }
 }
@@ -1079,7 +1185,7 @@ fn reader_of(group: &Group) -> Result<Reader, NotDone> {
 }
 
 fn opening() -> NotDone {
-    NotDone::Busy { retry_after_ms: 50, reason: "the range is being opened".to_owned() }
+    NotDone::Busy { retry_after_ms: 50, reason: "the range catches up with its log".to_owned() }
 }
 
 fn view_failed(error: &dyn std::error::Error) -> NotDone {
@@ -1108,6 +1214,22 @@ async fn leave_when_outdated(
     }
 }
 
+/// Opens the ranges that applied splits have made here.
+async fn open_born(node: Weak<Inner>, mut born: mpsc::UnboundedReceiver<Born>, stopping: Shutdown) {
+    loop {
+        let next = tokio::select! {
+            biased;
+            () = stopping.requested() => None,
+            next = born.recv() => next,
+        };
+        let (Some(Born { created, state }), Some(inner)) = (next, node.upgrade()) else { return };
+        let range = created.range();
+        let waiting = Waiting { created, state };
+        inner.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(range, waiting);
+        inner.open_due().await;
+    }
+}
+
 async fn elect_first_leader(node: Arc<Inner>, group: Arc<Group>, founder: Option<NodeId>) {
     let raft = &group.raft;
     // one that begins anew has a vote, and is founded by nobody
@@ -1123,13 +1245,17 @@ async fn elect_first_leader(node: Arc<Inner>, group: Arc<Group>, founder: Option
     }
     // a single voter need not wait for anybody, at no start
     let alone = group.descriptor().voters.len() == 1;
-    if !alone && !founds {
-        return;
+    if alone || founds {
+        elect_until_led(node, group, !alone).await;
     }
-    // the other founders may still be starting; on a slow disk an election takes longer than the first pauses
+}
+
+/// Asks for an election until somebody leads. `asks_first`: whether the others are asked before the term is raised.
+async fn elect_until_led(node: Arc<Inner>, group: Arc<Group>, asks_first: bool) {
+    // the other voters may still be starting; on a slow disk an election takes longer than the first pauses
     let mut pause = FOUNDING_PERIOD;
     while group.leader().is_none() && !node.is_stopping() && !node.host.shutdown.is_requested() {
-        if raft.trigger().elect(!alone).await.is_err() {
+        if group.raft.trigger().elect(asks_first).await.is_err() {
             return;
         }
         node.host.clock.sleep(pause).await;

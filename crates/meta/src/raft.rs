@@ -22,8 +22,8 @@ pub(crate) use openraft::raft::{
     StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 pub(crate) use openraft::storage::{
-    EntryResponder, IOFlushed, LogState, RaftLogReader, RaftLogStorage, RaftSnapshotBuilder,
-    RaftStateMachine,
+    ApplyResponder, EntryResponder, IOFlushed, LogState, RaftLogReader, RaftLogStorage,
+    RaftSnapshotBuilder, RaftStateMachine,
 };
 pub(crate) use openraft::{EntryPayload, OptionalSend, RaftNetworkV2, ReadPolicy};
 
@@ -55,9 +55,10 @@ impl fmt::Display for Operation {
 }
 
 /// What applying an entry came to: one result a command.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub(crate) enum Results {
     /// An entry of the library's own, or one that could not be read.
+    #[default]
     None,
     /// Of a data range.
     Range(Vec<ashlar_types::Outcome>),

@@ -401,6 +401,11 @@ impl Snapshots {
         Self { disk, directory, range, received: AtomicU64::new(0) }
     }
 
+    /// Those of another range of the node.
+    pub(crate) fn of(&self, range: u64) -> Self {
+        Self::new(self.disk.clone(), self.directory.clone(), range)
+    }
+
     fn path(&self, kind: &str) -> PathBuf {
         self.directory.join(format!("range-{}.{kind}", self.range))
     }

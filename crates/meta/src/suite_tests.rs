@@ -1,12 +1,15 @@
 //! The consensus library's own suite over our log and state machine.
 
+use crate::birth::Births;
 use crate::log::LogStore;
 use crate::machine::{Machine, State};
 use crate::raft::Types;
 use crate::snapshot::Snapshots;
 use ashlar_host::Host;
 use ashlar_map::MemMap;
-use ashlar_types::{BucketId, Epoch, Interval, KeyPoint, RangeDescriptor, RangeId};
+use ashlar_types::{
+    BucketId, ClusterId, Epoch, Interval, KeyPoint, NodeId, RangeDescriptor, RangeId,
+};
 use ashlar_wal::{Record, Wal, WalConfig};
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
@@ -41,7 +44,10 @@ impl StoreBuilder<Types, LogStore, Machine, ()> for Stores {
             Snapshots::new(self.host.disk.clone(), self.directory.path().to_owned(), id);
         let map = Arc::new(MemMap::default());
         let state = State::open(&self.host, map, descriptor, snapshots, self.wal.clone(), 0);
-        let machine = Machine::new(Arc::new(state.expect("no snapshot yet"))).expect("empty");
+        let (cluster, node) = (ClusterId(1), NodeId(1));
+        let births = Births { cluster, node, born: tokio::sync::mpsc::unbounded_channel().0 };
+        let state = Arc::new(state.expect("no snapshot yet"));
+        let machine = Machine::new(state, births).expect("empty");
         Ok(((), log, machine))
     }
 }

@@ -21,6 +21,7 @@ mod query;
 mod record;
 mod root;
 pub mod seeded;
+mod split;
 
 pub use cluster::*;
 pub use codec::{DecodeError, Versioned, decode, encode};
@@ -35,3 +36,4 @@ pub use profile::*;
 pub use query::*;
 pub use record::*;
 pub use root::*;
+pub use split::*;

@@ -6,7 +6,7 @@
 use crate::{
     BucketId, Checksum, Content, Description, Epoch, Etag, Extent, ExtentId, ExtentOwner,
     Generation, Interval, KeyPoint, MarkLost, NodeId, ObjectId, Orphan, PartSummary, RangeId,
-    RequestToken, SessionId, SlotSet, UploadId, UploadRecord, Versioned,
+    RequestToken, SessionId, SlotSet, SplitAt, UploadId, UploadRecord, Versioned,
 };
 use serde::{Deserialize, Serialize};
 
@@ -103,6 +103,18 @@ pub enum RangeOp {
     },
     /// The content of an extent, written again under another code, takes its place.
     Recode(Box<Recode>),
+    /// The range is to be split: from now on every entry keeps up what its right side will need.
+    PrepareSplit(SplitAt),
+    /// Some more rows of the right side are counted or copied; after a split, some that are not this range's any more
+    /// are removed.
+    StepSplit,
+    /// The right side of a prepared split is a range of its own from this entry on.
+    Split(SplitAt),
+    /// The root's directory has both sides of the split that made `child`.
+    SplitTold {
+        /// The right side.
+        child: RangeId,
+    },
 }
 
 /// The condition of a write, judged where the write is ordered (C3).
@@ -342,6 +354,11 @@ pub enum Applied {
     },
     /// A bucket row was fenced; the interval of the range for which that holds.
     Fenced(Interval),
+    /// A step of a split was done.
+    Stepped {
+        /// Whether more are left.
+        more: bool,
+    },
 }
 
 /// Why a command was not applied. The same on every replica.
@@ -407,6 +424,18 @@ pub enum Refusal {
     /// What was called an orphan is named here.
     #[error("the extent is named here")]
     ExtentNamed,
+    /// One split at a time, and its rows are removed before the next.
+    #[error("the range is being split, or has not done with its last split yet: wait for it")]
+    Splitting,
+    /// No such split is prepared, or steps are left.
+    #[error("this split is not prepared")]
+    NotPrepared,
+    /// One side would be empty.
+    #[error("the range cannot be split there: the key is not inside of it")]
+    BadSplitPoint,
+    /// Both sides begin with the members of the range: they have to be settled.
+    #[error("the members of the range are being changed: try again")]
+    MembersChanging,
 }
 
 /// One entry of a range's log.

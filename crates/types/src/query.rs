@@ -2,7 +2,7 @@
 
 use crate::{
     BucketId, Epoch, ExtentId, Generation, InventoryEntry, InventoryPosition, KeyPoint, ObjectId,
-    ObjectRecord, PartRecord, Piece, UploadId, UploadRecord, Versioned,
+    ObjectRecord, PartRecord, Piece, SplitState, UploadId, UploadRecord, Versioned,
 };
 use serde::{Deserialize, Serialize};
 
@@ -95,6 +95,10 @@ pub enum RangeQuery {
         /// At most about so many extents: an entry is given whole.
         limit: u32,
     },
+    /// How far the splits of the range are.
+    SplitState,
+    /// The key of the object in the middle.
+    Middle,
 }
 
 /// Which bytes of an object a read wants.
@@ -201,6 +205,10 @@ pub enum RangeAnswer {
         /// Where to go on; `None`: this was the end.
         next: Option<InventoryPosition>,
     },
+    /// How far the splits of the range are.
+    SplitState(SplitState),
+    /// Where half of the objects lie before; `None`: there are fewer than two.
+    Middle(Option<KeyPoint>),
 }
 
 /// A page, and where the next one begins.

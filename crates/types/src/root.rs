@@ -2,8 +2,8 @@
 
 use crate::{
     Applied, BucketId, BucketName, BucketRow, BucketState, ClusterId, ClusterMap, Disk, DiskId,
-    DiskState, Epoch, Node, NodeId, PgId, PlacementDiff, RangeDescriptor, Role, SessionId,
-    SlotMove, Versioned,
+    DiskState, Epoch, Node, NodeId, PgId, PlacementDiff, RangeDescriptor, RangeId, Role, SessionId,
+    SlotMove, SplitDone, Versioned,
 };
 use serde::{Deserialize, Serialize};
 
@@ -133,6 +133,10 @@ pub enum RootOp {
         /// The disks.
         disks: Vec<DiskId>,
     },
+    /// An id for a range, never used before.
+    ReserveRange,
+    /// A range has split: both sides take its place. What is known already changes nothing.
+    Split(SplitDone),
 }
 
 /// One command to the root.
@@ -157,6 +161,8 @@ pub enum RootOutcome {
     Bucket(Bucket),
     /// It was not applied.
     Refused(RootRefusal),
+    /// The id of a range to be.
+    Range(RangeId),
 }
 
 /// Why a root command was not applied.

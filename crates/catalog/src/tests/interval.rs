@@ -50,7 +50,7 @@ fn a_command_of_an_older_epoch_or_outside_of_the_interval_is_refused_and_may_be_
     let mut send = |epoch: u64, key: &str| {
         let command = Command { caller: Some(caller), op: put_op(key, 2, inline("new")) };
         let batch = Batch { epoch: Epoch(epoch), proposed_ms: 2_000, commands: vec![command] };
-        applied.apply(&range.rows, 50, &batch).unwrap().0.remove(0)
+        applied.apply(&range.rows, 50, false, &batch).unwrap().outcomes.remove(0)
     };
     assert_eq!(send(1, "a"), Outcome::Refused(Refusal::OutsideRange));
     assert_eq!(send(2, "m"), Outcome::Refused(Refusal::OutsideRange));
@@ -67,7 +67,7 @@ fn what_is_removed_of_a_range_are_all_its_rows_and_none_of_its_childs() {
     range.send(put_part("b", 5, 1, 6, extents(80..81, 9)));
     let mut whole = removable_intervals(&range.rows, &descriptor()).unwrap();
     whole.sort();
-    assert_eq!(whole, owned_intervals(&descriptor()), "nobody else is there");
+    assert_eq!(whole, owned_intervals(&range.rows, &descriptor()).unwrap(), "nobody else is there");
 
     // its child is here already, and it does not know: what it removes stops at the child's first key
     let own = range.rows.clone();
@@ -87,5 +87,5 @@ fn what_is_removed_of_a_range_are_all_its_rows_and_none_of_its_childs() {
     // the other way round nothing is held back: what the parent has there is older
     let mut removed = removable_intervals(&range.rows, &neighbour()).unwrap();
     removed.sort();
-    assert_eq!(removed, owned_intervals(&neighbour()));
+    assert_eq!(removed, owned_intervals(&range.rows, &neighbour()).unwrap());
 }

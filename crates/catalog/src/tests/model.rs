@@ -25,6 +25,17 @@ enum Act {
     Repair { at: usize, all: bool },
     Lose { at: usize, slot: u8 },
     Recode { at: usize, missing: bool },
+    Split { key: usize },
+    Step { range: usize },
+}
+
+/// Whatever happens to a range, and splits.
+fn act_or_split() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        6 => act(),
+        1 => (0..KEYS.len()).prop_map(|key| Act::Split { key }),
+        3 => (0..6_usize).prop_map(|range| Act::Step { range }),
+    ]
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -229,6 +240,14 @@ fn run(range: &mut Replicas, model: &mut Model, act: &Act) {
             recode_one(range, model, at, missing);
             return;
         }
+        Act::Split { key: index } => {
+            prepare(range, model, key(index));
+            return;
+        }
+        Act::Step { range: number } => {
+            step(range, number);
+            return;
+        }
         Act::Collect => {
             let ids: Vec<_> = range
                 .garbage()
@@ -248,12 +267,8 @@ fn run(range: &mut Replicas, model: &mut Model, act: &Act) {
 
 /// Repairs one of the extents that miss a slot, wholly or but for one slot; a second telling of it is refused.
 fn repair(range: &mut Replicas, at: usize, all: bool) {
-    let RangeAnswer::Missing { entries, .. } =
-        range.query(&RangeQuery::Missing { after: None, limit: 1000 })
-    else {
-        panic!("no page of the repair index")
-    };
-    let Some(MissingExtent { extent, .. }) = entries.into_iter().nth(at) else { return };
+    let missing = range.missing_entries();
+    let Some(MissingExtent { extent, .. }) = missing.into_iter().nth(at) else { return };
     let mut slots: Vec<Slot> = extent.missing.iter().collect();
     if !all && slots.len() > 1 {
         slots.pop();
@@ -265,9 +280,12 @@ fn repair(range: &mut Replicas, at: usize, all: bool) {
 
 /// The extents that objects and parts name, with their owners; those of completed uploads once.
 fn named_with_owners(range: &Replicas) -> Vec<(ExtentOwner, Extent)> {
-    let (entries, _) = range.inventory(Some(InventoryPosition::Objects), 1000);
-    let (objects, _) = range.inventory(None, 1000);
-    let named = entries.into_iter().chain(objects).filter_map(|entry| match entry {
+    let page = |after: Option<InventoryPosition>| {
+        let ranges = range.ranges().into_iter();
+        ranges.flat_map(move |of| range.inventory_of(of.id, after.clone(), 1000).0)
+    };
+    let entries = page(Some(InventoryPosition::Objects)).chain(page(None));
+    let named = entries.filter_map(|entry| match entry {
         InventoryEntry::Plain { content, .. } | InventoryEntry::Part { content, .. } => {
             Some(content)
         }
@@ -382,7 +400,10 @@ fn check_extents(range: &Replicas, model: &Model) {
         range.missing().into_iter().map(|counter| ExtentId { session: SESSION, counter }).collect();
     assert_eq!(repair, short);
     for limit in [3, 1000] {
-        let (met, objects) = walked(range, limit);
+        let (mut met, mut objects) = (BTreeSet::new(), 0);
+        for of in range.ranges() {
+            objects += walk(range, of.id, limit, &mut met);
+        }
         assert_eq!(met, seen, "the inventory names what the rows name");
         assert_eq!(objects, model.objects.len());
     }
@@ -409,11 +430,11 @@ fn named_by_rows(range: &Replicas) -> BTreeSet<ExtentId> {
     named
 }
 
-/// What the inventory names, and how many objects it has. Nothing is met twice while the range stands still.
-fn walked(range: &Replicas, limit: u32) -> (BTreeSet<ExtentId>, usize) {
-    let (mut met, mut objects, mut after) = (BTreeSet::new(), 0, None);
+/// What the inventory of a range names, and how many objects it has. Nothing is met twice while the range stands still.
+fn walk(range: &Replicas, of: RangeId, limit: u32, met: &mut BTreeSet<ExtentId>) -> usize {
+    let (mut objects, mut after) = (0, None);
     loop {
-        let (entries, next) = range.inventory(after, limit);
+        let (entries, next) = range.inventory_of(of, after, limit);
         for entry in &entries {
             match entry {
                 InventoryEntry::Composite { last, .. } => {
@@ -427,9 +448,49 @@ fn walked(range: &Replicas, limit: u32) -> (BTreeSet<ExtentId>, usize) {
                 assert!(met.insert(extent.id), "{} is met twice", extent.id);
             }
         }
-        let Some(next) = next else { return (met, objects) };
+        let Some(next) = next else { return objects };
         after = Some(next);
     }
+}
+
+/// Prepares a split of the range that has this key, unless another is under way or one side would be empty.
+fn prepare(range: &mut Replicas, model: &mut Model, key: &str) {
+    let whole = range.range_at(&at(key));
+    let state = split_state(range, whole.id);
+    let split = SplitAt { child: RangeId(100 + model.fresh()), at: at(key) };
+    let expected = if state.prepared.is_some() || state.more_steps {
+        Outcome::Refused(Refusal::Splitting)
+    } else if whole.interval.start == split.at {
+        Outcome::Refused(Refusal::BadSplitPoint)
+    } else {
+        Outcome::Applied(Applied::Done)
+    };
+    assert_eq!(range.duty(RangeOp::PrepareSplit(split)), expected);
+}
+
+fn split_state(range: &Replicas, of: RangeId) -> SplitState {
+    match range.query_of(of, &RangeQuery::SplitState) {
+        RangeAnswer::SplitState(state) => state,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A step of whatever a range has under way; behind the last one of a preparation, the split.
+fn step(range: &mut Replicas, number: usize) {
+    let ranges = range.ranges();
+    let whole = &ranges[number % ranges.len()];
+    let mut duty =
+        |op| range.apply_to(whole.id, false, vec![Command { caller: None, op }]).remove(0);
+    let stepped = duty(RangeOp::StepSplit);
+    let more = split_state(range, whole.id).more_steps;
+    assert_eq!(stepped, Outcome::Applied(Applied::Stepped { more }));
+    let Some(split) = split_state(range, whole.id).prepared.filter(|_| !more) else { return };
+    let op = RangeOp::Split(split.clone());
+    let outcome = range.apply_to(whole.id, false, vec![Command { caller: None, op }]).remove(0);
+    assert_eq!(outcome, Outcome::Applied(Applied::Done));
+    let (left, right) = (range.ranges(), range.range_at(&split.at));
+    assert_eq!((right.id, right.epoch), (split.child, whole.epoch.next()));
+    assert!(left.iter().any(|left| left.id == whole.id && left.epoch == whole.epoch.next()));
 }
 
 fn id_behind(row: &[u8]) -> u128 {
@@ -469,7 +530,7 @@ proptest! {
 
     #[test]
     fn a_range_is_its_model(
-        acts in proptest::collection::vec(act(), 1..60),
+        acts in proptest::collection::vec(act_or_split(), 1..80),
         lists in proptest::collection::vec(
             (
                 proptest::sample::select(vec!["", "a", "a/", "b", "b/", "\u{e9}", "z"]),

@@ -473,3 +473,42 @@ fn remembered_answers_are_bounded() {
     assert_eq!(root.rows.0.keys().filter(|key| key[..2] == [b'z', 8]).count(), 4096);
     assert_eq!(root.send_as(1, bootstrap()), refused(RootRefusal::Bootstrapped), "long forgotten");
 }
+
+#[test]
+fn both_sides_of_a_split_take_the_place_of_the_range_once_and_in_order() {
+    let mut root = Roots::bootstrapped();
+    let RootOutcome::Range(child) = root.send(RootOp::ReserveRange) else { panic!("no id") };
+    let RootOutcome::Range(next) = root.send(RootOp::ReserveRange) else { panic!("no id") };
+    assert!(child.0 > 2 && next > child, "never used before");
+    let at = |key: &str| KeyPoint::new(BucketId(50), key);
+    let side = |id, epoch, start: &KeyPoint, end: &KeyPoint| RangeDescriptor {
+        id,
+        epoch: Epoch(epoch),
+        interval: Interval { start: start.clone(), end: Some(end.clone()) },
+        voters: vec![NodeId(1)],
+    };
+    let (least, most) = (KeyPoint::least(), KeyPoint::new(BucketId(100), []));
+    let first = SplitDone {
+        left: side(RangeId(1), 2, &least, &at("m")),
+        right: side(child, 2, &at("m"), &most),
+    };
+    // of the right side, of which the root has not heard yet
+    let second = SplitDone {
+        left: side(child, 3, &at("m"), &at("t")),
+        right: side(next, 3, &at("t"), &most),
+    };
+    let unknown = refused(RootRefusal::NoSuchRange);
+    assert_eq!(root.send(RootOp::Split(second.clone())), unknown);
+    let ends_early = SplitDone { right: side(child, 2, &at("m"), &at("z")), ..first.clone() };
+    let has_gap = SplitDone { right: side(child, 2, &at("n"), &most), ..first.clone() };
+    let is_taken = SplitDone { right: side(RangeId(2), 2, &at("m"), &most), ..first.clone() };
+    for bad in [ends_early, has_gap, is_taken] {
+        assert_eq!(root.send(RootOp::Split(bad)), unknown);
+    }
+    for told in [&first, &second, &first] {
+        assert_eq!(root.send(RootOp::Split(told.clone())), done());
+    }
+    let RootAnswer::Ranges(ranges) = root.root.query(&RootQuery::Ranges) else { panic!() };
+    let SplitDone { left, right } = second;
+    assert_eq!(ranges, [first.left, left, right, range(2, 100, None)]);
+}

@@ -395,6 +395,6 @@ fn a_newer_apply_version_stops_this_binary() {
     let op = RangeOp::RaiseApplyVersion { version: crate::APPLY_VERSION + 1 };
     let batch =
         Batch { epoch: Epoch(1), proposed_ms: 0, commands: vec![Command { caller: None, op }] };
-    let error = range.range.clone().apply(&range.rows, 9, &batch).unwrap_err();
-    assert_eq!(error, crate::CatalogError::ApplyVersion { found: 2 });
+    let error = range.range.clone().apply(&range.rows, 9, false, &batch).unwrap_err();
+    assert_eq!(error, crate::CatalogError::ApplyVersion { found: crate::APPLY_VERSION + 1 });
 }

@@ -1,5 +1,8 @@
 //! Two replicas over maps in memory. Every entry is applied on both, of which one is loaded anew from its rows before
 //! each entry: results, writes and hashes must agree (R9), and the hash must be that of the rows (R4).
+//!
+//! They may split: a command then goes to the range that has its key, a duty without a key to all, and what is asked
+//! is gathered from all, as clients do.
 
 use crate::key::family;
 use crate::txn::row_hash;
@@ -49,6 +52,8 @@ impl View for Rows {
 
 pub(crate) struct Replicas {
     pub(crate) range: Range,
+    /// What were parts of it.
+    pub(crate) children: Vec<Range>,
     pub(crate) rows: Rows,
     index: u64,
     seq: u64,
@@ -70,36 +75,80 @@ impl Replicas {
         let (range, writes) = Range::create(&descriptor());
         let mut rows = Rows::default();
         rows.write(&writes);
-        let mut replicas = Self { range, rows, index: 0, seq: 0, now_ms: 1_000 };
+        let children = Vec::new();
+        let mut replicas = Self { range, children, rows, index: 0, seq: 0, now_ms: 1_000 };
         replicas.duty(RangeOp::SetBucket(bucket_row(EPOCH)));
         replicas
     }
 
+    /// All ranges, by their keys.
+    pub(crate) fn ranges(&self) -> Vec<RangeDescriptor> {
+        let all = std::iter::once(&self.range).chain(&self.children);
+        let mut ranges: Vec<_> = all.map(|range| range.descriptor().clone()).collect();
+        ranges.sort_by(|left, right| left.interval.start.cmp(&right.interval.start));
+        ranges
+    }
+
+    pub(crate) fn range_at(&self, at: &KeyPoint) -> RangeDescriptor {
+        self.ranges().into_iter().find(|range| range.interval.contains(at)).unwrap()
+    }
+
     pub(crate) fn apply(&mut self, commands: Vec<Command>) -> Vec<Outcome> {
+        let mut ranges = self.ranges();
+        // where none has the key, they all refuse it
+        if let Some(at) = key_of(&commands[0].op)
+            && ranges.iter().any(|range| range.interval.contains(at))
+        {
+            ranges.retain(|range| range.interval.contains(at));
+        }
+        let answers: Vec<_> =
+            ranges.iter().map(|range| self.apply_to(range.id, false, commands.clone())).collect();
+        let outside = Outcome::Refused(Refusal::OutsideRange);
+        let applied = answers.iter().find(|outcomes| matches!(outcomes[0], Outcome::Applied(_)));
+        let judged = applied.or_else(|| answers.iter().find(|outcomes| outcomes[0] != outside));
+        judged.unwrap_or(&answers[0]).clone()
+    }
+
+    /// An entry of one range.
+    pub(crate) fn apply_to(
+        &mut self,
+        id: RangeId,
+        members_change: bool,
+        commands: Vec<Command>,
+    ) -> Vec<Outcome> {
         self.index += 1;
-        let batch = Batch { epoch: Epoch(1), proposed_ms: self.now_ms, commands };
-        let mut other = Range::load(&self.rows, RangeId(1)).unwrap().unwrap();
-        assert_eq!(other, self.range, "the rows say what memory says");
-        let theirs = other.apply(&self.rows, self.index, &batch).unwrap();
-        let ours = self.range.apply(&self.rows, self.index, &batch).unwrap();
+        let rows = &self.rows;
+        let mut all = std::iter::once(&mut self.range).chain(&mut self.children);
+        let range = all.find(|range| range.descriptor().id == id).unwrap();
+        let batch = Batch { epoch: range.descriptor().epoch, proposed_ms: self.now_ms, commands };
+        let mut other = Range::load(rows, id).unwrap().unwrap();
+        assert_eq!(other, *range, "the rows say what memory says");
+        let theirs = other.apply(rows, self.index, members_change, &batch).unwrap();
+        let ours = range.apply(rows, self.index, members_change, &batch).unwrap();
         assert_eq!(ours, theirs, "apply is a function of state and entry");
-        self.rows.write(&ours.1);
+        self.rows.write(&ours.writes);
+        if let Some(child) = ours.child {
+            self.children.push(Range::load(&self.rows, child.id).unwrap().unwrap());
+        }
         self.check_hash();
-        ours.0
+        ours.outcomes
     }
 
     fn check_hash(&self) {
-        let mut sum = 0_u128;
         let mut visited = 0;
-        export(&self.rows, self.range.descriptor(), &mut |key, value| {
-            visited += 1;
-            if key != crate::key::state(RangeId(1), 3) {
-                sum = sum.wrapping_add(row_hash(key, value));
-            }
-        })
-        .unwrap();
-        assert_eq!(visited, self.rows.0.len(), "the owned intervals hold every row");
-        assert_eq!(self.range.state_hash(), sum);
+        for range in std::iter::once(&self.range).chain(&self.children) {
+            let mut sum = 0_u128;
+            let id = range.descriptor().id;
+            export(&self.rows, range.descriptor(), &mut |key, value| {
+                visited += 1;
+                if key != crate::key::state(id, 3) {
+                    sum = sum.wrapping_add(row_hash(key, value));
+                }
+            })
+            .unwrap();
+            assert_eq!(range.state_hash(), sum, "{id}");
+        }
+        assert_eq!(visited, self.rows.0.len(), "the owned intervals hold every row, and each once");
     }
 
     /// A command under the next seq, and the caller to send it by again.
@@ -122,37 +171,54 @@ impl Replicas {
     }
 
     pub(crate) fn query(&self, query: &RangeQuery) -> RangeAnswer {
+        self.query_of(self.range.descriptor().id, query)
+    }
+
+    pub(crate) fn query_of(&self, id: RangeId, query: &RangeQuery) -> RangeAnswer {
         // as in production: a read takes nothing from the head of the range that applies
-        RangeReader::open(&self.rows, RangeId(1)).unwrap().unwrap().query(query).unwrap()
+        RangeReader::open(&self.rows, id).unwrap().unwrap().query(query).unwrap()
+    }
+
+    fn query_all(&self, query: &RangeQuery) -> Vec<RangeAnswer> {
+        self.ranges().iter().map(|range| self.query_of(range.id, query)).collect()
     }
 
     pub(crate) fn object(&self, key: &str, span: Span) -> RangeAnswer {
-        self.query(&RangeQuery::Object { at: at(key), bucket_epoch: EPOCH, span })
+        let query = RangeQuery::Object { at: at(key), bucket_epoch: EPOCH, span };
+        self.query_of(self.range_at(&at(key)).id, &query)
     }
 
     pub(crate) fn usage(&self) -> (u64, u64) {
-        match self.query(&RangeQuery::Usage { bucket: BUCKET }) {
-            RangeAnswer::Usage { objects, bytes } => (objects, bytes),
+        let usages = self.query_all(&RangeQuery::Usage { bucket: BUCKET }).into_iter();
+        usages.fold((0, 0), |sum, usage| match usage {
+            RangeAnswer::Usage { objects, bytes } => (sum.0 + objects, sum.1 + bytes),
+            RangeAnswer::Refused(QueryRefusal::OutsideRange) => sum,
             other => panic!("{other:?}"),
-        }
+        })
     }
 
     pub(crate) fn garbage(&self) -> Vec<u64> {
-        match self.query(&RangeQuery::Collectable { after: None, limit: 1000 }) {
+        let pages = self.query_all(&RangeQuery::Collectable { after: None, limit: 1000 });
+        let counters = pages.into_iter().flat_map(|page| match page {
             RangeAnswer::Garbage { extents, .. } => {
-                extents.iter().map(|(extent, ..)| extent.id.counter).collect()
+                extents.into_iter().map(|(extent, ..)| extent.id.counter)
             }
             other => panic!("{other:?}"),
-        }
+        });
+        counters.collect()
+    }
+
+    pub(crate) fn missing_entries(&self) -> Vec<MissingExtent> {
+        let pages = self.query_all(&RangeQuery::Missing { after: None, limit: 1000 });
+        let entries = pages.into_iter().flat_map(|page| match page {
+            RangeAnswer::Missing { entries, .. } => entries,
+            other => panic!("{other:?}"),
+        });
+        entries.collect()
     }
 
     pub(crate) fn missing(&self) -> Vec<u64> {
-        match self.query(&RangeQuery::Missing { after: None, limit: 1000 }) {
-            RangeAnswer::Missing { entries, .. } => {
-                entries.iter().map(|entry| entry.extent.id.counter).collect()
-            }
-            other => panic!("{other:?}"),
-        }
+        self.missing_entries().iter().map(|entry| entry.extent.id.counter).collect()
     }
 
     /// A page of the inventory, and where it goes on.
@@ -161,13 +227,22 @@ impl Replicas {
         after: Option<InventoryPosition>,
         limit: u32,
     ) -> (Vec<InventoryEntry>, Option<InventoryPosition>) {
-        match self.query(&RangeQuery::Inventory { after, limit }) {
+        self.inventory_of(self.range.descriptor().id, after, limit)
+    }
+
+    pub(crate) fn inventory_of(
+        &self,
+        id: RangeId,
+        after: Option<InventoryPosition>,
+        limit: u32,
+    ) -> (Vec<InventoryEntry>, Option<InventoryPosition>) {
+        match self.query_of(id, &RangeQuery::Inventory { after, limit }) {
             RangeAnswer::Inventory { entries, next } => (entries, next),
             other => panic!("{other:?}"),
         }
     }
 
-    /// Keys, and common prefixes with a star behind.
+    /// Keys, and common prefixes with a star behind: from range to range, as a client asks.
     pub(crate) fn list(
         &self,
         prefix: &str,
@@ -175,25 +250,40 @@ impl Replicas {
         after: &str,
         limit: u32,
     ) -> (Vec<String>, bool) {
-        let list = ListObjects {
-            bucket: BUCKET,
-            bucket_epoch: EPOCH,
-            prefix: prefix.into(),
-            delimiter: Some(delimiter.into()),
-            after: after.into(),
-            limit,
-        };
-        let text = |key: Vec<u8>| String::from_utf8(key).unwrap();
-        match self.query(&RangeQuery::List(list)) {
-            RangeAnswer::Page(page) => {
-                let entries = page.entries.into_iter().map(|entry| match entry {
-                    ListEntry::Key { key, .. } => text(key),
-                    ListEntry::CommonPrefix(prefix) => text(prefix) + "*",
-                });
-                (entries.collect(), page.more)
+        let text = |key: &[u8]| String::from_utf8(key.to_vec()).unwrap();
+        let mut after = after.as_bytes().to_vec();
+        let mut listed: Vec<String> = Vec::new();
+        for range in self.ranges() {
+            let room = (limit as usize).saturating_sub(listed.len());
+            let list = ListObjects {
+                bucket: BUCKET,
+                bucket_epoch: EPOCH,
+                prefix: prefix.into(),
+                delimiter: Some(delimiter.into()),
+                after: after.clone(),
+                // one more where the page is full, to know whether there are more
+                limit: u32::try_from(room.max(usize::from(limit > 0))).unwrap(),
+            };
+            let RangeAnswer::Page(page) = self.query_of(range.id, &RangeQuery::List(list)) else {
+                panic!("no page of {}", range.id)
+            };
+            if room == 0 {
+                if page.entries.is_empty() {
+                    continue;
+                }
+                return (listed, true);
             }
-            other => panic!("{other:?}"),
+            for entry in &page.entries {
+                let (ListEntry::Key { key, .. } | ListEntry::CommonPrefix(key)) = entry;
+                after.clone_from(key);
+                let star = if matches!(entry, ListEntry::Key { .. }) { "" } else { "*" };
+                listed.push(text(key) + star);
+            }
+            if page.more {
+                return (listed, true);
+            }
         }
+        (listed, false)
     }
 
     pub(crate) fn count(&self, family: u8) -> usize {
@@ -202,6 +292,24 @@ impl Replicas {
 
     pub(crate) fn rows_of_objects(&self) -> usize {
         family::OF_OBJECTS.iter().map(|&family| self.count(family)).sum()
+    }
+}
+
+/// The key of a command that has one.
+fn key_of(op: &RangeOp) -> Option<&KeyPoint> {
+    match op {
+        RangeOp::Put(op) => Some(&op.at),
+        RangeOp::Delete(op) => Some(&op.at),
+        RangeOp::CreateUpload(op) => Some(&op.at),
+        RangeOp::PutPart(op) => Some(&op.at),
+        RangeOp::CompleteUpload(op) => Some(&op.at),
+        RangeOp::AbortUpload(op) => Some(&op.at),
+        RangeOp::Redescribe(op) => Some(&op.at),
+        RangeOp::Abandon(op) => Some(&op.at),
+        RangeOp::MarkLost(op) => Some(op.owner.at()),
+        RangeOp::Recode(op) => Some(op.owner.at()),
+        RangeOp::PrepareSplit(split) => Some(&split.at),
+        _ => None,
     }
 }
 

@@ -1,5 +1,7 @@
 //! Nodes in one process, over real loopback connections.
 
+mod split;
+
 use ashlar_host::{Host, OpenMode, Shutdown, TaskHandle, TaskKind};
 use ashlar_map::Engine;
 use ashlar_meta::{DamagedRange, Formation, GroupStatus, MetaConfig, MetaNode, NotDone, Timing};
@@ -265,13 +267,18 @@ impl Cluster {
 
     /// All replicas have applied the same, and came to the same state (R4).
     async fn converge(&self) {
+        self.converge_on(RANGE).await;
+    }
+
+    async fn converge_on(&self, range: RangeId) {
         self.wait("all replicas are equal", |cluster| {
-            let mut states = cluster.nodes.keys().map(|&node| {
-                let status = cluster.status(node, RANGE);
-                (status.applied, status.state_hash)
+            let mut states = cluster.nodes.values().map(|running| {
+                let status = running.meta.status().into_iter().find(|group| group.range == range);
+                status.map(|status| (status.applied, status.state_hash))
             });
             let first = states.next().expect("a node");
-            first.0.is_some() && states.all(|state| state == first)
+            first.is_some_and(|(applied, _)| applied.is_some())
+                && states.all(|state| state == first)
         })
         .await;
     }
@@ -460,7 +467,7 @@ async fn concurrent_commands_share_entries_and_a_wrong_epoch_is_told() {
     assert!(entries < 50, "{entries} entries for 500 commands");
 
     let command = Command { caller: None, op: put("k", 1) };
-    let epoch = meta.execute(RANGE, Epoch(9), command.clone()).await;
+    let epoch = meta.execute(RANGE, Epoch(0), command.clone()).await;
     assert_eq!(epoch, Err(NotDone::Epoch(Some(EPOCH))));
     assert_eq!(meta.execute(RangeId(77), EPOCH, command.clone()).await, Err(NotDone::Epoch(None)));
     let follower = cluster.voters.iter().copied().find(|&node| node != leader).expect("three");

@@ -1,0 +1,250 @@
+//! A range becomes two, on replicas that write, lag, crash and lose their view.
+
+use super::*;
+
+const CHILD: RangeId = RangeId(50);
+/// Of both sides, behind the first split.
+const LATER: Epoch = Epoch(2);
+
+fn split_at(key: &str) -> SplitAt {
+    SplitAt { child: CHILD, at: at(key) }
+}
+
+/// A node that has not applied the split has not the child: others are asked.
+fn elsewhere<T>(answer: Result<T, NotDone>) -> Result<T, NotDone> {
+    match answer {
+        Err(NotDone::Epoch(None)) => Err(NotDone::Leader(None)),
+        other => other,
+    }
+}
+
+impl Cluster {
+    async fn execute_at(&self, range: RangeId, epoch: Epoch, op: RangeOp) -> Outcome {
+        let command = Command { caller: None, op };
+        let done = self.until(|meta| {
+            let command = command.clone();
+            async move { elsewhere(meta.execute(range, epoch, command).await) }
+        });
+        done.await.expect("it is judged").outcome
+    }
+
+    async fn prepare(&self, key: &str) {
+        let prepared = self.execute_at(RANGE, EPOCH, RangeOp::PrepareSplit(split_at(key))).await;
+        assert_eq!(prepared, Outcome::Applied(Applied::Done));
+        while self.execute_at(RANGE, EPOCH, RangeOp::StepSplit).await
+            != Outcome::Applied(Applied::Stepped { more: false })
+        {}
+    }
+
+    async fn split(&self, key: &str) {
+        self.prepare(key).await;
+        let parted = self.execute_at(RANGE, EPOCH, RangeOp::Split(split_at(key))).await;
+        assert_eq!(parted, Outcome::Applied(Applied::Done));
+    }
+
+    async fn put_into(&self, range: RangeId, key: &str, number: u64) {
+        let outcome = self.execute_at(range, LATER, put(key, number)).await;
+        assert!(matches!(outcome, Outcome::Applied(Applied::Written { .. })), "{outcome:?}");
+    }
+
+    async fn get_of(&self, range: RangeId, key: &str) -> Option<u64> {
+        let query = RangeQuery::Object { at: at(key), bucket_epoch: Epoch(1), span: Span::Nothing };
+        let answer = self.until(|meta| {
+            let query = query.clone();
+            async move { elsewhere(meta.query(range, LATER, query).await) }
+        });
+        match answer.await.expect("the read is done") {
+            RangeAnswer::Object { record, .. } => Some(number_of(record.etag)),
+            RangeAnswer::Refused(QueryRefusal::NoSuchKey) => None,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn child_runs_everywhere(&self) {
+        self.wait("the child runs on every node, with all voters", |cluster| {
+            cluster.nodes.values().all(|running| {
+                let status = running.meta.status();
+                let mut child = status.iter().filter(|status| status.range == CHILD);
+                child.any(|status| status.voters == cluster.voters && status.leader.is_some())
+            })
+        })
+        .await;
+    }
+
+    async fn both_sides_converge(&self) {
+        // a replica that has applied nothing since its start tells no hash
+        self.put_into(RANGE, "b", 2000).await;
+        self.put_into(CHILD, "y", 2000).await;
+        self.converge_on(RANGE).await;
+        self.converge_on(CHILD).await;
+    }
+
+    /// What the root's directory says of the two.
+    fn directory(&self) -> Vec<RangeDescriptor> {
+        let sides = [RANGE, CHILD];
+        let of = |range| {
+            let mut nodes = self.nodes.values();
+            nodes.find_map(|running| running.meta.descriptor(range)).expect("it runs")
+        };
+        sides.map(|range| (*of(range)).clone()).to_vec()
+    }
+}
+
+/// Keys on both sides of `m`.
+async fn with_keys(snapshot_log_bytes: u64) -> Cluster {
+    let cluster = Cluster::start_with(3, snapshot_log_bytes).await;
+    cluster.open_bucket().await;
+    for number in 0..20 {
+        cluster.put(&format!("a-{number}"), number).await;
+        cluster.put(&format!("z-{number}"), 100 + number).await;
+    }
+    cluster
+}
+
+async fn has_all_keys_on_their_sides(cluster: &Cluster) {
+    for number in 0..20 {
+        assert_eq!(cluster.get_of(RANGE, &format!("a-{number}")).await, Some(number));
+        assert_eq!(cluster.get_of(CHILD, &format!("z-{number}")).await, Some(100 + number));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_splits_on_all_replicas_and_both_sides_survive_the_loss_of_every_view() {
+    let mut cluster = with_keys(64 << 20).await;
+    cluster.split("m").await;
+    cluster.child_runs_everywhere().await;
+    cluster.put_into(RANGE, "c", 1000).await;
+    cluster.put_into(CHILD, "w", 1001).await;
+    has_all_keys_on_their_sides(&cluster).await;
+    let outside = cluster.execute_at(RANGE, LATER, put("y", 1)).await;
+    assert_eq!(outside, Outcome::Refused(Refusal::OutsideRange));
+    let late = cluster.nodes[&NodeId(1)].meta.clone();
+    let command = Command { caller: None, op: put("y", 1) };
+    assert_eq!(late.execute(RANGE, EPOCH, command).await, Err(NotDone::Epoch(Some(LATER))));
+    drop(late);
+    cluster.both_sides_converge().await;
+
+    // all at once, without their views: what neither has in a snapshot is in the parent's log
+    for node in cluster.voters.clone() {
+        cluster.kill(node).await;
+        cluster.host.disk.remove_dir_all(&cluster.dir(node).join("map")).expect("removed");
+    }
+    for node in cluster.voters.clone() {
+        cluster.boot(node).await;
+    }
+    cluster.child_runs_everywhere().await;
+    has_all_keys_on_their_sides(&cluster).await;
+    let new = [cluster.get_of(RANGE, "c").await, cluster.get_of(CHILD, "w").await];
+    assert_eq!(new, [Some(1000), Some(1001)]);
+    cluster.put_into(CHILD, "x", 1002).await;
+    cluster.both_sides_converge().await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_split_that_is_replayed_over_a_reverted_view_leaves_the_childs_log_alone() {
+    let mut cluster = with_keys(64 << 20).await;
+    cluster.stop(NodeId(3)).await;
+    let (map, kept) = (cluster.dir(NodeId(3)).join("map"), cluster.directory.path().join("kept"));
+    cluster.copy_dir(&map, &kept);
+    cluster.boot(NodeId(3)).await;
+    cluster.split("m").await;
+    cluster.child_runs_everywhere().await;
+    for number in 0..20 {
+        cluster.put_into(CHILD, &format!("y-{number}"), number).await;
+    }
+    cluster.both_sides_converge().await;
+    let last = cluster.status(NodeId(3), CHILD).last;
+
+    cluster.kill(NodeId(3)).await;
+    cluster.host.disk.remove_dir_all(&map).expect("removed");
+    cluster.copy_dir(&kept, &map);
+    // the others stop too: what it votes and has is needed
+    cluster.kill(NodeId(1)).await;
+    cluster.boot(NodeId(3)).await;
+    cluster
+        .wait("the child is opened with its entries", |cluster| {
+            let is_opened = cluster.nodes[&NodeId(3)].meta.descriptor(CHILD).is_some();
+            is_opened && cluster.status(NodeId(3), CHILD).last >= last
+        })
+        .await;
+    for number in 0..20 {
+        assert_eq!(cluster.get_of(CHILD, &format!("y-{number}")).await, Some(number));
+    }
+    cluster.put_into(CHILD, "x", 1).await;
+    cluster.boot(NodeId(1)).await;
+    cluster.child_runs_everywhere().await;
+    cluster.both_sides_converge().await;
+    has_all_keys_on_their_sides(&cluster).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_was_away_applies_the_split_from_the_log_or_gets_the_child_behind_it() {
+    for snapshot_log_bytes in [64 << 20, 4096] {
+        let mut cluster = with_keys(snapshot_log_bytes).await;
+        cluster.converge().await;
+        cluster.kill(NodeId(3)).await;
+        cluster.prepare("m").await;
+        let parted = cluster.execute_at(RANGE, EPOCH, RangeOp::Split(split_at("m"))).await;
+        assert_eq!(parted, Outcome::Applied(Applied::Done));
+        let split = cluster.nodes.keys().filter_map(|&node| cluster.status(node, RANGE).applied);
+        let split = split.max().expect("applied");
+        let is_purged = |cluster: &Cluster| {
+            cluster.nodes.keys().all(|&node| cluster.status(node, RANGE).purged > Some(split))
+        };
+        let mut count = 0;
+        while snapshot_log_bytes == 4096 && !is_purged(&cluster) {
+            cluster.put_into(RANGE, "b", count).await;
+            cluster.put_into(CHILD, "y", count).await;
+            count += 1;
+            assert!(count < 20_000, "the log is never purged");
+        }
+        cluster.boot(NodeId(3)).await;
+        let began = cluster.host.clock.now();
+        while cluster.nodes[&NodeId(3)].meta.descriptor(CHILD).is_none() {
+            // as its duty does, again and again
+            cluster.nodes[&NodeId(3)].meta.note_directory(&cluster.directory());
+            cluster.host.clock.sleep(Duration::from_millis(20)).await;
+            assert!(cluster.host.clock.now() - began < PATIENCE, "the child does not come");
+        }
+        cluster.child_runs_everywhere().await;
+        cluster.put_into(CHILD, "x", 7).await;
+        cluster.both_sides_converge().await;
+        assert_eq!(cluster.damaged(NodeId(3)), []);
+        // it counts: it stands in for another, and finds everything again
+        cluster.kill(NodeId(1)).await;
+        has_all_keys_on_their_sides(&cluster).await;
+        cluster.put_into(CHILD, "w", 8).await;
+        cluster.kill(NodeId(3)).await;
+        cluster.host.disk.remove_dir_all(&cluster.dir(NodeId(3)).join("map")).expect("removed");
+        cluster.boot(NodeId(3)).await;
+        assert_eq!(cluster.get_of(CHILD, "w").await, Some(8));
+        has_all_keys_on_their_sides(&cluster).await;
+        cluster.boot(NodeId(1)).await;
+        cluster.child_runs_everywhere().await;
+        cluster.both_sides_converge().await;
+        cluster.stop_all().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_leader_is_killed_around_the_split_and_the_next_one_goes_on() {
+    let mut cluster = with_keys(64 << 20).await;
+    cluster.prepare("m").await;
+    let first = cluster.leader(RANGE).expect("it has just answered");
+    cluster.kill(first).await;
+    // the steps stay done: nobody counts anew
+    let parted = cluster.execute_at(RANGE, EPOCH, RangeOp::Split(split_at("m"))).await;
+    assert_eq!(parted, Outcome::Applied(Applied::Done));
+    let second = cluster.leader(RANGE).expect("it has just answered");
+    cluster.kill(second).await;
+    cluster.boot(first).await;
+    cluster.put_into(CHILD, "x", 1).await;
+    cluster.boot(second).await;
+    cluster.child_runs_everywhere().await;
+    cluster.both_sides_converge().await;
+    has_all_keys_on_their_sides(&cluster).await;
+    assert_eq!(cluster.get_of(CHILD, "x").await, Some(1));
+    cluster.stop_all().await;
+}
