@@ -98,6 +98,8 @@ pub struct MetaSection {
     pub lease_reads: bool,
     /// A range's snapshot is taken when its log has grown beyond the range's size, and beyond this.
     pub snapshot_log_bytes: u64,
+    /// A range that has more objects is split in the middle; 0: none is.
+    pub range_objects_max: u64,
     /// A disk that has taken no writes for so long is suspect, and what it holds moves elsewhere.
     pub disk_suspect_after_seconds: u64,
     /// A disk that its node has not had for so long is dead, and what it held is rebuilt elsewhere.
@@ -229,6 +231,8 @@ impl Default for MetaSection {
             lease_reads: false,
             // as in `MetaConfig`, which says why
             snapshot_log_bytes: 64 << 20,
+            // about 256 MiB of records: what a replica that was away is sent in some seconds
+            range_objects_max: 500_000,
             disk_suspect_after_seconds: 60,
             disk_dead_after_seconds: 30 * 60,
         }

@@ -26,10 +26,17 @@ impl Leading {
         self.led().contains(&RangeId::ROOT)
     }
 
-    /// The ranges of data that it leads.
+    /// The ranges of data that it leads, also such as the root's directory does not know yet.
+    pub(crate) fn data_ranges(&self) -> BTreeSet<RangeId> {
+        let mut led = self.led();
+        led.remove(&RangeId::ROOT);
+        led
+    }
+
+    /// The ranges of data that it leads, as the root has them.
     pub(crate) async fn ranges(&self) -> Result<Vec<RangeDescriptor>, Failure> {
-        let led = self.led();
-        if led.iter().all(|range| *range == RangeId::ROOT) {
+        let led = self.data_ranges();
+        if led.is_empty() {
             return Ok(Vec::new());
         }
         let mut ranges = self.client.ranges_now().await?;

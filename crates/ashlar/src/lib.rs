@@ -19,4 +19,5 @@ mod reads;
 mod recode;
 mod repair;
 mod sessions;
+mod splits;
 mod suspicion;

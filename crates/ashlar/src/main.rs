@@ -11,10 +11,10 @@ use ashlar::config::{JoinConfig, NodeConfig};
 use ashlar::demo::{self, Demo, DemoFacts, DemoWish};
 use ashlar::disk_change::DiskStep;
 use ashlar::node::RunningNode;
-use ashlar::operator::{self, Member};
+use ashlar::operator::{self, Member, SplitRange};
 use ashlar::{membership, process};
 use ashlar_host::Host;
-use ashlar_types::{NodeId, Role};
+use ashlar_types::{BucketName, NodeId, RangeId, Role};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use drain_command::How;
 use std::collections::BTreeSet;
@@ -275,6 +275,18 @@ struct RangeArgs {
 enum RangeVerb {
     /// Shows all ranges: which keys each has, and which nodes hold it.
     Ls,
+    /// Makes two of a range, and waits until both serve. Ranges that have grown are split by themselves.
+    Split {
+        /// The range, which is split in the middle of its objects: its id as `ls` shows it.
+        #[arg(required_unless_present = "bucket")]
+        range: Option<String>,
+        /// Instead of a range: the bucket of a key before which whichever range has it is split.
+        #[arg(long, requires = "key", conflicts_with = "range")]
+        bucket: Option<String>,
+        /// The key, which becomes the first one of the new range.
+        #[arg(long, requires = "bucket")]
+        key: Option<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -406,6 +418,41 @@ async fn range(host: Host, args: RangeArgs) -> Result<()> {
     let member = member(&host, &args.ask)?;
     match args.verb {
         RangeVerb::Ls => print!("{}", show::ranges(&member.ranges().await?, args.ask.json)?),
+        RangeVerb::Split { range, bucket, key } => {
+            let split = split_asked(range.as_deref(), bucket.as_deref().zip(key))?;
+            let child = member.split_range(&split).await?;
+            await_range(&host, &member, child).await?;
+            print!("{}", show::ranges(&member.ranges().await?, args.ask.json)?);
+        }
+    }
+    Ok(())
+}
+
+fn split_asked(range: Option<&str>, key: Option<(&str, String)>) -> Result<SplitRange> {
+    if let Some((bucket, key)) = key {
+        return Ok(SplitRange::Before { bucket: BucketName::parse(bucket)?, key });
+    }
+    let range = range.context("name a range, or a bucket and a key")?;
+    let number = range.strip_prefix("range-").unwrap_or(range).parse();
+    let number = number.with_context(|| format!("'{range}' is not the id of a range: see range ls"))?;
+    Ok(SplitRange::Middle(RangeId(number)))
+}
+
+/// How long a split may take: steps of a millisecond for every few hundred rows.
+const SPLIT_PATIENCE: Duration = Duration::from_secs(120);
+const SPLIT_POLL: Duration = Duration::from_millis(200);
+
+/// Waits until the directory has a range.
+async fn await_range(host: &Host, member: &Member, range: RangeId) -> Result<()> {
+    let began = host.clock.now();
+    while !member.ranges().await?.iter().any(|known| known.id == range) {
+        if host.clock.now() - began > SPLIT_PATIENCE {
+            bail!(
+                "the split is begun and not done after {} s: the leader of the range goes on with it; see range ls",
+                SPLIT_PATIENCE.as_secs()
+            );
+        }
+        host.clock.sleep(SPLIT_POLL).await;
     }
     Ok(())
 }

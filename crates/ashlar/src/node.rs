@@ -17,6 +17,7 @@ use crate::reads::ReadsService;
 use crate::recode::Recoder;
 use crate::repair::Repairer;
 use crate::sessions::SessionEnds;
+use crate::splits::Splitter;
 use anyhow::{Context, Result, bail};
 use arc_swap::ArcSwap;
 use ashlar_admin::{AdminState, Readiness};
@@ -153,6 +154,13 @@ impl RunningNode {
             let repairer =
                 Repairer { host: host.clone(), client: client.clone(), leading: leading.clone() };
             background("repair", until_stop(&host, repairer.run()));
+            let splitter = Splitter {
+                host: host.clone(),
+                client: client.clone(),
+                leading: leading.clone(),
+                objects_max: config.meta.range_objects_max,
+            };
+            background("split ranges", until_stop(&host, splitter.run()));
             let ends = SessionEnds {
                 host: host.clone(),
                 client: client.clone(),

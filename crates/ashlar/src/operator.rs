@@ -10,14 +10,18 @@ use crate::identity::NodeDir;
 use anyhow::{Context, Result, bail};
 use ashlar_client::{Client, Failure};
 use ashlar_host::Host;
-use ashlar_types::{ClusterMap, DiskId, NodeId, RangeDescriptor, RootAnswer, decode, encode};
+use ashlar_types::{
+    BucketName, ClusterMap, DiskId, KeyPoint, NodeId, RangeDescriptor, RangeId, RootAnswer,
+    RootQuery, Versioned, decode, encode,
+};
 use ashlar_wire::proto::operator_client::OperatorClient;
 use ashlar_wire::proto::operator_server::Operator;
 use ashlar_wire::proto::{
     AuditReply, AuditRequest, ChangeDisksReply, ChangeDisksRequest, OverviewReply, OverviewRequest,
-    PingReply, RangesReply, RangesRequest,
+    PingReply, RangesReply, RangesRequest, SplitRangeReply, SplitRangeRequest,
 };
 use ashlar_wire::{Class, Dialer, Security};
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -67,6 +71,24 @@ impl Operator for OperatorService {
         Ok(Response::new(RangesReply { answer: encode(&RootAnswer::Ranges(ranges)).into() }))
     }
 
+    async fn split_range(
+        &self,
+        request: Request<SplitRangeRequest>,
+    ) -> Result<Response<SplitRangeReply>, Status> {
+        let asked: SplitRange = decode(&request.into_inner().body)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let at = self.split_point(asked).await?;
+        let child = match self.client.begin_split(&at).await {
+            Ok(child) => child,
+            Err(Failure::Refused(refusal)) => {
+                return Err(Status::failed_precondition(refusal.to_string()));
+            }
+            Err(failure) => return Err(not_answered(&failure)),
+        };
+        tracing::info!(%child, bucket = %at.bucket, "an operator splits a range");
+        Ok(Response::new(SplitRangeReply { child: child.0 }))
+    }
+
     async fn change_disks(
         &self,
         request: Request<ChangeDisksRequest>,
@@ -79,6 +101,49 @@ impl Operator for OperatorService {
             tracing::info!(step = ?asked.step, disks = ?asked.disks, "an operator has changed disks");
         }
         Ok(Response::new(ChangeDisksReply { body: encode(&change).into() }))
+    }
+}
+
+/// Where an operator wants a range to be split.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SplitRange {
+    /// In the middle of its objects.
+    Middle(RangeId),
+    /// Before this key of a bucket, whichever range has it.
+    Before {
+        /// The bucket.
+        bucket: BucketName,
+        /// The key.
+        key: String,
+    },
+}
+
+impl Versioned for SplitRange {
+    const NAME: &'static str = "request for a split";
+    const VERSION: u8 = 1;
+}
+
+impl OperatorService {
+    async fn split_point(&self, asked: SplitRange) -> Result<KeyPoint, Status> {
+        let unavailable = |failure: Failure| not_answered(&failure);
+        match asked {
+            SplitRange::Middle(id) => {
+                let ranges = self.client.ranges_now().await.map_err(unavailable)?;
+                let range = ranges.into_iter().find(|range| range.id == id);
+                let range = range
+                    .ok_or_else(|| Status::not_found(format!("there is no {id}: see range ls")))?;
+                let middle = self.client.middle_of_range(&range.interval.start).await;
+                let few = || Status::failed_precondition(format!("{id} has fewer than two objects"));
+                middle.map_err(unavailable)?.ok_or_else(few)
+            }
+            SplitRange::Before { bucket, key } => {
+                let query = RootQuery::Bucket(bucket.clone());
+                match self.client.root_query(query).await.map_err(unavailable)? {
+                    RootAnswer::Bucket(Some(found)) => Ok(KeyPoint::new(found.row.bucket, key)),
+                    _ => Err(Status::not_found(format!("there is no bucket {bucket}"))),
+                }
+            }
+        }
     }
 }
 
@@ -177,6 +242,13 @@ impl Member {
             RootAnswer::Ranges(ranges) => Ok(ranges),
             _ => bail!("the member at {} answered something else than ranges", self.address),
         }
+    }
+
+    /// Begins to split a range; gives what the right side will be called.
+    pub async fn split_range(&self, split: &SplitRange) -> Result<RangeId> {
+        let mut member = self.client();
+        let call = member.split_range(SplitRangeRequest { body: encode(split).into() });
+        Ok(RangeId(self.answer(call).await?.child))
     }
 
     /// Takes disks out of use, or back; or says what that would mean.

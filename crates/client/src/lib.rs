@@ -31,6 +31,7 @@ mod recode;
 mod session;
 mod shard;
 mod silence;
+mod splits;
 mod stripe;
 mod window;
 mod writer;

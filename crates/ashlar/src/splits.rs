@@ -1,0 +1,141 @@
+//! Splits of the ranges that this node leads: begun where one has grown, driven through their steps, told to the root.
+//!
+//! All that a split is at lies in the range's state, so that whoever leads next goes on where this one stopped. No
+//! split is parted while the root does not answer: until its directory has both sides, gateways do not find the right one.
+
+use crate::leading::Leading;
+use ashlar_client::{Client, Failure};
+use ashlar_host::Host;
+use ashlar_types::{
+    Applied, Command, CommandReply, Epoch, Outcome, RangeAnswer, RangeId, RangeOp, RangeQuery,
+    Refusal, SplitState,
+};
+use std::time::Duration;
+
+/// Between two rounds.
+const ROUND_EVERY: Duration = Duration::from_millis(500);
+
+/// Splits ranges.
+pub(crate) struct Splitter {
+    pub(crate) host: Host,
+    pub(crate) client: Client,
+    pub(crate) leading: Leading,
+    /// A range that has more objects is split; 0: none is.
+    pub(crate) objects_max: u64,
+}
+
+/// Why a range does not get on now: another node leads it, or somebody does not answer.
+struct NotNow(String);
+
+impl From<Failure> for NotNow {
+    fn from(failure: Failure) -> Self {
+        Self(failure.to_string())
+    }
+}
+
+impl Splitter {
+    /// Goes on until it is dropped.
+    pub(crate) async fn run(self) {
+        loop {
+            self.host.clock.sleep(ROUND_EVERY).await;
+            let directory = match self.client.ranges_now().await {
+                Ok(directory) => directory,
+                Err(failure) => {
+                    tracing::debug!(%failure, "no range is split while the root does not answer");
+                    continue;
+                }
+            };
+            self.leading.meta.note_directory(&directory);
+            for range in self.leading.data_ranges() {
+                if let Err(NotNow(why)) = self.look_after(range).await {
+                    tracing::debug!(%range, why, "a split does not get on now");
+                }
+            }
+        }
+    }
+
+    async fn look_after(&self, range: RangeId) -> Result<(), NotNow> {
+        let state = self.state(range).await?;
+        self.tell(range, &state).await?;
+        if state.more_steps {
+            self.step(range).await?;
+        }
+        if let Some(split) = state.prepared {
+            match self.execute(range, RangeOp::Split(split.clone())).await? {
+                Outcome::Applied(_) => {
+                    metrics::counter!("ashlar_range_splits_total").increment(1);
+                    tracing::info!(%range, child = %split.child, bucket = %split.at.bucket, "a range was split");
+                }
+                Outcome::Refused(refusal) => return Err(NotNow(refusal.to_string())),
+            }
+            // at once: requests for the right side go in a circle until then
+            return self.tell(range, &self.state(range).await?).await;
+        }
+        if self.objects_max > 0 && state.objects > self.objects_max && state.untold.is_empty() {
+            self.begin(range, state.objects).await?;
+        }
+        Ok(())
+    }
+
+    /// Steps until none is left.
+    async fn step(&self, range: RangeId) -> Result<(), NotNow> {
+        loop {
+            match self.execute(range, RangeOp::StepSplit).await? {
+                Outcome::Applied(Applied::Stepped { more: true }) => {}
+                Outcome::Applied(_) => return Ok(()),
+                Outcome::Refused(refusal) => return Err(NotNow(refusal.to_string())),
+            }
+        }
+    }
+
+    /// In the order of their epochs: the root takes no other.
+    async fn tell(&self, range: RangeId, state: &SplitState) -> Result<(), NotNow> {
+        for done in &state.untold {
+            let child = done.right.id;
+            self.client.tell_split(done.clone()).await?;
+            self.execute(range, RangeOp::SplitTold { child }).await?;
+        }
+        Ok(())
+    }
+
+    async fn begin(&self, range: RangeId, objects: u64) -> Result<(), NotNow> {
+        let middle = match self.query(range, RangeQuery::Middle).await? {
+            RangeAnswer::Middle(middle) => middle,
+            other => return Err(NotNow(format!("an answer of another kind: {other:?}"))),
+        };
+        let Some(at) = middle else { return Ok(()) };
+        tracing::info!(%range, objects, limit = self.objects_max, "a range has grown: it is to be split");
+        match self.client.begin_split(&at).await {
+            // somebody else has begun
+            Ok(_) | Err(Failure::Refused(Refusal::Splitting)) => Ok(()),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    async fn state(&self, range: RangeId) -> Result<SplitState, NotNow> {
+        match self.query(range, RangeQuery::SplitState).await? {
+            RangeAnswer::SplitState(state) => Ok(state),
+            other => Err(NotNow(format!("an answer of another kind: {other:?}"))),
+        }
+    }
+
+    /// Asks the range here, past the directory: that may not know yet what the range is now.
+    async fn query(&self, range: RangeId, query: RangeQuery) -> Result<RangeAnswer, NotNow> {
+        let epoch = self.epoch(range)?;
+        let answer = self.leading.meta.query(range, epoch, query).await;
+        answer.map_err(|not_done| NotNow(not_done.to_string()))
+    }
+
+    async fn execute(&self, range: RangeId, op: RangeOp) -> Result<Outcome, NotNow> {
+        let epoch = self.epoch(range)?;
+        let reply = self.leading.meta.execute(range, epoch, Command { caller: None, op }).await;
+        let CommandReply { outcome, .. } =
+            reply.map_err(|not_done| NotNow(not_done.to_string()))?;
+        Ok(outcome)
+    }
+
+    fn epoch(&self, range: RangeId) -> Result<Epoch, NotNow> {
+        let here = self.leading.meta.descriptor(range);
+        here.map(|here| here.epoch).ok_or_else(|| NotNow("it does not run here".to_owned()))
+    }
+}

@@ -1,0 +1,176 @@
+//! Ranges split while they are used (C1-C4, D2, R1-R8): no request fails, nothing is lost, also where all nodes lose
+//! power in the middle of it.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests: where they fail, the test fails")]
+
+mod common;
+
+use ashlar::operator::{Member, SplitRange};
+use ashlar_host::{CutStyle, Host};
+use ashlar_load::{Client as S3, Content};
+use ashlar_testkit::{TestCluster, TestNode};
+use ashlar_types::{BucketName, KeyPoint, RangeDescriptor};
+use ashlar_wire::Security;
+use common::{BUCKET, Ledger, client_of};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+const FOUNDED: usize = 8;
+
+async fn ranges(cluster: &TestCluster) -> Vec<RangeDescriptor> {
+    let mut nodes = cluster.nodes().iter().filter_map(TestNode::running);
+    nodes.next().unwrap().client().ranges_now().await.unwrap()
+}
+
+async fn until_ranges(cluster: &TestCluster, count: usize) {
+    let growing = async {
+        while ranges(cluster).await.len() < count {
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    if tokio::time::timeout(PATIENCE, growing).await.is_err() {
+        panic!("{count} ranges are wanted: {:#?}", ranges(cluster).await);
+    }
+}
+
+/// The ranges follow each other without a gap, and no two share a key.
+fn cover_all(ranges: &[RangeDescriptor]) {
+    let mut next = Some(KeyPoint::least());
+    for range in ranges {
+        assert_eq!(Some(&range.interval.start), next.as_ref(), "{ranges:#?}");
+        next.clone_from(&range.interval.end);
+    }
+    assert_eq!(next, None);
+}
+
+fn member(cluster: &TestCluster) -> Member {
+    let address = cluster.nodes()[0].config().address();
+    Member::at(&Host::real(), &address, &Security::Plain)
+}
+
+/// Small objects, overwritten, deleted and read. Every request must succeed.
+async fn use_it(client: S3, prefix: String, stop: Arc<AtomicBool>) -> Ledger {
+    let mut ledger = Ledger::default();
+    for number in 0..usize::MAX {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let gateway = number % 2;
+        // they fall into all parts of the key space
+        let key = format!("{:02}/{prefix}/{number:05}", number * 37 % 100);
+        ledger.put(&client, gateway, &key, Content::of_key(&key, 0, 900)).await;
+        if number % 3 == 0 {
+            ledger.put(&client, gateway, &key, Content::of_key(&key, 1, 30_000)).await;
+        }
+        if number % 7 == 6 {
+            ledger.delete(&client, gateway, &key).await;
+        }
+        if number % 16 == 15 {
+            assert_eq!(ledger.losses_of(&client, 4).await, Vec::<String>::new());
+        }
+    }
+    ledger
+}
+
+struct Load {
+    stop: Arc<AtomicBool>,
+    users: Vec<tokio::task::JoinHandle<Ledger>>,
+}
+
+impl Load {
+    fn start(cluster: &TestCluster, name: &str) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let user = |number| {
+            tokio::spawn(use_it(client_of(cluster), format!("{name}{number}"), stop.clone()))
+        };
+        Self { users: (0..4).map(user).collect(), stop }
+    }
+
+    async fn end(self) -> Ledger {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = Ledger::default();
+        for user in self.users {
+            all.join(user.await.unwrap());
+        }
+        all
+    }
+}
+
+/// The ranges name exactly what the disks hold, and every session is known to all of them (D2, D3).
+async fn audit_finds_nothing(cluster: &TestCluster) {
+    let report = member(cluster).audit(Duration::ZERO).await.unwrap();
+    assert_eq!((report.shards.lost, report.shards.missing), (0, 0), "{report:?}");
+    assert_eq!(report.durability.lost.objects, 0, "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ranges_split_while_they_are_used_and_no_request_fails() {
+    let mut cluster =
+        TestCluster::demo_with(|config| config.meta.range_objects_max = 60).await.unwrap();
+    client_of(&cluster).create_bucket(BUCKET).await.unwrap();
+    let load = Load::start(&cluster, "before");
+    until_ranges(&cluster, FOUNDED + 6).await;
+    let mut ledger = load.end().await;
+    cover_all(&ranges(&cluster).await);
+    assert_eq!(ledger.losses(&client_of(&cluster)).await, Vec::<String>::new());
+    audit_finds_nothing(&cluster).await;
+
+    // all at once, with whatever is being split
+    let key = "50/asked for".to_owned();
+    let bucket = BucketName::parse(BUCKET).unwrap();
+    member(&cluster).split_range(&SplitRange::Before { bucket, key }).await.unwrap();
+    cluster.power_off(CutStyle::DropAll).await.unwrap();
+    let before = FOUNDED + 6;
+    cluster.start_all().await.unwrap();
+    cover_all(&ranges(&cluster).await);
+    assert_eq!(ledger.losses(&client_of(&cluster)).await, Vec::<String>::new());
+    until_ranges(&cluster, before + 1).await;
+
+    let load = Load::start(&cluster, "behind");
+    until_ranges(&cluster, before + 4).await;
+    ledger.join(load.end().await);
+    cover_all(&ranges(&cluster).await);
+    assert_eq!(ledger.losses(&client_of(&cluster)).await, Vec::<String>::new());
+    audit_finds_nothing(&cluster).await;
+    println!("{} objects in {} ranges", ledger.acknowledged(), ranges(&cluster).await.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_splits_a_range_and_is_told_why_not() {
+    let cluster = TestCluster::demo().await.unwrap();
+    let client = client_of(&cluster);
+    client.create_bucket(BUCKET).await.unwrap();
+    let mut ledger = Ledger::default();
+    for letter in ["a", "m", "z"] {
+        ledger.put(&client, 0, letter, Content::of_key(letter, 0, 100)).await;
+    }
+    let bucket = || BucketName::parse(BUCKET).unwrap();
+    let before = |key: &str| SplitRange::Before { bucket: bucket(), key: key.to_owned() };
+    let member = member(&cluster);
+    let child = member.split_range(&before("m")).await.unwrap();
+    until_ranges(&cluster, FOUNDED + 1).await;
+    let of_child = ranges(&cluster).await.into_iter().find(|range| range.id == child).unwrap();
+    assert_eq!(of_child.interval.start.key, b"m");
+
+    let why = |split| {
+        let member = &member;
+        async move { format!("{:#}", member.split_range(&split).await.unwrap_err()) }
+    };
+    let there = why(before("m")).await;
+    assert!(there.contains("cannot be split there"), "{there}");
+    let no_range = why(SplitRange::Middle(ashlar_types::RangeId(77))).await;
+    assert!(no_range.contains("there is no range-77"), "{no_range}");
+    let other = SplitRange::Before { bucket: BucketName::parse("nobodys").unwrap(), key: "k".into() };
+    let no_bucket = why(other).await;
+    assert!(no_bucket.contains("there is no bucket nobodys"), "{no_bucket}");
+    let middle = member.split_range(&SplitRange::Middle(child)).await.unwrap();
+    until_ranges(&cluster, FOUNDED + 2).await;
+    let of_middle = ranges(&cluster).await.into_iter().find(|range| range.id == middle).unwrap();
+    assert_eq!(of_middle.interval.start.key, b"z");
+    let empty = why(SplitRange::Middle(middle)).await;
+    assert!(empty.contains("fewer than two objects"), "{empty}");
+    assert_eq!(ledger.losses(&client).await, Vec::<String>::new());
+}
