@@ -99,6 +99,20 @@ impl Load {
     }
 }
 
+/// Begins a split as an operator does, as soon as the range has done with its last one.
+async fn split_before(cluster: &TestCluster, key: &str) {
+    let bucket = BucketName::parse(BUCKET).unwrap();
+    let split = SplitRange::Before { bucket, key: key.to_owned() };
+    let asking = async {
+        while let Err(refused) = member(cluster).split_range(&split).await {
+            let why = format!("{refused:#}");
+            assert!(why.contains("has not done with its last split yet"), "{why}");
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, asking).await.unwrap();
+}
+
 /// The ranges name exactly what the disks hold, and every session is known to all of them (D2, D3).
 async fn audit_finds_nothing(cluster: &TestCluster) {
     let report = member(cluster).audit(Duration::ZERO).await.unwrap();
@@ -119,9 +133,7 @@ async fn ranges_split_while_they_are_used_and_no_request_fails() {
     audit_finds_nothing(&cluster).await;
 
     // all at once, with whatever is being split
-    let key = "50/asked for".to_owned();
-    let bucket = BucketName::parse(BUCKET).unwrap();
-    member(&cluster).split_range(&SplitRange::Before { bucket, key }).await.unwrap();
+    split_before(&cluster, "50/asked for").await;
     cluster.power_off(CutStyle::DropAll).await.unwrap();
     let before = FOUNDED + 6;
     cluster.start_all().await.unwrap();

@@ -4,13 +4,14 @@
 //! may strike together as they like. What destroys stored bytes (rot) stays on one machine for the whole run, which is
 //! within every margin of the cluster.
 
+use crate::client::bucket;
 use crate::machines::Machine;
 use crate::options::{DRAINS, Dice, Fault, Options};
 use crate::record::Recorder;
 use crate::world::World;
 use ashlar_client::Client;
 use ashlar_host::{CutStyle, Disk as _, DiskPace, Life, Passage, Weather};
-use ashlar_types::{Disk, DiskId, DiskState, RootOp};
+use ashlar_types::{Disk, DiskId, DiskState, KeyPoint, RootAnswer, RootOp, RootQuery};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -45,7 +46,7 @@ fn field(fault: Fault) -> Field {
         Fault::Partition | Fault::Storm | Fault::ClockJump | Fault::SlowDisk | Fault::FullDisk => {
             Field::Surroundings
         }
-        Fault::Drain => Field::Cluster,
+        Fault::Drain | Fault::Split => Field::Cluster,
         Fault::Kill
         | Fault::PowerOne
         | Fault::PowerSome
@@ -98,6 +99,7 @@ impl Nemesis {
         let index = self.dice.index(self.world.count());
         match fault {
             Fault::Drain => self.drain(index).await,
+            Fault::Split => self.split(index).await,
             Fault::Kill => self.kill(index).await,
             Fault::PowerOne => self.power_one(index).await,
             Fault::PowerSome => self.power_some().await,
@@ -328,6 +330,23 @@ impl Nemesis {
             self.set_state(disk, DiskState::Healthy).await;
         }
         self.recorder.healed(strike, at, "its slots move, if there is another place for them");
+    }
+
+    /// Any key that is in use may become the first one of a range.
+    async fn split(&self, index: usize) {
+        let Some((client, life)) = self.asked(index) else { return };
+        let key = format!("key-{:02}", self.dice.below(self.options.keys));
+        let strike = self.recorder.strike("split", key.clone());
+        let at = self.recorder.now_us();
+        let asking = life.spawn(async move {
+            let found = client.root_query(RootQuery::Bucket(bucket())).await;
+            let Ok(RootAnswer::Bucket(Some(found))) = found else { return None };
+            client.begin_split(&KeyPoint::new(found.row.bucket, key)).await.ok()
+        });
+        let begun = asking.await.ok().flatten();
+        self.rest(0, 2_000).await;
+        let came = begun.map_or_else(|| "not begun".to_owned(), |child| format!("{child} is to be"));
+        self.recorder.healed(strike, at, &came);
     }
 
     /// Asks whichever node serves, until one of them says yes or the faults are over.

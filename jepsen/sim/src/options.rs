@@ -38,10 +38,14 @@ pub(crate) enum Fault {
     FullDisk,
     /// An operator lets a disk be emptied, and mostly uses it again later: slots move meanwhile.
     Drain,
+    /// An operator lets a range be split.
+    Split,
 }
 
 /// Makes the dice of drains other than all else.
 pub(crate) const DRAINS: u64 = 0x00d2_a115;
+/// And those of splits.
+const SPLITS: u64 = 0x0051_7117;
 
 const FAULTS: [Fault; 14] = [
     Fault::Kill,
@@ -134,6 +138,9 @@ impl Options {
         // drawn apart, so that nothing else of a seed depends on it
         if Dice::new(seed ^ DRAINS).percent(40) {
             faults.push(Fault::Drain);
+        }
+        if Dice::new(seed ^ SPLITS).percent(50) {
+            faults.push(Fault::Split);
         }
         Self {
             seed,

@@ -61,7 +61,7 @@ pub(crate) async fn run(options: Options, lie: Option<Lie>) -> Result<Outcome> {
     audit(&recorder, &mut auditor, &options).await;
     d1::check(&world, &recorder).await;
     d4::check(&world, &recorder, &options).await;
-    r4::check(&world, &recorder).await;
+    r4::check(&world, &recorder, &options).await;
     end(&world, &recorder).await;
     recorder.note(&format!("{} sends", world.fabric().sends()));
     Ok(Outcome {

@@ -1,5 +1,6 @@
 //! R4 (contract §2): the same applied index, the same state hash on every replica. And one leader, whom all know (L1).
 
+use crate::options::Options;
 use crate::record::Recorder;
 use crate::world::World;
 use ashlar::node::RunningNode;
@@ -14,15 +15,15 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// What a replica says: the index it has applied, and the hash there.
 type Said = (usize, Option<(u64, u128)>);
 
-/// Compares whenever two replicas are at the same index; waits until all of them are.
-pub(crate) async fn check(world: &World, recorder: &Recorder) {
+/// Compares whenever two replicas are at the same index; waits until all of them are, on every voter.
+pub(crate) async fn check(world: &World, recorder: &Recorder, options: &Options) {
     let mut lag = String::new();
     for _ in 0..LAG_MAX.as_millis() / LOOK_EVERY.as_millis() {
         let ranges = said(world);
         for (range, replicas) in &ranges {
             compare(recorder, *range, replicas);
         }
-        match behind(&ranges) {
+        match behind(&ranges, options.voters.into()) {
             None => return recorder.note(&format!("replicas agree: {ranges:?}")),
             Some(who) => lag = who,
         }
@@ -55,9 +56,12 @@ fn compare(recorder: &Recorder, range: RangeId, replicas: &[Said]) {
     }
 }
 
-/// Who is not where the others are.
-fn behind(ranges: &BTreeMap<RangeId, Vec<Said>>) -> Option<String> {
+/// Who is not where the others are, or not there.
+fn behind(ranges: &BTreeMap<RangeId, Vec<Said>>, voters: usize) -> Option<String> {
     let differ = |replicas: &[Said]| {
+        if replicas.len() != voters {
+            return true;
+        }
         let mut applied = replicas.iter().map(|(_, said)| said.map(|(applied, _)| applied));
         let first = applied.next().flatten();
         first.is_none() || applied.any(|other| other != first)
