@@ -3,12 +3,16 @@
 //! A disk that drains is read and written as before, while its slots leave it one after the other; so draining itself
 //! endangers nothing. It is refused where it could not end well: slots without a place to go to, groups that would not
 //! survive any more what they survive now, disks without room. Two operators who drain at once may both find no fault, so
-//! it is judged once more when it has begun, and taken back if it was refused then.
+//! it is judged once more when it has begun, and taken back if it was refused then (`carry_out`).
+
+mod carry_out;
+
+pub(crate) use carry_out::change_disks;
 
 use crate::moves::would_break_a_group;
-use ashlar_client::{Client, Failure, ROOM_FOR_MOVES_PER_MILLE};
+use ashlar_client::ROOM_FOR_MOVES_PER_MILLE;
 use ashlar_placement::{DrainForecast, Survival, drain_forecast};
-use ashlar_types::{ClusterMap, Disk, DiskId, DiskState, RootOp, Versioned};
+use ashlar_types::{ClusterMap, DecodeError, Disk, DiskId, DiskState, Versioned, decode};
 use ashlar_wire::proto::{DiskStatus, PingReply};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,7 +42,7 @@ pub struct ChangeDisks {
     pub dry_run: bool,
 }
 
-/// What it came to, or would.
+/// What it came to, or would (C7): done to all, surely not done to some, or nobody knows of some.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct DisksChange {
     /// Why not; empty: it may be.
@@ -51,8 +55,12 @@ pub struct DisksChange {
     pub bytes: u64,
     /// How long that takes at least, at the limits that the disks have for what moves; 0: they have none.
     pub seconds: u64,
-    /// Whether it has been done.
+    /// Whether it has been done, to all of the disks.
     pub done: bool,
+    /// Where it has not been done to all: the ids of those to which it has been.
+    pub changed: Vec<String>,
+    /// The ids of those of which nobody knows whether it has been done to them: the same is to be asked again.
+    pub unknown: Vec<String>,
 }
 
 impl Versioned for ChangeDisks {
@@ -62,72 +70,36 @@ impl Versioned for ChangeDisks {
 
 impl Versioned for DisksChange {
     const NAME: &'static str = "disks change";
+    const VERSION: u8 = 2;
+
+    fn decode_old(version: u8, body: &[u8]) -> Option<Result<Self, DecodeError>> {
+        let of_1 = || decode::<DisksChange1>(&[&[1], body].concat()).map(Self::from);
+        (version == DisksChange1::VERSION).then(of_1)
+    }
+}
+
+/// As format 1 had it: what nobody knew was among the refusals, or an error.
+#[derive(Serialize, Deserialize)]
+struct DisksChange1 {
+    refusals: Vec<String>,
+    remarks: Vec<String>,
+    slots: u64,
+    bytes: u64,
+    seconds: u64,
+    done: bool,
+}
+
+impl Versioned for DisksChange1 {
+    const NAME: &'static str = DisksChange::NAME;
     const VERSION: u8 = 1;
 }
 
-/// Does it, if it may be done.
-pub(crate) async fn change_disks(
-    client: &Client,
-    change: &ChangeDisks,
-) -> Result<DisksChange, Failure> {
-    let map = client.map_now().await?;
-    let mut judged = judge_now(client, &map, change).await;
-    if change.dry_run || !judged.refusals.is_empty() {
-        return Ok(judged);
+impl From<DisksChange1> for DisksChange {
+    fn from(old: DisksChange1) -> Self {
+        let DisksChange1 { refusals, remarks, slots, bytes, seconds, done } = old;
+        let (changed, unknown) = (Vec::new(), Vec::new());
+        Self { refusals, remarks, slots, bytes, seconds, done, changed, unknown }
     }
-    match change.step {
-        DiskStep::Drain => return drain(client, &map, change, judged).await,
-        DiskStep::Undrain => set_all(client, &change.disks, DiskState::Healthy).await?,
-        DiskStep::Remove => set_all(client, &change.disks, DiskState::Removed).await?,
-        DiskStep::Lose => {
-            let (base, disks) = (map.epoch, change.disks.clone());
-            drop(client.root(RootOp::LoseDisks { base, disks }).await?);
-        }
-    }
-    judged.done = true;
-    Ok(judged)
-}
-
-/// Those that drained before go on, whatever comes of the others.
-async fn drain(
-    client: &Client,
-    before: &ClusterMap,
-    change: &ChangeDisks,
-    mut judged: DisksChange,
-) -> Result<DisksChange, Failure> {
-    let begun: Vec<(DiskId, DiskState)> = change
-        .disks
-        .iter()
-        .filter_map(|disk| Some((*disk, before.disks.get(disk)?.state)))
-        .filter(|(_, state)| *state != DiskState::Draining)
-        .collect();
-    let disks: Vec<DiskId> = begun.iter().map(|(disk, _)| *disk).collect();
-    let again = match set_all(client, &disks, DiskState::Draining).await {
-        Ok(()) => judge_now(client, &client.map_now().await?, change).await,
-        Err(failure) => DisksChange {
-            refusals: vec![format!("not all of the disks could begin to drain: {failure}")],
-            ..judged.clone()
-        },
-    };
-    if again.refusals.is_empty() {
-        judged.done = true;
-        return Ok(judged);
-    }
-    for (disk, state) in begun {
-        set_all(client, &[disk], state).await?;
-    }
-    Ok(again)
-}
-
-async fn judge_now(client: &Client, map: &ClusterMap, change: &ChangeDisks) -> DisksChange {
-    judge(map, &client.ping_nodes(map).await, change)
-}
-
-async fn set_all(client: &Client, disks: &[DiskId], state: DiskState) -> Result<(), Failure> {
-    for &disk in disks {
-        client.root(RootOp::SetDiskState { disk, state }).await?;
-    }
-    Ok(())
 }
 
 /// Judges by the map, and by what the nodes with disks say.
@@ -146,7 +118,18 @@ fn judge(map: &ClusterMap, answers: &[PingReply], change: &ChangeDisks) -> Disks
         DiskStep::Lose => judged.refusals.extend(needed(map, &statuses, &disks)),
         DiskStep::Drain | DiskStep::Undrain | DiskStep::Remove => {}
     }
+    if change.step == DiskStep::Drain && !judged.refusals.is_empty() {
+        judged.remarks.extend(
+            disks.iter().filter(|disk| drains(map, **disk)).map(|disk| {
+                format!("disk {disk} drains already, and goes on (ashlar disk undrain)")
+            }),
+        );
+    }
     judged
+}
+
+fn drains(map: &ClusterMap, disk: DiskId) -> bool {
+    map.disks.get(&disk).is_some_and(|disk| disk.state == DiskState::Draining)
 }
 
 /// Why disks should rather be brought back than declared dead.
@@ -344,7 +327,7 @@ mod tests {
     use ashlar_types::{Node, NodeId, Role};
 
     /// Nodes of two disks each, by their zones; node n has the disks 10n and 10n + 1.
-    fn cluster(zones: &[&str]) -> ClusterMap {
+    pub(super) fn cluster(zones: &[&str]) -> ClusterMap {
         let mut map = ClusterMap::default();
         for (id, zone) in (1..).zip(zones) {
             let node = Node {
@@ -384,7 +367,7 @@ mod tests {
     }
 
     /// What nodes say whose disks hold so much and have so much room.
-    fn answers(map: &ClusterMap, shard_bytes: u64, free_bytes: u64) -> Vec<PingReply> {
+    pub(super) fn answers(map: &ClusterMap, shard_bytes: u64, free_bytes: u64) -> Vec<PingReply> {
         let status = |disk: &Disk| DiskStatus {
             disk: disk.id.0.to_be_bytes().to_vec().into(),
             writable: true,
@@ -394,6 +377,21 @@ mod tests {
             ..DiskStatus::default()
         };
         vec![PingReply { disks: map.disks.values().map(status).collect(), ..PingReply::default() }]
+    }
+
+    #[test]
+    fn changes_of_format_1_stay_readable() {
+        let bytes = [1, 1, 1, b'r', 1, 1, b'm', 2, 3, 4, 1];
+        let change = DisksChange {
+            refusals: vec!["r".to_owned()],
+            remarks: vec!["m".to_owned()],
+            slots: 2,
+            bytes: 3,
+            seconds: 4,
+            done: true,
+            ..DisksChange::default()
+        };
+        assert_eq!(decode::<DisksChange>(&bytes), Ok(change));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `ashlar disk drain | undrain | lose | remove` and `ashlar node drain`: asks a member, says what it means, and waits for the
 //! end where that is wished.
 
-use crate::show;
+use crate::show::{self, Verdict};
 use anyhow::{Context, Result, bail};
 use ashlar::disk_change::{ChangeDisks, DiskStep, DisksChange, slots_on};
 use ashlar::operator::{Member, Overview};
@@ -23,7 +23,7 @@ pub(crate) struct How {
     pub(crate) json: bool,
 }
 
-/// Changes disks, or says what that would mean. A refusal is an error.
+/// Changes disks, or says what that would mean. Whatever is not known to be done to all is an error.
 pub(crate) async fn change(
     host: &Host,
     member: &Member,
@@ -35,8 +35,16 @@ pub(crate) async fn change(
     let before = member.overview().await?;
     let change = member.change_disks(&asked).await?;
     print!("{}", show::disks_change(&change, step, how.json)?);
-    if !change.refusals.is_empty() {
-        bail!("refused: {}", change.refusals.join("; "));
+    let why = || [&change.refusals[..], &change.remarks].concat().join("; ");
+    match Verdict::of(&change) {
+        Verdict::Done | Verdict::Possible => {}
+        Verdict::Refused => bail!("refused: {}", change.refusals.join("; ")),
+        Verdict::InPart => bail!("done to {} only: {}", change.changed.join(", "), why()),
+        Verdict::Unknown => bail!(
+            "whether it was done to {} is not known: say the same again, what was done is not done twice ({})",
+            change.unknown.join(", "),
+            why()
+        ),
     }
     if how.wait { wait(host, member, &asked.disks, &change, &before, how).await } else { Ok(()) }
 }

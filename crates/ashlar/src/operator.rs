@@ -7,7 +7,7 @@ use crate::audit::{AuditReport, Auditor};
 use crate::config::NodeConfig;
 use crate::disk_change::{ChangeDisks, DisksChange, change_disks};
 use crate::identity::NodeDir;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use ashlar_client::{Client, Failure};
 use ashlar_host::Host;
 use ashlar_types::{
@@ -26,7 +26,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tonic::transport::Channel;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 /// How long a member may take to answer a question.
 const ANSWER_PATIENCE: Duration = Duration::from_secs(15);
@@ -96,9 +96,11 @@ impl Operator for OperatorService {
         let asked: ChangeDisks = decode(&request.into_inner().body)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let change = change_disks(&self.client, &asked).await;
-        let change = change.map_err(|failure| not_answered(&failure))?;
-        if change.done {
-            tracing::info!(step = ?asked.step, disks = ?asked.disks, "an operator has changed disks");
+        // not as unavailable: that is also what a connection says that breaks, when nobody knows what was done
+        let change = change.map_err(|failure| Status::failed_precondition(failure.to_string()))?;
+        if change.done || !change.changed.is_empty() || !change.unknown.is_empty() {
+            let DisksChange { done, changed, unknown, .. } = &change;
+            tracing::info!(step = ?asked.step, disks = ?asked.disks, done, ?changed, ?unknown, "an operator has changed disks");
         }
         Ok(Response::new(ChangeDisksReply { body: encode(&change).into() }))
     }
@@ -145,6 +147,17 @@ impl OperatorService {
             }
         }
     }
+}
+
+/// Whether a member has surely done nothing; whatever else comes instead of an answer leaves that open.
+fn is_refusal(code: Code) -> bool {
+    use Code::{
+        FailedPrecondition, InvalidArgument, PermissionDenied, Unauthenticated, Unimplemented,
+    };
+    matches!(
+        code,
+        FailedPrecondition | InvalidArgument | PermissionDenied | Unauthenticated | Unimplemented
+    )
 }
 
 /// A failure in words that an operator can act on.
@@ -251,12 +264,26 @@ impl Member {
         Ok(RangeId(self.answer(call).await?.child))
     }
 
-    /// Takes disks out of use, or back; or says what that would mean.
+    /// Takes disks out of use, or back; or says what that would mean. An error says whether it may have been done (C7).
     pub async fn change_disks(&self, change: &ChangeDisks) -> Result<DisksChange> {
         let mut member = self.client();
         let call = member.change_disks(ChangeDisksRequest { body: encode(change).into() });
-        let reply = self.answer_within(CHANGE_PATIENCE, call).await?;
-        decode(&reply.body).context("the member's answer is not understood")
+        let unknown = |why: String| match change.dry_run {
+            true => anyhow!("the member at {}: {why}", self.address),
+            false => anyhow!(
+                "whether it was done is not known: say the same again, what was done is not done twice (the member at {}: {why})",
+                self.address
+            ),
+        };
+        match self.host.clock.timeout(CHANGE_PATIENCE, call).await {
+            Ok(Ok(reply)) => decode(&reply.into_inner().body)
+                .map_err(|error| unknown(format!("its answer is not understood: {error}"))),
+            Ok(Err(status)) if is_refusal(status.code()) => {
+                bail!("the member at {}: nothing was changed: {}", self.address, status.message())
+            }
+            Ok(Err(status)) => Err(unknown(status.message().to_owned())),
+            Err(_) => Err(unknown("it did not answer: does it run?".to_owned())),
+        }
     }
 
     fn client(&self) -> OperatorClient<Channel> {
@@ -281,5 +308,35 @@ impl Member {
             Ok(Err(status)) => bail!("the member at {}: {}", self.address, status.message()),
             Err(_) => bail!("the member at {} did not answer: does it run?", self.address),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::disk_change::DiskStep;
+    use ashlar_host::MemoryNetwork;
+    use tokio::io::AsyncReadExt as _;
+
+    /// Meets a member that breaks its connection off once something was sent to it.
+    async fn met_with_a_break(change: &ChangeDisks) -> String {
+        let host = Host::real().with_network(Arc::new(MemoryNetwork::new(1 << 16)));
+        let listener = host.network.listen("member").await.expect("listens");
+        let member = Member::at(&host, "member", &Security::Plain);
+        let breaking = async {
+            let (mut connection, _) = listener.accept().await.expect("a connection");
+            connection.read_u8().await.expect("a byte");
+        };
+        let (answer, ()) = tokio::join!(member.change_disks(change), breaking);
+        answer.expect_err("no answer").to_string()
+    }
+
+    #[tokio::test]
+    async fn c7_a_member_that_breaks_off_may_have_changed_disks() {
+        let ask = |dry_run| ChangeDisks { disks: vec![DiskId(1)], step: DiskStep::Drain, dry_run };
+        let error = met_with_a_break(&ask(false)).await;
+        assert!(error.contains("is not known: say the same again"), "{error}");
+        let error = met_with_a_break(&ask(true)).await;
+        assert!(!error.contains("is not known"), "{error}");
     }
 }

@@ -187,10 +187,12 @@ pub(crate) fn disks_change(change: &DisksChange, step: DiskStep, json: bool) -> 
         DiskStep::Remove => ("removed", "can be removed"),
         DiskStep::Lose => ("dead: its shards are rebuilt elsewhere", "can be declared dead"),
     };
-    let verdict = match (change.done, change.refusals.is_empty()) {
-        (true, _) => done.to_owned(),
-        (false, true) => planned.to_owned(),
-        (false, false) => "refused; nothing was changed".to_owned(),
+    let verdict = match Verdict::of(change) {
+        Verdict::Done => done,
+        Verdict::Unknown => "whether it was done is not known",
+        Verdict::InPart => "done in part",
+        Verdict::Refused => "refused; nothing was changed",
+        Verdict::Possible => planned,
     };
     let moving = match step {
         DiskStep::Drain => {
@@ -199,8 +201,45 @@ pub(crate) fn disks_change(change: &DisksChange, step: DiskStep, json: bool) -> 
         }
         DiskStep::Undrain | DiskStep::Remove | DiskStep::Lose => String::new(),
     };
-    let lines = change.refusals.iter().chain(&change.remarks).map(|line| format!("- {line}\n"));
+    let fates = [
+        change.changed.iter().map(|disk| format!("disk {disk}: {done}")).collect::<Vec<_>>(),
+        change.unknown.iter().map(|disk| format!("disk {disk}: it was done, or was not")).collect(),
+    ];
+    let lines = change.refusals.iter().chain(&change.remarks).chain(fates.iter().flatten());
+    let lines = lines.map(|line| format!("- {line}\n"));
     Ok(format!("{verdict}{moving}\n{}", lines.collect::<String>()))
+}
+
+/// What a change of disks has come to, as a whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// Done to all of the disks.
+    Done,
+    /// Nobody knows of some of them.
+    Unknown,
+    /// Done to some, surely not to others.
+    InPart,
+    /// Surely done to none.
+    Refused,
+    /// It was only asked what it would mean, and nothing speaks against it.
+    Possible,
+}
+
+impl Verdict {
+    /// That of a change.
+    pub(crate) fn of(change: &DisksChange) -> Self {
+        if change.done {
+            Self::Done
+        } else if !change.unknown.is_empty() {
+            Self::Unknown
+        } else if !change.changed.is_empty() {
+            Self::InPart
+        } else if !change.refusals.is_empty() {
+            Self::Refused
+        } else {
+            Self::Possible
+        }
+    }
 }
 
 /// How long a drain takes at least.
@@ -382,5 +421,23 @@ range-9  1      bucket-7 \"a b\"  (end)           node-1,node-2
         assert_eq!(disk_state(&disk(DiskState::Draining), Some(&well), 0), "drained");
         let full = DiskStatus { free_bytes: 0, ..well };
         assert_eq!(disk_state(&disk(DiskState::Healthy), Some(&full), 1), "full");
+    }
+
+    #[test]
+    fn c7_what_nobody_knows_of_a_change_of_disks_is_not_called_a_refusal() {
+        let told = |change: &DisksChange| {
+            let text = disks_change(change, DiskStep::Drain, false).expect("text");
+            (Verdict::of(change), text.lines().next().unwrap_or_default().to_owned())
+        };
+        let refusals = vec!["why".to_owned()];
+        let refused = DisksChange { refusals, ..DisksChange::default() };
+        assert_eq!(told(&refused).0, Verdict::Refused);
+        assert!(told(&refused).1.starts_with("refused; nothing was changed"));
+        let in_part = DisksChange { changed: vec!["d".to_owned()], ..refused };
+        assert_eq!(told(&in_part).0, Verdict::InPart);
+        assert!(told(&in_part).1.starts_with("done in part"));
+        let unknown = DisksChange { unknown: vec!["e".to_owned()], ..in_part };
+        assert_eq!(told(&unknown).0, Verdict::Unknown);
+        assert!(told(&unknown).1.starts_with("whether it was done is not known"));
     }
 }
