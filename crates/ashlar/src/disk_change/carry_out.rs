@@ -6,8 +6,12 @@
 
 use super::{ChangeDisks, DiskStep, DisksChange, judge};
 use ashlar_client::{Client, Failure};
-use ashlar_types::{ClusterMap, DiskId, DiskState, RootOp};
+use ashlar_types::{ClusterMap, DiskId, DiskState, RootOp, RootRefusal};
 use ashlar_wire::proto::PingReply;
+
+/// While slots move a map may last no longer than it takes to read it and to send what was judged by it; not every time,
+/// since moves begin in bursts (`moves`).
+const LOSE_TRIES_MAX: usize = 32;
 
 /// What a change asks of the cluster.
 pub(crate) trait Cluster: Sync {
@@ -39,7 +43,8 @@ pub(crate) async fn change_disks(
     change: &ChangeDisks,
 ) -> Result<DisksChange, Failure> {
     let map = cluster.map_now().await?;
-    let judged = judge_now(cluster, &map, change).await;
+    let answers = cluster.ping_nodes(&map).await;
+    let judged = judge(&map, &answers, change);
     if change.dry_run || !judged.refusals.is_empty() {
         return Ok(judged);
     }
@@ -51,14 +56,37 @@ pub(crate) async fn change_disks(
         DiskStep::Remove => {
             set_all(cluster, &change.disks, DiskState::Removed).await.into_change(judged)
         }
-        DiskStep::Lose => {
-            let (base, disks) = (map.epoch, change.disks.clone());
-            let answer = cluster.root(RootOp::LoseDisks { base, disks }).await;
+        DiskStep::Lose => lose(cluster, &answers, change).await?,
+    })
+}
+
+/// Waiting for the nodes' answers takes up to a second, in which slots go on moving, and the root refuses what was judged
+/// by an older map: so it is judged again by the newest one, from the same answers, and sent at once.
+async fn lose(
+    cluster: &impl Cluster,
+    answers: &[PingReply],
+    change: &ChangeDisks,
+) -> Result<DisksChange, Failure> {
+    let mut refused = DisksChange::default();
+    for _ in 0..LOSE_TRIES_MAX {
+        let map = cluster.map_now().await?;
+        let judged = judge(&map, answers, change);
+        if !judged.refusals.is_empty() {
+            return Ok(judged);
+        }
+        let (base, disks) = (map.epoch, change.disks.clone());
+        let answer = cluster.root(RootOp::LoseDisks { base, disks }).await;
+        if !matches!(answer, Err(Failure::Root(RootRefusal::StaleMap { .. }))) {
             let mut sent = Sent::default();
             sent.note(&change.disks, answer);
-            sent.into_change(judged)
+            return Ok(sent.into_change(judged));
         }
-    })
+        refused = judged;
+    }
+    refused.refusals.push(format!(
+        "the cluster map changed each of the {LOSE_TRIES_MAX} times that it was judged: say it again when less moves"
+    ));
+    Ok(refused)
 }
 
 /// Those that drained before go on, whatever comes of the others.
@@ -189,8 +217,15 @@ mod tests {
         LostUnderWay,
         Refused,
         Unavailable,
+        /// Behind the beginning of a slot's move.
+        BehindAMove,
+        /// Behind the loss of two whole nodes.
+        BehindALoss,
     }
-    use Fate::{Applied, AppliedAndNotAnswered, LostUnderWay, Refused, Unavailable};
+    use Fate::{
+        Applied, AppliedAndNotAnswered, BehindALoss, BehindAMove, LostUnderWay, Refused,
+        Unavailable,
+    };
 
     /// A root whose commands have these fates, one after the other; those behind them are applied.
     struct Scripted(Mutex<(ClusterMap, VecDeque<Fate>)>);
@@ -214,12 +249,21 @@ mod tests {
         }
     }
 
-    fn apply(map: &mut ClusterMap, op: RootOp) {
+    fn apply(map: &mut ClusterMap, op: RootOp) -> Result<(), Failure> {
+        let known = map.epoch;
         let (disks, state) = match op {
             RootOp::SetDiskState { disk, state } => (vec![disk], state),
+            RootOp::LoseDisks { base, .. } if base != known => {
+                return Err(Failure::Root(RootRefusal::StaleMap { known }));
+            }
             RootOp::LoseDisks { disks, .. } => (disks, DiskState::Dead),
             other => panic!("no change of disks: {other:?}"),
         };
+        set(map, disks, state);
+        Ok(())
+    }
+
+    fn set(map: &mut ClusterMap, disks: impl IntoIterator<Item = DiskId>, state: DiskState) {
         for disk in disks {
             map.disks.get_mut(&disk).expect("known").state = state;
         }
@@ -231,20 +275,29 @@ mod tests {
             Ok(self.with(|map, _| map.clone()))
         }
 
+        /// Meanwhile a slot begins to move. The disks 10 and 30 are away.
         async fn ping_nodes(&self, map: &ClusterMap) -> Vec<PingReply> {
-            answers(map, 0, 1 << 40)
+            self.with(|map, _| map.epoch = map.epoch.next());
+            let mut seen = map.clone();
+            seen.disks.retain(|disk, _| ![10, 30].contains(&disk.0));
+            answers(&seen, 0, 1 << 40)
         }
 
         async fn root(&self, op: RootOp) -> Result<(), Failure> {
             let reason = "no answer came in time".to_owned();
             self.with(|map, fates| match fates.pop_front().unwrap_or(Applied) {
-                Applied => {
-                    apply(map, op);
-                    Ok(())
-                }
+                Applied => apply(map, op),
                 AppliedAndNotAnswered => {
-                    apply(map, op);
+                    apply(map, op)?;
                     Err(Failure::Unknown { reason })
+                }
+                BehindAMove => {
+                    map.epoch = map.epoch.next();
+                    apply(map, op)
+                }
+                BehindALoss => {
+                    set(map, [20, 21, 50, 51].map(DiskId), DiskState::Dead);
+                    apply(map, op)
                 }
                 LostUnderWay => Err(Failure::Unknown { reason }),
                 Refused => Err(Failure::Root(RootRefusal::NotBootstrapped)),
@@ -318,5 +371,36 @@ mod tests {
         let told = asked(&Scripted::new(six(), &fates), &[10, 30, 50], DiskStep::Drain).await;
         assert_eq!((told.changed, told.unknown), (ids(&[10]), ids(&[30])));
         assert!(!told.refusals.is_empty() && !told.done);
+    }
+
+    #[tokio::test]
+    async fn disks_are_lost_while_slots_move() {
+        let away = [10, 30].map(|disk| (disk, DiskState::Dead)).into();
+        for moves in [0, 1, LOSE_TRIES_MAX - 1] {
+            let cluster = Scripted::new(six(), &vec![BehindAMove; moves]);
+            let told = asked(&cluster, &[10, 30], DiskStep::Lose).await;
+            assert!(told.done, "{moves} moves: {told:?}");
+            assert_eq!(cluster.not_healthy(), away);
+        }
+        let cluster = Scripted::new(six(), &[BehindAMove; LOSE_TRIES_MAX]);
+        let told = asked(&cluster, &[10, 30], DiskStep::Lose).await;
+        assert!(!told.done && told.refusals[0].contains("say it again"), "{told:?}");
+        assert_eq!(cluster.not_healthy(), BTreeMap::new());
+    }
+
+    #[tokio::test]
+    async fn d2_what_has_changed_meanwhile_is_judged_again_before_disks_are_lost() {
+        let cluster = Scripted::new(six(), &[BehindALoss]);
+        let told = asked(&cluster, &[10, 30], DiskStep::Lose).await;
+        assert!(!told.done && told.refusals[0].contains("bring one of them back"), "{told:?}");
+        assert!(!cluster.not_healthy().contains_key(&10));
+    }
+
+    #[tokio::test]
+    async fn c7_whether_disks_are_lost_may_be_unknown() {
+        let cluster = Scripted::new(six(), &[BehindAMove, LostUnderWay]);
+        let told = asked(&cluster, &[10, 30], DiskStep::Lose).await;
+        assert_eq!((told.done, told.unknown), (false, ids(&[10, 30])));
+        assert_eq!((told.changed, told.refusals), (vec![], vec![]));
     }
 }
