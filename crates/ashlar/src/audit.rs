@@ -82,15 +82,23 @@ impl Auditor {
         self.last().as_ref().map(|ended| AuditReport { age_ms, ..ended.report.clone() })
     }
 
-    /// A report that is no older than `age_max`: the youngest that any node has, or that of a pass that is done now.
-    pub(crate) async fn recent(&self, age_max: Duration) -> Result<AuditReport> {
+    /// The youngest report that any node has.
+    pub(crate) async fn youngest(&self) -> Option<AuditReport> {
         let map = self.client.map();
         let others = map.nodes.values().filter(|node| node.id != self.node);
         let asked = others.map(|node| self.client.audit_report_of(&node.address));
         let told = futures::future::join_all(asked).await.into_iter();
         let told = told.filter_map(|answer| decode::<AuditReport>(&answer.ok()??).ok());
-        let youngest = told.chain(self.report()).min_by_key(|report| report.age_ms);
-        match youngest.filter(|report| u128::from(report.age_ms) <= age_max.as_millis()) {
+        told.chain(self.report()).min_by_key(|report| report.age_ms)
+    }
+
+    /// A report that is no older than `age_max`: the youngest that any node has, or that of a pass that is done now.
+    pub(crate) async fn recent(&self, age_max: Duration) -> Result<AuditReport> {
+        match self
+            .youngest()
+            .await
+            .filter(|report| u128::from(report.age_ms) <= age_max.as_millis())
+        {
             Some(report) => Ok(report),
             None => self.pass().await,
         }

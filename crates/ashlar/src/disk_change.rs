@@ -7,12 +7,15 @@
 
 mod carry_out;
 
-pub(crate) use carry_out::change_disks;
+pub(crate) use carry_out::{OfNode, change_disks};
 
-use crate::moves::would_break_a_group;
+use crate::audit::AuditReport;
+use crate::moves::{broken_group, is_remains};
 use ashlar_client::ROOM_FOR_MOVES_PER_MILLE;
 use ashlar_placement::{DrainForecast, Survival, drain_forecast};
-use ashlar_types::{ClusterMap, DecodeError, Disk, DiskId, DiskState, Versioned, decode};
+use ashlar_types::{
+    ClusterMap, DecodeError, Disk, DiskId, DiskState, PlacementGroup, Versioned, decode,
+};
 use ashlar_wire::proto::{DiskStatus, PingReply};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -73,49 +76,37 @@ impl Versioned for DisksChange {
     const VERSION: u8 = 2;
 
     fn decode_old(version: u8, body: &[u8]) -> Option<Result<Self, DecodeError>> {
-        let of_1 = || decode::<DisksChange1>(&[&[1], body].concat()).map(Self::from);
-        (version == DisksChange1::VERSION).then(of_1)
+        // format 1 ends before the two lists: what nobody knew was a refusal then, or an error
+        (version == 1).then(|| decode(&[&[Self::VERSION], body, &NO_IDS, &NO_IDS].concat()))
     }
 }
 
-/// As format 1 had it: what nobody knew was among the refusals, or an error.
-#[derive(Serialize, Deserialize)]
-struct DisksChange1 {
-    refusals: Vec<String>,
-    remarks: Vec<String>,
-    slots: u64,
-    bytes: u64,
-    seconds: u64,
-    done: bool,
-}
+/// A list without entries, as it is encoded.
+const NO_IDS: [u8; 1] = [0];
 
-impl Versioned for DisksChange1 {
-    const NAME: &'static str = DisksChange::NAME;
-    const VERSION: u8 = 1;
-}
-
-impl From<DisksChange1> for DisksChange {
-    fn from(old: DisksChange1) -> Self {
-        let DisksChange1 { refusals, remarks, slots, bytes, seconds, done } = old;
-        let (changed, unknown) = (Vec::new(), Vec::new());
-        Self { refusals, remarks, slots, bytes, seconds, done, changed, unknown }
-    }
+/// What the nodes have said.
+#[derive(Debug, Default)]
+struct Said {
+    /// Of their disks: those that answer.
+    answers: Vec<PingReply>,
+    /// What the last audit has found, where it matters.
+    report: Option<AuditReport>,
 }
 
 /// Judges by the map, and by what the nodes with disks say.
-fn judge(map: &ClusterMap, answers: &[PingReply], change: &ChangeDisks) -> DisksChange {
+fn judge(map: &ClusterMap, said: &Said, change: &ChangeDisks) -> DisksChange {
     let disks: BTreeSet<DiskId> = change.disks.iter().copied().collect();
     let mut judged = DisksChange::default();
     for &disk in &disks {
         let state = map.disks.get(&disk).map(|disk| disk.state);
         judged.refusals.extend(refusal(map, disk, state, change.step));
     }
-    let statuses = Statuses::of(answers);
+    let statuses = Statuses::of(&said.answers);
     match change.step {
         DiskStep::Drain if judged.refusals.is_empty() => {
             forecast(map, &statuses, &disks, &mut judged);
         }
-        DiskStep::Lose => judged.refusals.extend(needed(map, &statuses, &disks)),
+        DiskStep::Lose => judged.refusals.extend(needed(map, said, &statuses, &disks)),
         DiskStep::Drain | DiskStep::Undrain | DiskStep::Remove => {}
     }
     if change.step == DiskStep::Drain && !judged.refusals.is_empty() {
@@ -133,15 +124,29 @@ fn drains(map: &ClusterMap, disk: DiskId) -> bool {
 }
 
 /// Why disks should rather be brought back than declared dead.
-fn needed(map: &ClusterMap, statuses: &Statuses, disks: &BTreeSet<DiskId>) -> Vec<String> {
+fn needed(
+    map: &ClusterMap,
+    said: &Said,
+    statuses: &Statuses,
+    disks: &BTreeSet<DiskId>,
+) -> Vec<String> {
     let is_served = |disk: &&DiskId| statuses.0.get(disk).is_some_and(|status| !status.out);
     let served = disks.iter().filter(is_served);
     let mut needed: Vec<String> =
         served.map(|disk| format!("the node of disk {disk} has it: drain it instead")).collect();
-    if would_break_a_group(map, disks) {
-        needed.push(
-            "without them some groups could not be read any more, and a dead disk does not come back: bring one of them back first".to_owned(),
-        );
+    let left = |group: &PlacementGroup| said.report.as_ref()?.left_in(group);
+    if let Some(group) = broken_group(map, disks, &left) {
+        needed.push(match (is_remains(group), left(group)) {
+            (false, _) => "without them some groups could not be read any more, and a dead disk does not come back: bring one of them back first".to_owned(),
+            (true, None) => format!(
+                "{} takes nothing new and has no parity, and no audit has counted what is left in it: let one count (ashlar cluster audit), then say it again",
+                group.id
+            ),
+            (true, Some(extents)) => format!(
+                "{extents} extents are in {} alone, which has no parity: bring the disk back and wait until they are written again elsewhere (ashlar_recode_waiting_extents), or delete their objects; let an audit count (ashlar cluster audit), then say it again",
+                group.id
+            ),
+        });
     }
     needed
 }
@@ -184,7 +189,7 @@ fn refusal(
 
 /// Groups' slots whose home it is, or that move there.
 pub fn slots_on(map: &ClusterMap, disk: DiskId) -> usize {
-    let named = |group: &ashlar_types::PlacementGroup| {
+    let named = |group: &PlacementGroup| {
         let arriving = group.moving.filter(|(_, to)| *to == disk).map(|_| disk);
         group.homes.iter().copied().chain(arriving).filter(|home| *home == disk).count()
     };
@@ -324,7 +329,7 @@ fn margins(domain: &str, [before, after]: &[Survival; 2]) -> Option<String> {
 mod tests {
     use super::*;
     use ashlar_placement::{Settings, extend};
-    use ashlar_types::{Node, NodeId, Role};
+    use ashlar_types::{Epoch, Node, NodeId, PgId, Profile, Role};
 
     /// Nodes of two disks each, by their zones; node n has the disks 10n and 10n + 1.
     pub(super) fn cluster(zones: &[&str]) -> ClusterMap {
@@ -363,7 +368,8 @@ mod tests {
         step: DiskStep,
     ) -> Vec<String> {
         let disks = disks.iter().map(|&id| DiskId(id)).collect();
-        judge(map, answers, &ChangeDisks { disks, step, dry_run: true }).refusals
+        let said = Said { answers: answers.to_vec(), report: None };
+        judge(map, &said, &ChangeDisks { disks, step, dry_run: true }).refusals
     }
 
     /// What nodes say whose disks hold so much and have so much room.
@@ -447,7 +453,7 @@ mod tests {
             status.move_bytes_per_second = 1 << 20;
         }
         let change = ChangeDisks { disks: vec![DiskId(10)], step: DiskStep::Drain, dry_run: true };
-        let judged = judge(&map, &some, &change);
+        let judged = judge(&map, &Said { answers: some, report: None }, &change);
         // 1 GiB over the nine disks that take slots, of which one gets more than the others
         assert!((1024 / 9..1024).contains(&judged.seconds), "{}", judged.seconds);
         assert_eq!(judged.refusals, Vec::<String>::new(), "the others have room");
@@ -473,6 +479,28 @@ mod tests {
         );
         let most = asked(&map, &[], &[10, 11, 20, 21, 30, 31], DiskStep::Lose);
         assert!(most.len() == 1 && most[0].contains("bring one of them back"), "{most:?}");
+    }
+
+    #[test]
+    fn d2_what_is_left_in_a_group_without_parity_is_not_declared_dead() {
+        let mut map = cluster(&["a", "a", "b", "b", "c", "c"]);
+        let (id, epoch, profile) = (PgId(9999), Epoch(1), Profile::RS_1_0);
+        let homes = vec![DiskId(10)];
+        let remains = PlacementGroup { id, profile, epoch, homes, moving: None, open: false };
+        map.groups.insert(id, remains);
+        let disks = vec![DiskId(10)];
+        let change = ChangeDisks { disks, step: DiskStep::Lose, dry_run: true };
+        let refusals = |report| judge(&map, &Said { answers: vec![], report }, &change).refusals;
+        let counted = |closed: &[(PgId, u64)]| {
+            Some(AuditReport { closed: closed.iter().copied().collect(), ..AuditReport::default() })
+        };
+        for unknown in [None, counted(&[])] {
+            let why = refusals(unknown);
+            assert!(why.len() == 1 && why[0].contains("no audit has counted"), "{why:?}");
+        }
+        let why = refusals(counted(&[(id, 3)]));
+        assert!(why.len() == 1 && why[0].starts_with("3 extents are in"), "{why:?}");
+        assert_eq!(refusals(counted(&[(id, 0)])), Vec::<String>::new());
     }
 
     #[test]

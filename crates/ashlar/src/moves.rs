@@ -10,14 +10,16 @@
 //! node) declared dead by itself, never all of it, and never so much that a group could not be read any more: what
 //! looks like that is a network, or a room without power, and comes back. A dead disk does not.
 
+use crate::audit::Auditor;
 use crate::leading::Leading;
 use crate::suspicion::Writes;
 use ashlar_client::{Client, Failure};
 use ashlar_host::{Host, Monotonic};
 use ashlar_placement::{MoveLimits, Reach, schedule};
-use ashlar_types::{ClusterMap, Disk, DiskId, RootOp, SlotMove};
+use ashlar_types::{ClusterMap, Disk, DiskId, PlacementGroup, RootOp, SlotMove};
 use futures::future::join_all;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 const ROUND_EVERY: Duration = Duration::from_millis(500);
@@ -46,6 +48,7 @@ pub(crate) struct Mover {
     pub(crate) host: Host,
     pub(crate) client: Client,
     pub(crate) leading: Leading,
+    pub(crate) auditor: Arc<Auditor>,
     pub(crate) limits: MoveLimits,
     /// A disk that has taken no writes for so long is suspect.
     pub(crate) suspect_after: Duration,
@@ -99,7 +102,12 @@ impl Mover {
         };
         let away: BTreeSet<DiskId> =
             map.disks.values().filter(is_away).map(|disk| disk.id).collect();
-        let disks = losable(&map, &away);
+        if away.is_empty() {
+            return;
+        }
+        // of this node: who leads the root does the audits
+        let report = self.auditor.report();
+        let disks = losable(&map, &away, &|group| report.as_ref()?.left_in(group));
         if disks.is_empty() {
             return;
         }
@@ -155,8 +163,12 @@ impl Mover {
 }
 
 /// Those of the disks that are away that may be declared dead without an operator.
-fn losable(map: &ClusterMap, away: &BTreeSet<DiskId>) -> Vec<DiskId> {
-    if is_one_domain(map, away) && !would_break_a_group(map, away) {
+fn losable(
+    map: &ClusterMap,
+    away: &BTreeSet<DiskId>,
+    left: &dyn Fn(&PlacementGroup) -> Option<u64>,
+) -> Vec<DiskId> {
+    if is_one_domain(map, away) && broken_group(map, away, left).is_none() {
         away.iter().copied().collect()
     } else {
         Vec::new()
@@ -185,22 +197,35 @@ pub(crate) fn is_one_domain(map: &ClusterMap, away: &BTreeSet<DiskId>) -> bool {
     hurt.len() == 1 && (rest || (is_a_node && others))
 }
 
-/// Whether a group that can be read now, if the disks that are away come back, could not be read without them. Groups
-/// without parity to which nothing new is written stand back: of a cluster that has grown they are the remains.
-pub(crate) fn would_break_a_group(map: &ClusterMap, away: &BTreeSet<DiskId>) -> bool {
+/// A group that can be read now, if the disks that are away come back, and could not be read without them. One without
+/// parity to which nothing new is written stands back once nothing is `left` in it: of a cluster that has grown such
+/// groups are the remains, and what they have is written again elsewhere, but not at once.
+pub(crate) fn broken_group<'a>(
+    map: &'a ClusterMap,
+    away: &BTreeSet<DiskId>,
+    left: &dyn Fn(&PlacementGroup) -> Option<u64>,
+) -> Option<&'a PlacementGroup> {
     let is_read = |disk: &DiskId| map.disks.get(disk).is_some_and(|disk| disk.state.is_read());
-    map.groups.values().filter(|group| group.open || group.profile.parity > 0).any(|group| {
+    let is_emptied = |group: &PlacementGroup| {
+        is_remains(group) && left(group).is_some_and(|extents| extents == 0)
+    };
+    map.groups.values().filter(|group| !is_emptied(group)).find(|group| {
         let readable = group.homes.iter().filter(|disk| is_read(disk)).count();
-        let left = group.homes.iter().filter(|disk| is_read(disk) && !away.contains(disk)).count();
+        let rest = group.homes.iter().filter(|disk| is_read(disk) && !away.contains(disk)).count();
         let needed = usize::from(group.profile.data);
-        left < needed && readable >= needed
+        rest < needed && readable >= needed
     })
+}
+
+/// Whether nothing new comes to a group, and each of its disks is needed for what it has.
+pub(crate) fn is_remains(group: &PlacementGroup) -> bool {
+    !group.open && group.profile.parity == 0
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ashlar_types::{DiskState, Epoch, Node, NodeId, PgId, PlacementGroup, Profile, Role};
+    use ashlar_types::{DiskState, Epoch, Node, NodeId, PgId, Profile, Role};
 
     const NONE: [u128; 0] = [];
 
@@ -242,8 +267,13 @@ mod tests {
     }
 
     fn lost(map: &ClusterMap, away: &[u128]) -> Vec<u128> {
+        lost_with(map, away, None)
+    }
+
+    /// Where so many extents were counted in each group, if any were.
+    fn lost_with(map: &ClusterMap, away: &[u128], left: Option<u64>) -> Vec<u128> {
         let away = away.iter().map(|&id| DiskId(id)).collect();
-        losable(map, &away).into_iter().map(|id| id.0).collect()
+        losable(map, &away, &|_| left).into_iter().map(|id| id.0).collect()
     }
 
     #[test]
@@ -300,11 +330,13 @@ mod tests {
     }
 
     #[test]
-    fn the_remains_of_a_smaller_cluster_hold_up_nothing() {
+    fn d2_the_remains_of_a_smaller_cluster_hold_up_nothing_once_they_are_empty() {
         let mut map = cluster(&["a", "a", "a"]);
         put_group(&mut map, Profile::RS_1_0, &[10]);
-        assert_eq!(lost(&map, &[10]), NONE, "it is written to");
+        assert_eq!(lost_with(&map, &[10], Some(0)), NONE, "it is written to");
         map.groups.values_mut().for_each(|group| group.open = false);
-        assert_eq!(lost(&map, &[10]), [10]);
+        assert_eq!(lost_with(&map, &[10], None), NONE, "nobody knows what is left in it");
+        assert_eq!(lost_with(&map, &[10], Some(1)), NONE);
+        assert_eq!(lost_with(&map, &[10], Some(0)), [10]);
     }
 }

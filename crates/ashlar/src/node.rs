@@ -182,6 +182,7 @@ impl RunningNode {
                 host: host.clone(),
                 client: client.clone(),
                 leading: leading.clone(),
+                auditor: auditor.clone(),
                 limits: MoveLimits::default(),
                 suspect_after: Duration::from_secs(config.meta.disk_suspect_after_seconds),
                 dead_after: Duration::from_secs(config.meta.disk_dead_after_seconds),

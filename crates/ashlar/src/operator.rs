@@ -5,7 +5,7 @@
 
 use crate::audit::{AuditReport, Auditor};
 use crate::config::NodeConfig;
-use crate::disk_change::{ChangeDisks, DisksChange, change_disks};
+use crate::disk_change::{ChangeDisks, DisksChange, OfNode, change_disks};
 use crate::identity::NodeDir;
 use anyhow::{Context, Result, anyhow, bail};
 use ashlar_client::{Client, Failure};
@@ -95,7 +95,8 @@ impl Operator for OperatorService {
     ) -> Result<Response<ChangeDisksReply>, Status> {
         let asked: ChangeDisks = decode(&request.into_inner().body)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
-        let change = change_disks(&self.client, &asked).await;
+        let cluster = OfNode { client: &self.client, auditor: &self.auditor };
+        let change = change_disks(&cluster, &asked).await;
         // not as unavailable: that is also what a connection says that breaks, when nobody knows what was done
         let change = change.map_err(|failure| Status::failed_precondition(failure.to_string()))?;
         if change.done || !change.changed.is_empty() || !change.unknown.is_empty() {

@@ -43,7 +43,8 @@ pub(crate) fn audit(report: &AuditReport, json: bool) -> Result<String> {
     let mut text = format!(
         "{} ranges walked in {} ms: {} extents named, {} waiting to be deleted\n\
          shards: {} there, {} missing, {} found lost, {} damaged, {} unknown\n\
-         orphans: {} queued, {} unnamed of open sessions, {} shards away from home\n",
+         orphans: {} queued, {} unnamed of open sessions, {} shards away from home\n\
+         groups that take nothing new: {}, with {} extents that wait to be written again elsewhere\n",
         report.ranges,
         report.took_ms,
         report.extents,
@@ -56,6 +57,8 @@ pub(crate) fn audit(report: &AuditReport, json: bool) -> Result<String> {
         report.orphans,
         report.unnamed,
         report.strays,
+        report.closed.len(),
+        report.closed.values().sum::<u64>(),
     );
     for sentence in troubles(report) {
         text.push_str(&sentence);

@@ -84,8 +84,14 @@ impl TestCluster {
 
     /// One node with all roles. Serves when it returns.
     pub async fn single(disks: usize) -> Result<Self> {
+        Self::single_with(disks, |_| ()).await
+    }
+
+    /// The same, with settings of the test's own. Serves when it returns.
+    pub async fn single_with(disks: usize, change: impl Fn(&mut NodeConfig)) -> Result<Self> {
         let place = tempfile::tempdir()?;
-        let (laid, root_key) = layout::single(&Host::real(), place.path(), disks)?;
+        let (mut laid, root_key) = layout::single(&Host::real(), place.path(), disks)?;
+        change(&mut laid.config);
         Self::of(vec![laid], root_key, place).await
     }
 

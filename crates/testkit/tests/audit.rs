@@ -6,14 +6,18 @@
 mod common;
 
 use ashlar::audit::{AuditReport, Domain};
+use ashlar::disk_change::{ChangeDisks, DiskStep};
+use ashlar::operator::Member;
 use ashlar_client::{Client, Failure, Ticket};
-use ashlar_host::CutStyle;
+use ashlar_host::{CutStyle, Host};
 use ashlar_load::Content as Bytes;
 use ashlar_store::ShardKey;
-use ashlar_testkit::{TestCluster, TestNode};
+use ashlar_testkit::{NewNode, TestCluster, TestNode};
 use ashlar_types::{
-    BucketName, Content, Description, Etag, KeyPoint, ObjectId, Put, RangeOp, Role, WriteCondition,
+    BucketName, Content, Description, Etag, KeyPoint, ObjectId, PlacementGroup, Put, RangeOp, Role,
+    WriteCondition,
 };
+use ashlar_wire::Security;
 use common::{BUCKET, Begun, Ledger, client_of};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -380,4 +384,48 @@ async fn d2_audits_under_load_delete_nothing_that_is_named() {
     };
     until("all garbage is gone", settled).await;
     assert_eq!(all.losses_of_reads(&client).await, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d2_what_is_left_in_groups_without_parity_is_counted_before_their_disk_is_given_up() {
+    let never = |config: &mut ashlar::config::NodeConfig| config.data.recode_cycle_seconds = 3600;
+    let mut cluster = TestCluster::single_with(1, never).await.unwrap();
+    let client = client_of(&cluster);
+    client.create_bucket(BUCKET).await.unwrap();
+    let mut ledger = Ledger::default();
+    for (key, len) in [("small", 40 << 10), ("one", 300 << 10), ("two", 600 << 10)] {
+        ledger.put(&client, 0, key, Bytes::of_key(key, 0, len)).await;
+    }
+    for name in ["second", "third"] {
+        let wish = NewNode { name: name.to_owned(), zone: name.to_owned(), disks: 1 };
+        cluster.add_node(&wish).await.unwrap();
+    }
+    let map_now = async || running(&cluster).next().unwrap().client().map_now().await.unwrap();
+    let is_remains = |group: &&PlacementGroup| !group.open && group.profile.parity == 0;
+    until("the first groups are closed", async || {
+        map_now().await.groups.values().any(|group| is_remains(&group))
+    })
+    .await;
+    let map = map_now().await;
+    let remains: Vec<_> = map.groups.values().filter(is_remains).collect();
+    let left = |report: &AuditReport| -> u64 {
+        remains.iter().map(|group| report.left_in(group).unwrap()).sum()
+    };
+    assert!(left(&audit(&cluster).await) >= 3, "at least one extent of each");
+
+    let lose = async || {
+        let address = cluster.nodes()[0].config().address();
+        let member = Member::at(&Host::real(), &address, &Security::Plain);
+        let disks = remains[0].homes.clone();
+        let ask = ChangeDisks { disks, step: DiskStep::Lose, dry_run: true };
+        member.change_disks(&ask).await.unwrap().refusals.join("; ")
+    };
+    let why = lose().await;
+    assert!(why.contains("alone, which has no parity"), "{why}");
+    for key in ["small", "one", "two"] {
+        ledger.delete(&client, 0, key).await;
+    }
+    assert_eq!(left(&audit(&cluster).await), 0, "what is garbage is no loss");
+    let why = lose().await;
+    assert!(!why.contains("no parity") && why.contains("drain it instead"), "{why}");
 }

@@ -17,7 +17,8 @@ use ashlar_client::{Client, Failure, LivingSessions};
 use ashlar_host::Host;
 use ashlar_types::{
     BucketId, ClusterMap, DiskId, Extent, ExtentId, ExtentOwner, HeldContent, InventoryEntry,
-    KeyPoint, MarkLost, NodeId, ObjectId, Orphan, RangeDescriptor, RangeId, SessionId, SlotSet,
+    KeyPoint, MarkLost, NodeId, ObjectId, Orphan, PgId, RangeDescriptor, RangeId, SessionId,
+    SlotSet,
 };
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
@@ -99,6 +100,7 @@ impl<'a> Pass<'a> {
             answered: alive.iter().copied().collect(),
             without_majority: without_majority(client, &places, &alive).await?,
             cells_left: disks.left.len() as u64,
+            closed: closed(map),
             ..AuditReport::default()
         };
         let unmet = disks.held().map(|shard| {
@@ -160,6 +162,7 @@ impl<'a> Pass<'a> {
         let mut margins = ObjectMargins::new();
         for extent in &content.extents {
             self.report.extents += 1;
+            self.report.closed.entry(extent.pg).and_modify(|left| *left += 1);
             let (shards, lost) = self.count_shards(extent);
             margins.add(&self.places, &shards);
             if !lost.is_empty() {
@@ -335,6 +338,12 @@ fn silent(map: &ClusterMap, disks: &Disks<'_>) -> Vec<SilentDisk> {
             reason: reason.clone(),
         })
         .collect()
+}
+
+/// The groups that take nothing new, before anything was counted in them.
+fn closed(map: &ClusterMap) -> BTreeMap<PgId, u64> {
+    let closed = map.groups.values().filter(|group| !group.open);
+    closed.map(|group| (group.id, 0)).collect()
 }
 
 /// The nodes that answer at all.

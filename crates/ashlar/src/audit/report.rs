@@ -1,8 +1,11 @@
 //! What a pass of the audit has found.
 
 use super::durability::{Count, Durability, Margins};
-use ashlar_types::{Epoch, NodeId, SessionId, Versioned};
+use ashlar_types::{
+    DecodeError, Epoch, NodeId, PgId, PlacementGroup, SessionId, Versioned, decode,
+};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// What one pass over everything has found. It is knowledge of a moment: its age is said with it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -50,11 +53,29 @@ pub struct AuditReport {
     pub lost: Vec<ObjectStanding>,
     /// Those that survive least.
     pub worst: Vec<ObjectStanding>,
+    /// Groups that take nothing new, and how many extents objects and parts name in each: they are written again
+    /// elsewhere, and it never grows.
+    pub closed: BTreeMap<PgId, u64>,
 }
+
+impl AuditReport {
+    /// The extents that were named in a group that takes nothing new; `None`: it was open then, or is not known.
+    pub fn left_in(&self, group: &PlacementGroup) -> Option<u64> {
+        self.closed.get(&group.id).copied().filter(|_| !group.open)
+    }
+}
+
+/// A map without entries, as it is encoded.
+const NO_ENTRIES: [u8; 1] = [0];
 
 impl Versioned for AuditReport {
     const NAME: &'static str = "audit report";
-    const VERSION: u8 = 1;
+    const VERSION: u8 = 2;
+
+    fn decode_old(version: u8, body: &[u8]) -> Option<Result<Self, DecodeError>> {
+        // format 1 ends before `closed`: of no group was it known how much is left in it
+        (version == 1).then(|| decode(&[&[Self::VERSION], body, &NO_ENTRIES].concat()))
+    }
 }
 
 /// The shards that the metadata names, each counted once.
@@ -94,4 +115,25 @@ pub struct ObjectStanding {
     pub key: String,
     /// Its length.
     pub bytes: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ashlar_types::encode;
+
+    /// What a node of format 1 says that has found nothing.
+    const EMPTY_1: [u8; 34] = {
+        let mut bytes = [0; 34];
+        (bytes[0], bytes[1], bytes[2]) = (1, 7, 9);
+        bytes
+    };
+
+    #[test]
+    fn reports_of_format_1_stay_readable() {
+        let report = AuditReport { by: NodeId(7), age_ms: 9, ..AuditReport::default() };
+        assert_eq!(decode(&EMPTY_1), Ok(report.clone()));
+        let report = AuditReport { closed: [(PgId(1), 2)].into(), ..report };
+        assert_eq!(decode(&encode(&report)), Ok(report));
+    }
 }

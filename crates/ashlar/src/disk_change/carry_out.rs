@@ -4,7 +4,8 @@
 //! knows, nothing is taken back: the command may still be under way, and would be applied behind what takes it back.
 //! The whole is asked again instead; what has been done is not done twice.
 
-use super::{ChangeDisks, DiskStep, DisksChange, judge};
+use super::{ChangeDisks, DiskStep, DisksChange, Said, judge};
+use crate::audit::{AuditReport, Auditor};
 use ashlar_client::{Client, Failure};
 use ashlar_types::{ClusterMap, DiskId, DiskState, RootOp, RootRefusal};
 use ashlar_wire::proto::PingReply;
@@ -19,21 +20,33 @@ pub(crate) trait Cluster: Sync {
     fn map_now(&self) -> impl Future<Output = Result<ClusterMap, Failure>> + Send;
     /// What the nodes of this map that have disks answer now.
     fn ping_nodes(&self, map: &ClusterMap) -> impl Future<Output = Vec<PingReply>> + Send;
+    /// What the last audit has found.
+    fn last_audit(&self) -> impl Future<Output = Option<AuditReport>> + Send;
     /// A command to the root.
     fn root(&self, op: RootOp) -> impl Future<Output = Result<(), Failure>> + Send;
 }
 
-impl Cluster for Client {
+/// The cluster that a node is in.
+pub(crate) struct OfNode<'a> {
+    pub(crate) client: &'a Client,
+    pub(crate) auditor: &'a Auditor,
+}
+
+impl Cluster for OfNode<'_> {
     async fn map_now(&self) -> Result<ClusterMap, Failure> {
-        Client::map_now(self).await
+        self.client.map_now().await
     }
 
     async fn ping_nodes(&self, map: &ClusterMap) -> Vec<PingReply> {
-        Client::ping_nodes(self, map).await
+        self.client.ping_nodes(map).await
+    }
+
+    async fn last_audit(&self) -> Option<AuditReport> {
+        self.auditor.youngest().await
     }
 
     async fn root(&self, op: RootOp) -> Result<(), Failure> {
-        Client::root(self, op).await.map(drop)
+        self.client.root(op).await.map(drop)
     }
 }
 
@@ -43,8 +56,8 @@ pub(crate) async fn change_disks(
     change: &ChangeDisks,
 ) -> Result<DisksChange, Failure> {
     let map = cluster.map_now().await?;
-    let answers = cluster.ping_nodes(&map).await;
-    let judged = judge(&map, &answers, change);
+    let said = ask(cluster, &map, change.step).await;
+    let judged = judge(&map, &said, change);
     if change.dry_run || !judged.refusals.is_empty() {
         return Ok(judged);
     }
@@ -56,7 +69,7 @@ pub(crate) async fn change_disks(
         DiskStep::Remove => {
             set_all(cluster, &change.disks, DiskState::Removed).await.into_change(judged)
         }
-        DiskStep::Lose => lose(cluster, &answers, change).await?,
+        DiskStep::Lose => lose(cluster, &said, change).await?,
     })
 }
 
@@ -64,13 +77,13 @@ pub(crate) async fn change_disks(
 /// by an older map: so it is judged again by the newest one, from the same answers, and sent at once.
 async fn lose(
     cluster: &impl Cluster,
-    answers: &[PingReply],
+    said: &Said,
     change: &ChangeDisks,
 ) -> Result<DisksChange, Failure> {
     let mut refused = DisksChange::default();
     for _ in 0..LOSE_TRIES_MAX {
         let map = cluster.map_now().await?;
-        let judged = judge(&map, answers, change);
+        let judged = judge(&map, said, change);
         if !judged.refusals.is_empty() {
             return Ok(judged);
         }
@@ -151,7 +164,15 @@ async fn take_back(
 }
 
 async fn judge_now(cluster: &impl Cluster, map: &ClusterMap, change: &ChangeDisks) -> DisksChange {
-    judge(map, &cluster.ping_nodes(map).await, change)
+    judge(map, &ask(cluster, map, change.step).await, change)
+}
+
+async fn ask(cluster: &impl Cluster, map: &ClusterMap, step: DiskStep) -> Said {
+    let report = match step {
+        DiskStep::Lose => cluster.last_audit().await,
+        DiskStep::Drain | DiskStep::Undrain | DiskStep::Remove => None,
+    };
+    Said { answers: cluster.ping_nodes(map).await, report }
 }
 
 async fn set_all(cluster: &impl Cluster, disks: &[DiskId], state: DiskState) -> Sent {
@@ -281,6 +302,10 @@ mod tests {
             let mut seen = map.clone();
             seen.disks.retain(|disk, _| ![10, 30].contains(&disk.0));
             answers(&seen, 0, 1 << 40)
+        }
+
+        async fn last_audit(&self) -> Option<AuditReport> {
+            None
         }
 
         async fn root(&self, op: RootOp) -> Result<(), Failure> {
