@@ -12,7 +12,7 @@
 
 use crate::audit::Auditor;
 use crate::leading::Leading;
-use crate::suspicion::Writes;
+use crate::suspicion::{Judged, Writes};
 use ashlar_client::{Client, Failure};
 use ashlar_host::{Host, Monotonic};
 use ashlar_placement::{MoveLimits, Reach, schedule};
@@ -83,10 +83,10 @@ impl Mover {
     async fn judge_writes(&self, writes: &mut Writes) {
         let (map, now) = (self.client.map(), self.host.clock.now());
         let said = |disk| self.client.takes_writes(disk);
-        for (disk, state) in writes.due(&map, &said, now, self.suspect_after) {
-            match self.client.root(RootOp::SetDiskState { disk, state }).await {
+        for Judged { disk, from, to } in writes.due(&map, &said, now, self.suspect_after) {
+            match self.client.root(RootOp::JudgeDisk { disk, from, to }).await {
                 Ok(_) => {
-                    tracing::error!(%disk, ?state, "whether a disk takes writes has changed for good");
+                    tracing::error!(%disk, state = ?to, "whether a disk takes writes has changed for good");
                     self.client.want_map();
                 }
                 Err(failure) => tracing::debug!(%disk, %failure, "a disk could not be judged now"),

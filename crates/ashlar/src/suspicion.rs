@@ -11,6 +11,15 @@ use std::time::Duration;
 #[derive(Debug, Default)]
 pub(crate) struct Writes(BTreeMap<DiskId, (bool, Monotonic)>);
 
+/// A disk that should be in another state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Judged {
+    pub(crate) disk: DiskId,
+    /// In which it was judged: an operator may have put it into another one by the time that this arrives.
+    pub(crate) from: DiskState,
+    pub(crate) to: DiskState,
+}
+
 impl Writes {
     /// Notes what is said now (`None`: nothing), and gives the disks that should be in another state. Never more than
     /// one domain is suspect: if more disks fail at once, it is hardly the disks.
@@ -20,7 +29,7 @@ impl Writes {
         said: &dyn Fn(DiskId) -> Option<bool>,
         now: Monotonic,
         patience: Duration,
-    ) -> Vec<(DiskId, DiskState)> {
+    ) -> Vec<Judged> {
         self.note(map, said, now);
         let has_long = |disk: &Disk, is: bool| {
             let (takes, since) = self.0.get(&disk.id)?;
@@ -30,11 +39,12 @@ impl Writes {
         let well = of(DiskState::Suspect).filter_map(|disk| has_long(disk, true));
         let bad: Vec<DiskId> =
             of(DiskState::Healthy).filter_map(|disk| has_long(disk, false)).collect();
-        let mut due: Vec<_> = well.map(|disk| (disk, DiskState::Healthy)).collect();
+        let judged = |from, to| move |disk| Judged { disk, from, to };
+        let mut due: Vec<_> = well.map(judged(DiskState::Suspect, DiskState::Healthy)).collect();
         let suspects: BTreeSet<DiskId> =
             of(DiskState::Suspect).map(|disk| disk.id).chain(bad.iter().copied()).collect();
         if !bad.is_empty() && is_one_domain(map, &suspects) {
-            due.extend(bad.into_iter().map(|disk| (disk, DiskState::Suspect)));
+            due.extend(bad.into_iter().map(judged(DiskState::Healthy, DiskState::Suspect)));
         }
         due
     }
@@ -88,7 +98,9 @@ mod tests {
     fn due(writes: &mut Writes, map: &ClusterMap, bad: &[u128], seconds: u64) -> Vec<u128> {
         let said = |disk: DiskId| Some(!bad.contains(&disk.0));
         let due = writes.due(map, &said, at(seconds), PATIENCE);
-        due.into_iter().map(|(disk, _)| disk.0).collect()
+        let from = |judged: &Judged| map.disks[&judged.disk].state;
+        assert!(due.iter().all(|judged| judged.from == from(judged) && judged.to != judged.from));
+        due.into_iter().map(|judged| judged.disk.0).collect()
     }
 
     const NONE: [u128; 0] = [];

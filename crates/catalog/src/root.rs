@@ -369,6 +369,7 @@ impl Root {
             }
             RootOp::Switch(step) => self.change_group(txn, |map| crate::placed::switch(map, step)),
             RootOp::LoseDisks { base, disks } => self.lose_disks(txn, *base, disks),
+            RootOp::JudgeDisk { disk, from, to } => self.judge_disk(txn, *disk, *from, *to),
             // as that of a node: the log's own number of this entry, which no other has
             RootOp::ReserveRange => Ok(RootOutcome::Range(RangeId(id))),
             RootOp::Split(done) => self.split(txn, done),
@@ -519,6 +520,21 @@ impl Root {
         put_disk(txn, &disk);
         self.change_map().disks.insert(id, disk);
         Ok(done())
+    }
+
+    /// A judgement may come late: what it was judged from must still be so.
+    fn judge_disk(
+        &mut self,
+        txn: &mut Txn<'_>,
+        id: DiskId,
+        from: DiskState,
+        to: DiskState,
+    ) -> Judged {
+        let known = self.map.disks.get(&id).ok_or(RootRefusal::NoSuchDisk(id))?.state;
+        if known != from {
+            return Err(RootRefusal::BadDiskState { disk: id, from: known, to });
+        }
+        self.set_disk_state(txn, id, to)
     }
 
     /// All of them or none: who decided it saw how many would be lost at once.

@@ -133,6 +133,16 @@ pub enum RootOp {
         /// The disks.
         disks: Vec<DiskId>,
     },
+    /// What the cluster itself has found of a disk, whether it is suspect or well again: refused where somebody has put
+    /// it into another state since, whose word counts more.
+    JudgeDisk {
+        /// The disk.
+        disk: DiskId,
+        /// In which it was when it was judged.
+        from: DiskState,
+        /// From now on.
+        to: DiskState,
+    },
     /// An id for a range, never used before.
     ReserveRange,
     /// A range has split: both sides take its place. What is known already changes nothing.

@@ -55,6 +55,23 @@ fn rows_of_format_1() {
 }
 
 #[test]
+fn root_commands_of_format_1() {
+    let (disk, base) = (DiskId(5), Epoch(6));
+    for (op, bytes) in [
+        (RootOp::SetDiskState { disk, state: DiskState::Draining }, "0107040503"),
+        (RootOp::LoseDisks { base, disks: vec![disk] }, "010710060105"),
+        (
+            RootOp::JudgeDisk { disk, from: DiskState::Healthy, to: DiskState::Suspect },
+            "010711050001",
+        ),
+    ] {
+        let command = RootCommand { nonce: 7, op };
+        assert_eq!(hex(&encode(&command)), bytes, "{command:?}");
+        assert_eq!(decode(&encode(&command)), Ok(command));
+    }
+}
+
+#[test]
 fn the_state_hash_of_format_1() {
     assert_eq!(
         format!("{:032x}", crate::txn::row_hash(b"key", b"value")),

@@ -388,6 +388,31 @@ fn c6_a_disk_that_was_dead_or_removed_never_comes_back_as_itself() {
 }
 
 #[test]
+fn a_late_judgement_of_a_disk_does_not_undo_what_an_operator_has_said() {
+    use DiskState::{Draining, Healthy, Suspect};
+    let mut root = placed();
+    let judge =
+        |root: &mut Roots, from, to| root.send(RootOp::JudgeDisk { disk: DiskId(1), from, to });
+    let late = |from, to| refused(RootRefusal::BadDiskState { disk: DiskId(1), from, to });
+    assert_eq!(judge(&mut root, Healthy, Suspect), done());
+    assert_eq!(state(&mut root, 1, Draining), done());
+    let before = root.root.map().clone();
+    assert_eq!(judge(&mut root, Suspect, Healthy), late(Draining, Healthy), "it would be refilled");
+    assert_eq!(judge(&mut root, Healthy, Suspect), late(Draining, Suspect));
+    assert_eq!(*root.root.map(), before, "not even its epoch has changed");
+    assert_eq!(state(&mut root, 1, Healthy), done());
+    assert_eq!(
+        judge(&mut root, Suspect, Healthy),
+        late(Healthy, Healthy),
+        "nor is it its own doing"
+    );
+    assert_eq!(state(&mut root, 1, DiskState::Dead), done());
+    assert_eq!(judge(&mut root, Healthy, Suspect), late(DiskState::Dead, Suspect), "C6");
+    let unknown = RootOp::JudgeDisk { disk: DiskId(9), from: Healthy, to: Suspect };
+    assert_eq!(root.send(unknown), refused(RootRefusal::NoSuchDisk(DiskId(9))));
+}
+
+#[test]
 fn disks_are_lost_together_and_from_the_map_that_was_judged() {
     let mut root = placed();
     let base = root.root.map().epoch;
