@@ -59,29 +59,25 @@ pub(crate) struct Mover {
 impl Mover {
     /// Goes on until it is dropped.
     pub(crate) async fn run(self) {
-        // what was away before this node led is not known here: its time begins anew
-        let mut leads_since: Option<Monotonic> = None;
-        let (mut pause, mut last) = (ROUND_EVERY, self.host.clock.now());
-        let mut writes = Writes::default();
+        let mut watch = Watch::begin(self.host.clock.now());
+        let (mut pause, mut writes) = (ROUND_EVERY, Writes::default());
         loop {
             self.host.clock.sleep(pause).await;
+            // one look at the clock for all that follows: a standstill behind it makes nothing look older
             let now = self.host.clock.now();
-            let has_stood_still = now - last >= STANDSTILL;
-            last = now;
-            if has_stood_still || !self.leading.root() {
-                (leads_since, writes) = (None, Writes::default());
+            let Some(since) = watch.look(now, self.leading.root()) else {
+                writes = Writes::default();
                 continue;
-            }
-            let since = *leads_since.get_or_insert(now);
-            self.declare_dead(since).await;
-            self.judge_writes(&mut writes).await;
+            };
+            self.declare_dead(since, now).await;
+            self.judge_writes(&mut writes, now).await;
             pause = if self.begin_moves().await > 0 { BUSY_ROUND_EVERY } else { ROUND_EVERY };
         }
     }
 
     /// Disks that take no writes become suspect, and those that do again are used again.
-    async fn judge_writes(&self, writes: &mut Writes) {
-        let (map, now) = (self.client.map(), self.host.clock.now());
+    async fn judge_writes(&self, writes: &mut Writes, now: Monotonic) {
+        let map = self.client.map();
         let said = |disk| self.client.takes_writes(disk);
         for Judged { disk, from, to } in writes.due(&map, &said, now, self.suspect_after) {
             match self.client.root(RootOp::JudgeDisk { disk, from, to }).await {
@@ -94,14 +90,10 @@ impl Mover {
         }
     }
 
-    async fn declare_dead(&self, since: Monotonic) {
-        let (map, now) = (self.client.map(), self.host.clock.now());
-        let is_away = |disk: &&Disk| {
-            let seen = self.client.disk_seen(disk.id).map_or(since, |seen| seen.max(since));
-            disk.state.is_read() && now - seen >= self.dead_after
-        };
-        let away: BTreeSet<DiskId> =
-            map.disks.values().filter(is_away).map(|disk| disk.id).collect();
+    async fn declare_dead(&self, since: Monotonic, now: Monotonic) {
+        let map = self.client.map();
+        let seen = |disk| self.client.disk_seen(disk).map_or(since, |seen| seen.max(since));
+        let away = away(&map, &seen, now, self.dead_after);
         if away.is_empty() {
             return;
         }
@@ -160,6 +152,42 @@ impl Mover {
             }
         }
     }
+}
+
+/// Since when this node leads the root and has watched all the time: what was away before is not known here, its time
+/// begins anew.
+#[derive(Debug)]
+struct Watch {
+    looked: Monotonic,
+    since: Option<Monotonic>,
+}
+
+impl Watch {
+    fn begin(now: Monotonic) -> Self {
+        Self { looked: now, since: None }
+    }
+
+    /// Looks now. `None`: this node does not lead, or has stood still.
+    fn look(&mut self, now: Monotonic, leads: bool) -> Option<Monotonic> {
+        let has_stood_still = now - self.looked >= STANDSTILL;
+        self.looked = now;
+        self.since = match has_stood_still || !leads {
+            true => None,
+            false => Some(self.since.unwrap_or(now)),
+        };
+        self.since
+    }
+}
+
+/// The disks whose nodes have not said for so long that they have them.
+fn away(
+    map: &ClusterMap,
+    seen: &dyn Fn(DiskId) -> Monotonic,
+    now: Monotonic,
+    dead_after: Duration,
+) -> BTreeSet<DiskId> {
+    let is_away = |disk: &&Disk| disk.state.is_read() && now - seen(disk.id) >= dead_after;
+    map.disks.values().filter(is_away).map(|disk| disk.id).collect()
 }
 
 /// Those of the disks that are away that may be declared dead without an operator.
@@ -274,6 +302,44 @@ mod tests {
     fn lost_with(map: &ClusterMap, away: &[u128], left: Option<u64>) -> Vec<u128> {
         let away = away.iter().map(|&id| DiskId(id)).collect();
         losable(map, &away, &|_| left).into_iter().map(|id| id.0).collect()
+    }
+
+    fn at(seconds: u64) -> Monotonic {
+        Monotonic(Duration::from_secs(seconds))
+    }
+
+    const DEAD_AFTER: Duration = Duration::from_secs(60);
+
+    /// What a leader finds away that looks now, and whose pings were answered last at this time.
+    fn found(watch: &mut Watch, answered: u64, now: u64) -> usize {
+        let map = cluster(&["a", "a", "b", "b"]);
+        let Some(since) = watch.look(at(now), true) else { return 0 };
+        away(&map, &|_| at(answered).max(since), at(now), DEAD_AFTER).len()
+    }
+
+    #[test]
+    fn d2_a_leader_that_has_stood_still_itself_declares_nobody_dead() {
+        let mut watch = Watch::begin(at(0));
+        for now in 1..=100 {
+            assert_eq!(found(&mut watch, now, now), 0, "all answer");
+        }
+        // it goes on behind an hour: the last answers that it has seen are as old, and no ping was sent since
+        for now in 3700..3760 {
+            assert_eq!(found(&mut watch, 100, now), 0, "at {now}");
+        }
+        assert_eq!(found(&mut watch, 100, 3761), 8, "now it has watched them being away");
+    }
+
+    #[test]
+    fn what_was_away_before_a_node_led_is_not_known_to_it() {
+        let mut watch = Watch::begin(at(0));
+        for now in 1..=200 {
+            assert_eq!(watch.look(at(now), false), None);
+        }
+        for now in 201..261 {
+            assert_eq!(found(&mut watch, 100, now), 0, "at {now}");
+        }
+        assert_eq!(found(&mut watch, 100, 261), 8);
     }
 
     #[test]
