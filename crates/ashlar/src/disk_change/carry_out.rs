@@ -382,6 +382,19 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_suspect_disk_is_removed_once_it_has_no_slots() {
+        let mut map = six();
+        map.disks.get_mut(&DiskId(10)).expect("known").state = DiskState::Suspect;
+        let cluster = Scripted::new(map, &[]);
+        let told = asked(&cluster, &[10], DiskStep::Remove).await;
+        assert!(!told.done && told.refusals[0].contains("still has"), "{told:?}");
+        cluster.with(|map, _| map.groups.retain(|_, group| !group.names(DiskId(10))));
+        let told = asked(&cluster, &[10], DiskStep::Remove).await;
+        assert!(told.done && told.refusals.is_empty(), "{told:?}");
+        assert_eq!(cluster.not_healthy(), [(10, DiskState::Removed)].into());
+    }
+
+    #[tokio::test]
     async fn what_surely_could_not_begin_to_drain_takes_the_others_back() {
         let cluster = Scripted::new(six(), &[Applied, Refused]);
         let told = asked(&cluster, &[10, 11], DiskStep::Drain).await;

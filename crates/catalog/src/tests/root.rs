@@ -413,6 +413,14 @@ fn a_late_judgement_of_a_disk_does_not_undo_what_an_operator_has_said() {
 }
 
 #[test]
+fn a_suspect_disk_without_slots_is_removed() {
+    let mut root = placed();
+    assert_eq!(state(&mut root, 4, DiskState::Suspect), done());
+    assert_eq!(state(&mut root, 4, DiskState::Removed), done());
+    assert_eq!(root.root.map().disks[&DiskId(4)].state, DiskState::Removed);
+}
+
+#[test]
 fn disks_are_lost_together_and_from_the_map_that_was_judged() {
     let mut root = placed();
     let base = root.root.map().epoch;
