@@ -120,6 +120,17 @@ impl TestCluster {
         Ok(self.nodes.len() - 1)
     }
 
+    /// Names one more directory in the configuration of a node without power: a disk that was just bought.
+    pub fn buy_disk(&mut self, index: usize) -> Result<()> {
+        let node = &mut self.nodes[index];
+        anyhow::ensure!(node.life.is_none(), "a disk is built in while its node has no power");
+        let disks = &mut node.config.data.disks;
+        let beside = disks.last().and_then(|dir| dir.parent()).context("it has disks")?;
+        let dir = beside.join(format!("bought-{}", disks.len()));
+        disks.push(dir);
+        Ok(())
+    }
+
     /// Takes away all that a disk of a node without power has: its directory is as when it was bought.
     pub fn wipe_disk(&mut self, index: usize, number: usize) -> Result<()> {
         let node = &self.nodes[index];

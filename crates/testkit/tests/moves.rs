@@ -285,6 +285,36 @@ async fn d4_what_a_disk_that_takes_no_writes_has_moves_elsewhere() {
     assert_eq!(ledger.losses(&client_of(&cluster)).await, Vec::<String>::new());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_that_is_added_to_a_node_is_a_new_disk_at_its_next_start() {
+    let mut cluster = TestCluster::demo().await.unwrap();
+    let ledger = fill(&cluster).await;
+    let before = map_of(&cluster).await;
+    let (node, _) = roles(&cluster);
+    let old = disks_of(&cluster, node);
+    let id = before.disks[&old[0]].node;
+    cluster.power_off_one(node, CutStyle::DropAll).await.unwrap();
+    cluster.buy_disk(node).unwrap();
+    cluster.start_all().await.unwrap();
+
+    let served: Vec<DiskId> = disks_of(&cluster, node);
+    let new: Vec<DiskId> = served.iter().copied().filter(|disk| !old.contains(disk)).collect();
+    assert_eq!((served.len(), new.len()), (old.len() + 1, 1), "the others are as they were");
+    let map = settled(&cluster, |map| !is_empty(map, new[0])).await;
+    let disk = &map.disks[&new[0]];
+    assert_eq!((disk.node, disk.state, disk.incarnation), (id, DiskState::Healthy, 1));
+    assert_eq!(map.disks.len(), before.disks.len() + 1);
+    assert_eq!(map.nodes.len(), before.nodes.len(), "it is the same node");
+    all_in_place(&cluster, &map).await;
+    assert_eq!(ledger.losses(&client_of(&cluster)).await, Vec::<String>::new());
+
+    // it is remembered: the next start finds the same disks
+    cluster.power_off_one(node, CutStyle::DropAll).await.unwrap();
+    cluster.start_all().await.unwrap();
+    assert_eq!(disks_of(&cluster, node), served);
+    assert_eq!(map_of(&cluster).await.disks.len(), before.disks.len() + 1);
+}
+
 /// A member that an operator asks.
 fn member(cluster: &TestCluster) -> Member {
     let address = cluster.nodes()[0].config().address();
