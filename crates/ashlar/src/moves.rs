@@ -233,13 +233,12 @@ pub(crate) fn broken_group<'a>(
     away: &BTreeSet<DiskId>,
     left: &dyn Fn(&PlacementGroup) -> Option<u64>,
 ) -> Option<&'a PlacementGroup> {
-    let is_read = |disk: &DiskId| map.disks.get(disk).is_some_and(|disk| disk.state.is_read());
     let is_emptied = |group: &PlacementGroup| {
         is_remains(group) && left(group).is_some_and(|extents| extents == 0)
     };
     map.groups.values().filter(|group| !is_emptied(group)).find(|group| {
-        let readable = group.homes.iter().filter(|disk| is_read(disk)).count();
-        let rest = group.homes.iter().filter(|disk| is_read(disk) && !away.contains(disk)).count();
+        let read = || group.homes.iter().filter(|disk| map.is_read(**disk));
+        let (readable, rest) = (read().count(), read().filter(|disk| !away.contains(disk)).count());
         let needed = usize::from(group.profile.data);
         rest < needed && readable >= needed
     })

@@ -84,7 +84,7 @@ pub(crate) fn begin_move(
         return Err(bad(format!("{} has no {}", step.group, step.slot)));
     }
     if let Some((moving, target)) = known.moving
-        && (moving != step.slot || !is_lost(map, target))
+        && (moving != step.slot || map.is_read(target))
     {
         return Err(RootRefusal::AlreadyMoving(step.group));
     }
@@ -93,12 +93,8 @@ pub(crate) fn begin_move(
 
 fn is_taken_back(map: &ClusterMap, group: &PlacementGroup, step: &SlotMove) -> bool {
     let home = group.homes.get(usize::from(step.slot.0));
-    let is_moving = |(slot, target)| slot == step.slot && is_lost(map, target);
+    let is_moving = |(slot, target)| slot == step.slot && !map.is_read(target);
     home == Some(&step.to) && group.moving.is_some_and(is_moving)
-}
-
-fn is_lost(map: &ClusterMap, disk: DiskId) -> bool {
-    map.disks.get(&disk).is_none_or(|disk| !disk.state.is_read())
 }
 
 /// The target of a move is the slot's home from now on.
@@ -107,7 +103,7 @@ pub(crate) fn switch(map: &mut ClusterMap, step: &SlotMove) -> Result<PlacementG
     if known.moving != Some((step.slot, step.to)) {
         return Err(RootRefusal::AlreadyMoving(step.group));
     }
-    if is_lost(map, step.to) {
+    if !map.is_read(step.to) {
         return Err(RootRefusal::BadPlacement(format!("disk {} is lost", step.to)));
     }
     Ok(change(map, known, |group| {

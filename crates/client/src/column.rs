@@ -90,8 +90,7 @@ struct Other {
 impl Other {
     /// `None`: all of its places are lost for good.
     fn of(inner: &Inner, map: &ClusterMap, group: &PlacementGroup, slot: Slot) -> Option<Self> {
-        let is_there = |disk: &DiskId| map.disks.get(disk).is_some_and(|disk| disk.state.is_read());
-        let places: Vec<DiskId> = group.places(slot).filter(is_there).collect();
+        let places: Vec<DiskId> = group.places(slot).filter(|&disk| map.is_read(disk)).collect();
         let readable = places.iter().filter(|disk| inner.health.is_readable(map, **disk));
         let homes: Vec<Home> = readable.filter_map(|&disk| Home::of(map, disk)).collect();
         let is_partly_away = homes.len() < places.len();

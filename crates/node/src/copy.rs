@@ -263,7 +263,7 @@ impl DataNode {
     fn moves_to_here(&self, map: &ClusterMap) -> Vec<SlotMove> {
         let step = |group: &PlacementGroup| {
             let (slot, to) = group.moving?;
-            let is_here = self.stores().contains_key(&to) && is_read(map, to);
+            let is_here = self.stores().contains_key(&to) && map.is_read(to);
             is_here.then_some(SlotMove { group: group.id, epoch: group.epoch, slot, to })
         };
         map.groups.values().filter_map(step).collect()
@@ -341,9 +341,8 @@ impl DataNode {
         let store = self.store(step.to)?;
         let incoming = self.incoming.moves().get(&step)?.clone();
         let places = group.profile.slots().zip(group.homes.iter().copied());
-        let (homes, others): (Vec<_>, Vec<_>) = places
-            .filter(|(_, disk)| is_read(map, *disk))
-            .partition(|(slot, _)| *slot == step.slot);
+        let (homes, others): (Vec<_>, Vec<_>) =
+            places.filter(|(_, disk)| map.is_read(*disk)).partition(|(slot, _)| *slot == step.slot);
         let home = homes.first().map(|(_, disk)| *disk);
         let is_refused = AtomicBool::new(false);
         let (pace, clock) = (&self.pace, self.host.clock.clone());
@@ -434,10 +433,6 @@ impl DataNode {
         }
         end
     }
-}
-
-fn is_read(map: &ClusterMap, disk: DiskId) -> bool {
-    map.disks.get(&disk).is_some_and(|disk| disk.state.is_read())
 }
 
 /// All pages of one disk's list.

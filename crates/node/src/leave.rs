@@ -15,7 +15,7 @@ use crate::DataNode;
 use crate::gate::SlotPlace;
 use ashlar_host::Monotonic;
 use ashlar_store::{ShardKey, ShardMeta, Store, StoreError};
-use ashlar_types::{ClusterMap, DiskId, Epoch, ExtentId};
+use ashlar_types::{ClusterMap, Epoch, ExtentId};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -124,8 +124,8 @@ impl DataNode {
 fn gone_since(map: &ClusterMap, at: SlotPlace) -> Option<Epoch> {
     let group = map.groups.get(&at.group)?;
     let home = *group.homes.get(usize::from(at.slot.0))?;
-    let is_read = |disk: DiskId| map.disks.get(&disk).is_some_and(|disk| disk.state.is_read());
-    let is_gone = home != at.disk && group.moving.is_none() && is_read(at.disk) && is_read(home);
+    let is_gone =
+        home != at.disk && group.moving.is_none() && map.is_read(at.disk) && map.is_read(home);
     is_gone.then_some(group.epoch)
 }
 

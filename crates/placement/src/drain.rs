@@ -85,8 +85,7 @@ fn survives<'a, D: Ord>(
     let mut slots: BTreeMap<D, usize> = BTreeMap::new();
     let mut dead = 0;
     for &home in &group.homes {
-        let is_read = map.disks.get(&home).is_some_and(|disk| disk.state.is_read());
-        match domain_of(map, home).filter(|_| is_read) {
+        match domain_of(map, home).filter(|_| map.is_read(home)) {
             Some(domain) => *slots.entry(domain).or_default() += 1,
             None => dead += 1,
         }

@@ -43,7 +43,7 @@ pub fn settled(map: &ClusterMap) -> ClusterMap {
     for group in settled.groups.values_mut() {
         let Some((slot, to)) = group.moving.take() else { continue };
         let home = &mut group.homes[usize::from(slot.0)];
-        if is_read(map, to) || !is_home(map, *home) {
+        if map.is_read(to) || !is_home(map, *home) {
             *home = to;
         }
     }
@@ -55,7 +55,7 @@ fn taken_back(map: &ClusterMap) -> impl Iterator<Item = SlotMove> {
     map.groups.values().filter_map(|group| {
         let (slot, to) = group.moving?;
         let home = *group.homes.get(usize::from(slot.0))?;
-        let is_back = !is_read(map, to) && is_home(map, home);
+        let is_back = !map.is_read(to) && is_home(map, home);
         is_back.then_some(SlotMove { group: group.id, epoch: group.epoch, slot, to: home })
     })
 }
@@ -105,11 +105,7 @@ fn wanted(map: &ClusterMap, takes: &dyn Fn(DiskId) -> bool) -> Vec<(PgId, Slot, 
 }
 
 fn living_home(map: &ClusterMap, group: &PlacementGroup, slot: Slot) -> Option<DiskId> {
-    group.homes.get(usize::from(slot.0)).copied().filter(|&home| is_read(map, home))
-}
-
-fn is_read(map: &ClusterMap, disk: DiskId) -> bool {
-    map.disks.get(&disk).is_some_and(|disk| disk.state.is_read())
+    group.homes.get(usize::from(slot.0)).copied().filter(|&home| map.is_read(home))
 }
 
 fn is_home(map: &ClusterMap, disk: DiskId) -> bool {
@@ -120,7 +116,7 @@ fn is_home(map: &ClusterMap, disk: DiskId) -> bool {
 /// Groups that have lost most come first, then those that leave a disk, then the rest.
 fn urgency(map: &ClusterMap, id: PgId, slot: Slot) -> (Reverse<usize>, bool, PgId) {
     let Some(group) = map.groups.get(&id) else { return (Reverse(0), true, id) };
-    let lost = group.homes.iter().filter(|&&home| !is_read(map, home)).count();
+    let lost = group.homes.iter().filter(|&&home| !map.is_read(home)).count();
     let parity = usize::from(group.profile.parity);
     let margin = parity.saturating_sub(lost);
     let home = group.homes.get(usize::from(slot.0)).copied();
@@ -131,7 +127,7 @@ fn urgency(map: &ClusterMap, id: PgId, slot: Slot) -> (Reverse<usize>, bool, PgI
 
 /// A group moves one slot at a time; where the target is lost, that slot goes elsewhere.
 fn may_begin(map: &ClusterMap, group: &PlacementGroup, slot: Slot) -> bool {
-    group.moving.is_none_or(|(moving, to)| moving == slot && !is_read(map, to))
+    group.moving.is_none_or(|(moving, to)| moving == slot && !map.is_read(to))
 }
 
 /// Whether all that a copy needs can be reached: the home's list, those of m others, or of all that are left if they are
@@ -145,7 +141,7 @@ fn can_be_copied(
 ) -> bool {
     let others = group.profile.slots().zip(&group.homes).filter(|(other, _)| *other != slot);
     let left: Vec<DiskId> =
-        others.map(|(_, disk)| *disk).filter(|disk| is_read(map, *disk)).collect();
+        others.map(|(_, disk)| *disk).filter(|disk| map.is_read(*disk)).collect();
     let there = left.iter().filter(|disk| is_there(**disk)).count();
     let lists = usize::from(group.profile.parity).min(left.len());
     match living_home(map, group, slot) {
@@ -164,11 +160,11 @@ impl Books {
     fn of(map: &ClusterMap) -> Self {
         let mut books = Self { to: BTreeMap::new(), from: BTreeMap::new() };
         for group in map.groups.values() {
-            let Some((slot, to)) = group.moving.filter(|(_, to)| is_read(map, *to)) else {
+            let Some((slot, to)) = group.moving.filter(|(_, to)| map.is_read(*to)) else {
                 continue;
             };
             let home = group.homes.get(usize::from(slot.0)).copied();
-            books.note(to, home.filter(|&home| is_read(map, home)));
+            books.note(to, home.filter(|&home| map.is_read(home)));
         }
         books
     }

@@ -145,6 +145,11 @@ impl ClusterMap {
         self.disks.get(&disk).and_then(|disk| self.nodes.get(&disk.node))
     }
 
+    /// Whether what lies on a disk counts: it is known, and neither dead nor removed.
+    pub fn is_read(&self, disk: DiskId) -> bool {
+        self.disks.get(&disk).is_some_and(|disk| disk.state.is_read())
+    }
+
     /// The groups of a profile, in order of their ids.
     pub fn groups_of(&self, profile: Profile) -> impl Iterator<Item = &PlacementGroup> {
         self.groups.values().filter(move |group| group.profile == profile)
@@ -182,4 +187,21 @@ pub struct SlotMove {
     pub slot: Slot,
     /// Where it moves.
     pub to: DiskId,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c6_what_lies_on_a_dead_or_unknown_disk_does_not_count() {
+        use DiskState::{Dead, Draining, Healthy, Removed, Suspect};
+        let mut map = ClusterMap::default();
+        for (id, state) in (0..).zip([Healthy, Suspect, Draining, Dead, Removed]) {
+            let (id, node) = (DiskId(id), NodeId(1));
+            map.disks.insert(id, Disk { id, node, capacity_bytes: 1, incarnation: 1, state });
+        }
+        let read: Vec<DiskId> = (0..=5).map(DiskId).filter(|&disk| map.is_read(disk)).collect();
+        assert_eq!(read, [0, 1, 2].map(DiskId));
+    }
 }

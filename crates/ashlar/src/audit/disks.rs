@@ -215,7 +215,7 @@ impl<'a> Disks<'a> {
         let group = self.map.groups.get(&extent.pg);
         let home = group.and_then(|group| group.homes.get(usize::from(slot.0)).copied());
         let Some(home) = home else { return Standing::Unknown };
-        if self.map.disks.get(&home).is_none_or(|disk| !disk.state.is_read()) {
+        if !self.map.is_read(home) {
             return Standing::Missing;
         }
         if !self.answered.contains(&home) {
