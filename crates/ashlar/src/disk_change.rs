@@ -328,33 +328,13 @@ fn margins(domain: &str, [before, after]: &[Survival; 2]) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fixture::{set, two_disk_nodes};
     use ashlar_placement::{Settings, extend};
-    use ashlar_types::{Epoch, Node, NodeId, PgId, Profile, Role};
+    use ashlar_types::{Epoch, PgId, Profile};
 
-    /// Nodes of two disks each, by their zones; node n has the disks 10n and 10n + 1.
+    /// Nodes of two disks each, and groups over them.
     pub(super) fn cluster(zones: &[&str]) -> ClusterMap {
-        let mut map = ClusterMap::default();
-        for (id, zone) in (1..).zip(zones) {
-            let node = Node {
-                id: NodeId(id),
-                name: String::new(),
-                zone: (*zone).to_owned(),
-                address: String::new(),
-                roles: vec![Role::Data],
-                incarnation: 1,
-            };
-            map.nodes.insert(node.id, node);
-            for disk in [10 * id, 10 * id + 1] {
-                let disk = Disk {
-                    id: DiskId(disk.into()),
-                    node: NodeId(id),
-                    capacity_bytes: 1 << 40,
-                    incarnation: 1,
-                    state: DiskState::Healthy,
-                };
-                map.disks.insert(disk.id, disk);
-            }
-        }
+        let mut map = two_disk_nodes(zones);
         let diff = extend(&map, &Settings::default()).expect("there are disks");
         map.wide = diff.wide;
         map.groups = diff.added.into_iter().map(|group| (group.id, group)).collect();
@@ -426,7 +406,7 @@ mod tests {
     fn disks_that_drain_already_count() {
         let mut map = cluster(&["a", "a", "b", "b", "c", "c"]);
         for disk in [10, 11] {
-            map.disks.get_mut(&DiskId(disk)).expect("known").state = DiskState::Draining;
+            set(&mut map, disk, DiskState::Draining);
         }
         let rest = asked(&map, &answers(&map, 0, 1 << 40), &[20, 21], DiskStep::Drain);
         assert!(rest.iter().any(|why| why.contains("any zone")), "{rest:?}");
@@ -509,7 +489,7 @@ mod tests {
         assert!(asked(&map, &[], &[10], DiskStep::Remove)[0].contains("drain it first"));
         map.groups.clear();
         assert!(asked(&map, &[], &[10], DiskStep::Remove)[0].contains("in use"));
-        map.disks.get_mut(&DiskId(10)).expect("known").state = DiskState::Draining;
+        set(&mut map, 10, DiskState::Draining);
         assert_eq!(asked(&map, &[], &[10], DiskStep::Remove), Vec::<String>::new());
         assert_eq!(asked(&map, &[], &[99], DiskStep::Remove).len(), 1, "there is none");
     }

@@ -8,6 +8,8 @@ pub mod demo;
 pub mod disk_change;
 mod disks;
 mod duties;
+#[cfg(test)]
+mod fixture;
 pub mod identity;
 mod leading;
 pub mod membership;

@@ -252,40 +252,10 @@ pub(crate) fn is_remains(group: &PlacementGroup) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ashlar_types::{DiskState, Epoch, Node, NodeId, PgId, Profile, Role};
+    use crate::fixture::{set, two_disk_nodes as cluster};
+    use ashlar_types::{DiskState, Epoch, PgId, Profile};
 
     const NONE: [u128; 0] = [];
-
-    /// Nodes of two disks each, by their zones: node n has the disks 10n and 10n + 1.
-    fn cluster(zones: &[&str]) -> ClusterMap {
-        let mut map = ClusterMap::default();
-        for (id, zone) in (1..).zip(zones) {
-            let node = Node {
-                id: NodeId(id),
-                name: String::new(),
-                zone: (*zone).to_owned(),
-                address: String::new(),
-                roles: vec![Role::Data],
-                incarnation: 1,
-            };
-            map.nodes.insert(node.id, node);
-            for disk in [10 * id, 10 * id + 1] {
-                let disk = Disk {
-                    id: DiskId(disk.into()),
-                    node: NodeId(id),
-                    capacity_bytes: 1,
-                    incarnation: 1,
-                    state: DiskState::Healthy,
-                };
-                map.disks.insert(disk.id, disk);
-            }
-        }
-        map
-    }
-
-    fn set(map: &mut ClusterMap, disk: u128, state: DiskState) {
-        map.disks.get_mut(&DiskId(disk)).expect("known").state = state;
-    }
 
     fn put_group(map: &mut ClusterMap, profile: Profile, homes: &[u128]) {
         let (id, epoch, moving, open) = (PgId(1), Epoch(1), None, true);

@@ -64,30 +64,13 @@ impl Writes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ashlar_types::{Node, NodeId, Role};
+    use crate::fixture::{set, two_disk_nodes};
 
     const PATIENCE: Duration = Duration::from_secs(10);
 
-    /// Three nodes of two disks each, each node a zone: node n has the disks 10n and 10n + 1.
+    /// Three nodes of two disks each, each node a zone.
     fn cluster() -> ClusterMap {
-        let mut map = ClusterMap::default();
-        for id in 1..=3 {
-            let node = Node {
-                id: NodeId(id),
-                name: String::new(),
-                zone: id.to_string(),
-                address: String::new(),
-                roles: vec![Role::Data],
-                incarnation: 1,
-            };
-            map.nodes.insert(node.id, node);
-            for disk in [10 * id, 10 * id + 1] {
-                let (node, state) = (NodeId(id), DiskState::Healthy);
-                let id = DiskId(disk.into());
-                map.disks.insert(id, Disk { id, node, capacity_bytes: 1, incarnation: 1, state });
-            }
-        }
-        map
+        two_disk_nodes(&["1", "2", "3"])
     }
 
     fn at(seconds: u64) -> Monotonic {
@@ -113,7 +96,7 @@ mod tests {
         assert_eq!(due(&mut writes, &map, &[], 10), NONE, "for a moment it took one");
         assert_eq!(due(&mut writes, &map, &[10], 11), NONE, "it begins anew");
         assert_eq!(due(&mut writes, &map, &[10], 21), [10]);
-        map.disks.get_mut(&DiskId(10)).expect("known").state = DiskState::Suspect;
+        set(&mut map, 10, DiskState::Suspect);
         assert_eq!(due(&mut writes, &map, &[10], 22), NONE);
         assert_eq!(due(&mut writes, &map, &[], 30), NONE);
         assert_eq!(due(&mut writes, &map, &[], 40), [10]);
@@ -134,14 +117,14 @@ mod tests {
         assert_eq!(due(&mut writes, &map, &[10, 20], 0), NONE);
         assert_eq!(due(&mut writes, &map, &[10, 20], 60), NONE);
         assert_eq!(due(&mut writes, &map, &[10], 61), [10]);
-        map.disks.get_mut(&DiskId(30)).expect("known").state = DiskState::Suspect;
+        set(&mut map, 30, DiskState::Suspect);
         assert_eq!(due(&mut writes, &map, &[10, 30], 80), NONE, "one is suspect elsewhere");
     }
 
     #[test]
     fn what_an_operator_drains_is_left_to_him() {
         let (mut map, mut writes) = (cluster(), Writes::default());
-        map.disks.get_mut(&DiskId(10)).expect("known").state = DiskState::Draining;
+        set(&mut map, 10, DiskState::Draining);
         assert_eq!(due(&mut writes, &map, &[10], 0), NONE);
         assert_eq!(due(&mut writes, &map, &[10], 60), NONE);
     }

@@ -271,33 +271,12 @@ impl Durability {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ashlar_types::{Disk, DiskState, Epoch, Interval, KeyPoint, Node, RangeId};
+    use crate::fixture::two_disk_nodes;
+    use ashlar_types::{Epoch, Interval, KeyPoint, RangeId};
 
-    /// Six nodes of two disks in three zones: disk 11 is the first of node 1, disk 12 its second.
+    /// Six nodes of two disks each in three zones.
     fn map() -> ClusterMap {
-        let mut map = ClusterMap::default();
-        for id in 1..=6 {
-            let node = Node {
-                id: NodeId(id),
-                name: id.to_string(),
-                zone: format!("z{}", id.div_ceil(2)),
-                address: String::new(),
-                roles: vec![],
-                incarnation: 1,
-            };
-            map.nodes.insert(node.id, node);
-            for number in 1..=2 {
-                let disk = Disk {
-                    id: DiskId(u128::from(id * 10 + number)),
-                    node: NodeId(id),
-                    capacity_bytes: 1,
-                    incarnation: 1,
-                    state: DiskState::Healthy,
-                };
-                map.disks.insert(disk.id, disk);
-            }
-        }
-        map
+        two_disk_nodes(&["a", "a", "b", "b", "c", "c"])
     }
 
     fn shards(disks: &[u128], needed: usize) -> Shards {
@@ -326,7 +305,7 @@ mod tests {
         assert_eq!(margins_of(&[11, 21, 31, 41, 51], 4), (1, 1, 0), "one short");
         assert_eq!(margins_of(&[11, 21, 31, 41], 4), (0, 0, 0));
         assert_eq!(margins_of(&[11, 21, 31], 4), (-1, -1, -1));
-        assert_eq!(margins_of(&[11, 12, 31, 32, 51, 52], 4), (2, 1, 1), "two on each node");
+        assert_eq!(margins_of(&[10, 11, 30, 31, 50, 51], 4), (2, 1, 1), "two on each node");
         assert_eq!(margins_of(&[11, 31, 51], 1), (2, 2, 2), "three copies");
     }
 

@@ -226,6 +226,7 @@ fn named(disks: &[DiskId]) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::disk_change::tests::{answers, cluster};
+    use crate::fixture;
     use ashlar_types::RootRefusal;
     use std::collections::{BTreeMap, VecDeque};
     use std::sync::{Mutex, PoisonError};
@@ -286,7 +287,7 @@ mod tests {
 
     fn set(map: &mut ClusterMap, disks: impl IntoIterator<Item = DiskId>, state: DiskState) {
         for disk in disks {
-            map.disks.get_mut(&disk).expect("known").state = state;
+            fixture::set(map, disk.0, state);
         }
         map.epoch = map.epoch.next();
     }
@@ -384,7 +385,7 @@ mod tests {
     #[tokio::test]
     async fn a_suspect_disk_is_removed_once_it_has_no_slots() {
         let mut map = six();
-        map.disks.get_mut(&DiskId(10)).expect("known").state = DiskState::Suspect;
+        fixture::set(&mut map, 10, DiskState::Suspect);
         let cluster = Scripted::new(map, &[]);
         let told = asked(&cluster, &[10], DiskStep::Remove).await;
         assert!(!told.done && told.refusals[0].contains("still has"), "{told:?}");
