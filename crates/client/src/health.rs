@@ -302,13 +302,7 @@ impl Client {
 
 /// Tells all data nodes the epoch of the map. Who does not answer is no less up for it: the regular pings judge that.
 pub(crate) async fn tell_all(inner: &Inner) {
-    let map = inner.map.load_full();
-    let mut pings = pings(inner, &map);
-    while let Some((node, answer)) = pings.next().await {
-        if answer.is_some() {
-            inner.health.pinged(node, answer, inner.host.clock.now());
-        }
-    }
+    ping_each(inner, Silent::Untold).await;
 }
 
 /// All data nodes of the map, asked at the same time.
@@ -322,15 +316,31 @@ fn pings(
 
 /// Asks all data nodes how they are, and tells them the epoch of the map.
 async fn ping_all(inner: &Inner) {
+    ping_each(inner, Silent::Lost).await;
+    inner.health.compare_disks();
+}
+
+/// What it says of a node that it does not answer a ping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Silent {
+    /// One more ping is lost.
+    Lost,
+    /// Nothing.
+    Untold,
+}
+
+/// Pings all data nodes of the map, and notes what they answer as it comes.
+async fn ping_each(inner: &Inner, silent: Silent) {
     let map = inner.map.load_full();
     let mut pings = pings(inner, &map);
     while let Some((node, answer)) = pings.next().await {
         if answer.as_ref().is_some_and(|answer| answer.map_epoch > map.epoch.0) {
             inner.want_map();
         }
-        inner.health.pinged(node, answer, inner.host.clock.now());
+        if answer.is_some() || silent == Silent::Lost {
+            inner.health.pinged(node, answer, inner.host.clock.now());
+        }
     }
-    inner.health.compare_disks();
 }
 
 async fn ping(inner: &Inner, node: Node, epoch: Epoch) -> (NodeId, Option<PingReply>) {

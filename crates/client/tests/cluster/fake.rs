@@ -106,6 +106,12 @@ impl FakeCluster {
 
     /// The same, with sessions that are replaced at this age.
     pub(crate) async fn start_with(dead: &[u64], session_age_max: Duration) -> Self {
+        let change = |config: &mut ClientConfig| config.session_age_max = session_age_max;
+        Self::start_as(dead, change).await
+    }
+
+    /// The same, with a client that is set up otherwise.
+    pub(crate) async fn start_as(dead: &[u64], change: impl FnOnce(&mut ClientConfig)) -> Self {
         let host = Host::real().with_own_shutdown();
         let shared = Arc::new(Mutex::new(Shared::default()));
         let mut map =
@@ -166,8 +172,8 @@ impl FakeCluster {
         }
         let mut config = ClientConfig::new(seeds, NodeId(99), 1);
         config.patience = Duration::from_secs(4);
-        config.session_age_max = session_age_max;
         config.ping_every = Duration::from_millis(50);
+        change(&mut config);
         let dialer = Dialer::new(host.clone(), &Security::Plain);
         let client = Client::start(host.clone(), dialer, config).await;
         while client.map().groups.is_empty() {

@@ -562,3 +562,29 @@ async fn a_session_is_in_use_as_long_as_something_may_be_sent_under_it() {
     };
     cluster.host.clock.timeout(Duration::from_secs(20), all_ended).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_is_told_an_epoch_and_does_not_answer_is_no_less_up() {
+    let hour = Duration::from_secs(3600);
+    let cluster = FakeCluster::start_as(&[], |config| config.ping_every = hour).await;
+    let disk = disk(1);
+    assert!(!cluster.client.is_readable(disk), "nothing is known of it yet");
+    cluster.client.tell_epoch().await;
+    assert!(cluster.client.is_readable(disk), "an answer counts");
+    cluster.fault(1, Fault::Dead);
+    for _ in 0..3 {
+        cluster.client.tell_epoch().await;
+    }
+    assert!(cluster.client.is_readable(disk));
+
+    let cluster = FakeCluster::start(&[]).await;
+    let until = async |is: bool| {
+        while cluster.client.is_readable(disk) != is {
+            cluster.host.clock.sleep(Duration::from_millis(10)).await;
+        }
+    };
+    until(true).await;
+    cluster.fault(1, Fault::Dead);
+    let lost = cluster.host.clock.timeout(Duration::from_secs(20), until(false)).await;
+    assert!(lost.is_ok(), "the regular pings judge it");
+}
