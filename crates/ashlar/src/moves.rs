@@ -79,10 +79,11 @@ impl Mover {
     async fn judge_writes(&self, writes: &mut Writes, now: Monotonic) {
         let map = self.client.map();
         let said = |disk| self.client.takes_writes(disk);
-        for Judged { disk, from, to } in writes.due(&map, &said, now, self.suspect_after) {
+        for judged in writes.due(&map, &said, now, self.suspect_after) {
+            let Judged { disk, from, to, .. } = judged;
             match self.client.root(RootOp::JudgeDisk { disk, from, to }).await {
                 Ok(_) => {
-                    tracing::error!(%disk, state = ?to, "whether a disk takes writes has changed for good");
+                    judged.tell(&map, now, self.host.clock.wall_ms());
                     self.client.want_map();
                 }
                 Err(failure) => tracing::debug!(%disk, %failure, "a disk could not be judged now"),
