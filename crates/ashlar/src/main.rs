@@ -434,7 +434,8 @@ fn split_asked(range: Option<&str>, key: Option<(&str, String)>) -> Result<Split
     }
     let range = range.context("name a range, or a bucket and a key")?;
     let number = range.strip_prefix("range-").unwrap_or(range).parse();
-    let number = number.with_context(|| format!("'{range}' is not the id of a range: see range ls"))?;
+    let number =
+        number.with_context(|| format!("'{range}' is not the id of a range: see range ls"))?;
     Ok(SplitRange::Middle(RangeId(number)))
 }
 

@@ -136,7 +136,8 @@ impl OperatorService {
                 let range = range
                     .ok_or_else(|| Status::not_found(format!("there is no {id}: see range ls")))?;
                 let middle = self.client.middle_of_range(&range.interval.start).await;
-                let few = || Status::failed_precondition(format!("{id} has fewer than two objects"));
+                let few =
+                    || Status::failed_precondition(format!("{id} has fewer than two objects"));
                 middle.map_err(unavailable)?.ok_or_else(few)
             }
             SplitRange::Before { bucket, key } => {

@@ -13,7 +13,7 @@ use crate::txn::Txn;
 use crate::{APPLY_VERSION, CatalogError, KeySpan, View, Writes};
 use ashlar_types::{
     Abandon, Applied, Batch, Caller, Command, Content, Extent, ExtentId, Generation, Orphan,
-    Outcome, Ownership, RangeDescriptor, RangeId, RangeOp, Refusal, SlotSet, decode, encode,
+    Outcome, Ownership, RangeDescriptor, RangeId, RangeOp, Refusal, SlotSet, bug, decode, encode,
 };
 use std::ops::ControlFlow;
 
@@ -102,7 +102,8 @@ impl Range {
         self.head.time_ms = self.head.time_ms.max(batch.proposed_ms);
         let mut outcomes = Vec::with_capacity(batch.commands.len());
         for command in &batch.commands {
-            let outcome = if batch.epoch < self.descriptor.epoch {
+            let is_old = batch.epoch < self.descriptor.epoch && !bug!("write-outside-of-the-range");
+            let outcome = if is_old {
                 Outcome::Refused(Refusal::OutsideRange)
             } else {
                 self.command(&mut txn, index, members_change, command)?

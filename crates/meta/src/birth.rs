@@ -18,7 +18,7 @@ use crate::node::Formation;
 use crate::raft::{LogId, StoredMembership, Vote};
 use crate::refill::Removal;
 use ashlar_types::{
-    BucketId, ClusterId, Epoch, Interval, KeyPoint, NodeId, RangeDescriptor, RangeId,
+    BucketId, ClusterId, Epoch, Interval, KeyPoint, NodeId, RangeDescriptor, RangeId, bug,
 };
 use ashlar_wal::{Record, Wal, WalError};
 use bytes::Bytes;
@@ -178,7 +178,8 @@ impl Birth {
         let origin = Origin { parent, split, membership, inherited: true };
         let vote = Vote::new(split.leader_id.term, births.node.0);
         let created = Created { cluster: births.cluster, descriptor: child, origin: Some(origin) };
-        Self { created, first: First::Vote(vote) }
+        let is_anew = bug!("replay-begins-the-child-anew");
+        Self { created, first: if is_anew { First::Anew(vote) } else { First::Vote(vote) } }
     }
 
     /// Makes it durable, in one batch with what it replaces.

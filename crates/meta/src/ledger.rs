@@ -4,7 +4,7 @@ use crate::raft::Results;
 use ashlar_catalog::{AppliedEntry, CatalogError, KeySpan, Range, RangeReader, Root, View, Writes};
 use ashlar_types::{
     Batch, Command, Epoch, Outcome, RangeAnswer, RangeDescriptor, RangeId, RangeQuery, RootAnswer,
-    RootBatch, RootCommand, RootOutcome, RootQuery, decode, encode,
+    RootBatch, RootCommand, RootOutcome, RootQuery, bug, decode, encode,
 };
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -208,7 +208,7 @@ impl Reader {
         let missing = || CatalogError::Inconsistent("the rows of a range's head are missing");
         let range = RangeReader::open(view, *id)?.ok_or_else(missing)?;
         match range.descriptor().epoch {
-            known if known == epoch => Ok(range.query(query)?),
+            known if known == epoch || bug!("read-behind-the-split") => Ok(range.query(query)?),
             other => Err(Unanswered::Epoch(other)),
         }
     }

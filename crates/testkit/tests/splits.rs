@@ -175,7 +175,8 @@ async fn an_operator_splits_a_range_and_is_told_why_not() {
     assert!(there.contains("cannot be split there"), "{there}");
     let no_range = why(SplitRange::Middle(ashlar_types::RangeId(77))).await;
     assert!(no_range.contains("there is no range-77"), "{no_range}");
-    let other = SplitRange::Before { bucket: BucketName::parse("nobodys").unwrap(), key: "k".into() };
+    let other =
+        SplitRange::Before { bucket: BucketName::parse("nobodys").unwrap(), key: "k".into() };
     let no_bucket = why(other).await;
     assert!(no_bucket.contains("there is no bucket nobodys"), "{no_bucket}");
     let middle = member.split_range(&SplitRange::Middle(child)).await.unwrap();

@@ -129,6 +129,41 @@ pub const CATALOGUE: &[Bug] = &[
         faults: "kill,slow-disk",
         seed: 1,
     },
+    Bug {
+        id: "write-outside-of-the-range",
+        what: "a range goes on taking writes of keys that a split has given to another",
+        breaks: "R4",
+        faults: "split",
+        seed: 1,
+    },
+    Bug {
+        id: "read-behind-the-split",
+        what: "a range goes on answering reads of keys that a split has given to another",
+        breaks: "C2",
+        faults: "split",
+        seed: 1,
+    },
+    Bug {
+        id: "child-without-results",
+        what: "the right side of a split does not inherit what commands have come to",
+        breaks: "C7",
+        faults: "split,storm,kill",
+        seed: 1,
+    },
+    Bug {
+        id: "replay-begins-the-child-anew",
+        what: "a split that is applied again drops the log of its child",
+        breaks: "R5",
+        faults: "split,kill",
+        seed: 1,
+    },
+    Bug {
+        id: "child-is-not-secured",
+        what: "the log of a range is purged before its child has a snapshot",
+        breaks: "R8",
+        faults: "split,kill",
+        seed: 1,
+    },
 ];
 
 /// The bug of this name.

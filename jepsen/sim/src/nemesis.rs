@@ -345,7 +345,8 @@ impl Nemesis {
         });
         let begun = asking.await.ok().flatten();
         self.rest(0, 2_000).await;
-        let came = begun.map_or_else(|| "not begun".to_owned(), |child| format!("{child} is to be"));
+        let came =
+            begun.map_or_else(|| "not begun".to_owned(), |child| format!("{child} is to be"));
         self.recorder.healed(strike, at, &came);
     }
 
