@@ -1,6 +1,6 @@
 //! A demo cluster of real processes: started, its plugs pulled and put back, ended by pid only.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use ashlar_load::demo::{Demo, Node};
 use ashlar_load::{Call, Client, process};
 use rustix::process::{Pid, Signal, kill_process};
@@ -13,6 +13,9 @@ use tokio::process::{Child, Command};
 
 /// A dev build on a busy machine starts well within this; the 2 s of the contract are measured, not enforced, here.
 const READY_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Between two tries of a split.
+const SPLIT_POLL: Duration = Duration::from_millis(200);
 
 /// Where a scenario's cluster is laid out.
 pub(crate) struct Ground {
@@ -107,6 +110,35 @@ impl Cluster {
         self.command(&["start", name, "--json"]).await?;
         self.refresh()?;
         Ok(began.elapsed())
+    }
+
+    /// Splits the range that has a key, before it; asked of a node that runs.
+    pub(crate) async fn split(&self, bucket: &str, key: &str) -> Result<()> {
+        let node = self.demo.nodes.iter().find(|node| node.pid != 0).context("no node runs")?;
+        let member = node.dirs.first().context("a node has a directory")?;
+        let began = Instant::now();
+        loop {
+            let asked = Command::new(&self.binary)
+                .args(["range", "split", "--bucket", bucket, "--key", key, "--member"])
+                .arg(member)
+                .stdin(Stdio::null())
+                .output()
+                .await?;
+            let why = String::from_utf8_lossy(&asked.stderr);
+            if asked.status.success() {
+                return Ok(());
+            }
+            // the one before it leaves rows to be removed; and leaders change
+            let passes = ["last split yet", "unavailable", "did not answer", "not known"];
+            if !passes.iter().any(|reason| why.contains(reason)) {
+                // of a first try whose answer was lost
+                let is_there = why.contains("cannot be split there") && began.elapsed() > SPLIT_POLL;
+                ensure!(is_there, "{bucket} was not split before {key}: {why}");
+                return Ok(());
+            }
+            ensure!(began.elapsed() < READY_PATIENCE, "no split before {key}: {why}");
+            tokio::time::sleep(SPLIT_POLL).await;
+        }
     }
 
     /// SIGKILL to every node, one right behind the other: which processes that were.

@@ -45,6 +45,10 @@ pub(crate) const SCENARIOS: &[Scenario] = &[
         run: |ground| Box::pin(a_paused_leader_serves_nothing_stale(ground)),
     },
     Scenario {
+        name: "ranges-split-while-voters-die",
+        run: |ground| Box::pin(ranges_split_while_voters_die(ground)),
+    },
+    Scenario {
         name: "two-nodes-down-and-everything-reads",
         run: |ground| Box::pin(two_nodes_down_and_everything_reads(ground)),
     },
@@ -243,6 +247,45 @@ async fn a_paused_leader_serves_nothing_stale(ground: &Ground) -> Result<String>
         facts
             .push(format!("{name} gap {:.2} s, {operations} operations judged", gap.as_secs_f64()));
     }
+    Ok(facts.join("; "))
+}
+
+/// Twenty splits of the ranges that are written, twelve of them while a voter is down, so while leaders change (C1-C4, C7,
+/// R1-R8); the gap of splits alone is stated beside that of the kills.
+async fn ranges_split_while_voters_die(ground: &Ground) -> Result<String> {
+    let mut cluster = Cluster::start(ground).await?;
+    let recorder = Recorder::begin(cluster.client()).await?;
+    recorder.plan(&["kill"], 1_000);
+    let mut letters = "bdfhjlnprtvxcegikmoq".chars().map(String::from);
+    let workload = Workload::start(&recorder);
+    a_while().await;
+    for letter in letters.by_ref().take(8) {
+        cluster.split(BUCKET, &letter).await?;
+    }
+    a_while().await;
+    let alone = workload.stop().await?;
+    recorder.judge(&ground.dir).context("after splits alone")?;
+    let mut facts = vec![format!("8 splits alone: gap {:.2} s", alone.as_secs_f64())];
+    for name in cluster.names(|node| node.roles.iter().any(|role| role == "meta")) {
+        let workload = Workload::start(&recorder);
+        a_while().await;
+        let mut strike = recorder.strike("kill", &name, true);
+        strike.bit(cluster.kill(&name).await?);
+        for letter in letters.by_ref().take(4) {
+            cluster.split(BUCKET, &letter).await?;
+        }
+        cluster.restart(&name).await?;
+        strike.healed();
+        a_while().await;
+        let gap = workload.stop().await?;
+        Workload::read_all(&recorder).await?;
+        let operations =
+            recorder.judge(&ground.dir).with_context(|| format!("after {name} was killed"))?;
+        ensure!(gap <= GAP_MAX, "{name} killed: no write for {gap:.2?}, {GAP_MAX:?} are allowed");
+        facts.push(format!("{name} gap {:.2} s, {operations} operations judged", gap.as_secs_f64()));
+    }
+    let splits = cluster.counter("ashlar_range_splits_total").await?;
+    facts.push(format!("{splits} splits counted by those that still run"));
     Ok(facts.join("; "))
 }
 

@@ -2,7 +2,9 @@
 
 use super::support::*;
 use crate::key;
-use crate::row::{DescriptorRow, ExtentRow, ObjectContent, ObjectRow, UsageRow, summary};
+use crate::row::{
+    DescriptorRow, ExtentRow, ObjectContent, ObjectRow, Prepared, SplitRow, UsageRow, summary,
+};
 use ashlar_types::*;
 
 #[test]
@@ -52,6 +54,44 @@ fn rows_of_format_1() {
     let descriptor =
         RangeDescriptor { id: RangeId(3), epoch: Epoch(4), interval, voters: vec![NodeId(5)] };
     assert_eq!(hex(&encode(&DescriptorRow(descriptor))), "01030402016b000105");
+}
+
+#[test]
+fn the_split_row_of_format_1() {
+    let split = SplitAt { child: RangeId(300), at: KeyPoint::new(BucketId(2), *b"k") };
+    let side = |id, start: &[u8], end: Option<&[u8]>| RangeDescriptor {
+        id: RangeId(id),
+        epoch: Epoch(4),
+        interval: Interval {
+            start: KeyPoint::new(BucketId(2), start),
+            end: end.map(|end| KeyPoint::new(BucketId(2), end)),
+        },
+        voters: vec![NodeId(5)],
+    };
+    let row = SplitRow {
+        prepared: Some(Prepared { split, cursor: Some(b"c".to_vec()), hash: 9 }),
+        untold: vec![SplitDone { left: side(3, b"a", Some(b"b")), right: side(4, b"b", None) }],
+        trimmed: Some(b"n".to_vec()),
+    };
+    // the child, its first key, the cursor, the sum; both descriptors; how far others' rows are removed
+    let bytes = "0101ac0202016b01016309010304020161010201620105040402016200010501016e";
+    assert_eq!(hex(&encode(&row)), bytes);
+    assert_eq!(decode::<SplitRow>(&unhex(bytes)), Ok(row));
+}
+
+#[test]
+fn range_commands_of_splits_of_format_1() {
+    let split = || SplitAt { child: RangeId(300), at: KeyPoint::new(BucketId(2), *b"k") };
+    for (op, bytes) in [
+        (RangeOp::PrepareSplit(split()), "010013ac0202016b"),
+        (RangeOp::StepSplit, "010014"),
+        (RangeOp::Split(split()), "010015ac0202016b"),
+        (RangeOp::SplitTold { child: RangeId(300) }, "010016ac02"),
+    ] {
+        let command = Command { caller: None, op };
+        assert_eq!(hex(&encode(&command)), bytes, "{command:?}");
+        assert_eq!(decode(&encode(&command)), Ok(command));
+    }
 }
 
 #[test]
