@@ -9,7 +9,7 @@ use crate::row::{
     UploadRow, UploadStateRow, UsageRow, summary,
 };
 use crate::txn::Txn;
-use crate::{CatalogError, View, descriptor_in, inventory};
+use crate::{CatalogError, KeySpan, View, descriptor_in, inventory};
 use ashlar_types::{
     BucketId, BucketRow, BucketState, COLLECT_SHARDS_MAX, Epoch, ExtentId, Generation, KeyPoint,
     ListEntry, ListObjects, MissingExtent, ObjectId, PAGE_ENTRIES_MAX, PIECES_MAX, PartSummary,
@@ -329,25 +329,41 @@ impl<'a> RangeReader<'a> {
     }
 
     fn garbage(&self, behind: Option<Vec<u8>>, limit: u32) -> Result<RangeAnswer, Stop> {
-        let (rows, more) = self.page_of(family::GARBAGE, behind, limit)?;
+        let limit = limit.min(PAGE_ENTRIES_MAX) as usize;
+        let (from, to) = self.span_behind(family::GARBAGE, behind);
+        let mut rows = self.txn.rows(&from, to.as_deref(), limit + 1)?;
+        let more = rows.len() > limit;
+        rows.truncate(limit);
         let mut extents = Vec::with_capacity(rows.len());
-        for value in rows {
+        for (_, value) in rows {
             let row: ExtentRow = decode(&value)?;
             extents.push((row.extent, row.generation));
         }
         Ok(RangeAnswer::Garbage { extents, generation: self.generation()?, more })
     }
 
+    /// What is behind a split is here for a while yet, and the other's business: it is passed over, and does not count.
+    /// So wherever there are more, there is a last entry to go on behind.
     fn missing(&self, behind: Option<Vec<u8>>, limit: u32) -> Result<RangeAnswer, Stop> {
-        let (rows, more) = self.page_of(family::REPAIR, behind, limit)?;
-        let mut entries = Vec::with_capacity(rows.len());
-        for value in rows {
-            let MissingRow { extent, owner } = decode(&value)?;
-            // what is behind a split is here for a while yet, and the other's business
-            if self.descriptor.interval.contains(owner.at()) {
-                entries.push(MissingExtent { extent, owner });
+        let limit = limit.clamp(1, PAGE_ENTRIES_MAX) as usize;
+        let (from, to) = self.span_behind(family::REPAIR, behind);
+        let (mut entries, mut more) = (Vec::new(), false);
+        let mut unread = Ok(());
+        self.view.scan(&from, to.as_deref(), &mut |_, value| {
+            match decode(value) {
+                Err(error) => unread = Err(error),
+                Ok(MissingRow { owner, .. }) if !self.descriptor.interval.contains(owner.at()) => {
+                    return ControlFlow::Continue(());
+                }
+                Ok(_) if entries.len() == limit => more = true,
+                Ok(MissingRow { extent, owner }) => {
+                    entries.push(MissingExtent { extent, owner });
+                    return ControlFlow::Continue(());
+                }
             }
-        }
+            ControlFlow::Break(())
+        })?;
+        unread?;
         Ok(RangeAnswer::Missing { entries, more })
     }
 
@@ -399,23 +415,14 @@ impl<'a> RangeReader<'a> {
         found.map(|row| point(row).ok_or(malformed)).transpose()
     }
 
-    /// The values of a page of a range family, and whether there are more.
-    fn page_of(
-        &self,
-        family: u8,
-        behind: Option<Vec<u8>>,
-        limit: u32,
-    ) -> Result<(Vec<Vec<u8>>, bool), CatalogError> {
-        let limit = limit.min(PAGE_ENTRIES_MAX) as usize;
+    /// Where the rows of a family that is keyed by the range lie, from the first one behind `behind`.
+    fn span_behind(&self, family: u8, behind: Option<Vec<u8>>) -> KeySpan {
         let (start, end) = key::range_interval(family, self.id());
         let from = behind.map_or(start, |mut row| {
             row.push(0);
             row
         });
-        let mut rows = self.txn.rows(&from, end.as_deref(), limit + 1)?;
-        let more = rows.len() > limit;
-        rows.truncate(limit);
-        Ok((rows.into_iter().map(|(_, value)| value).collect(), more))
+        (from, end)
     }
 
     /// The repair row of an extent. If it is gone meanwhile, the walk begins again.

@@ -258,3 +258,38 @@ fn the_split_is_told_until_the_root_has_it() {
     walk_through(&mut range);
     assert!(!range.rows.0.contains_key(&key::state(PARENT, 4)), "nothing is under way");
 }
+
+/// Extents that miss a slot, of keys `z0`, `z1`, ..., the worst; then two of `a` and `b`.
+fn with_missing() -> Replicas {
+    let mut range = Replicas::with_bucket();
+    let short = |counter, missing: &[u8]| Content {
+        extents: vec![extent(counter, 9, missing)],
+        ..Content::default()
+    };
+    for number in 0..7_u8 {
+        range.send(put_op(&format!("z{number}"), number, short(u64::from(number), &[0, 1])));
+    }
+    range.send(put_op("a", 20, short(20, &[5])));
+    range.send(put_op("b", 21, short(21, &[5])));
+    range
+}
+
+#[test]
+fn l1_a_page_of_what_is_missing_passes_over_what_lies_behind_the_split() {
+    let mut range = with_missing();
+    split(&mut range, "m");
+    let page = |range: &Replicas, id, after| {
+        match range.query_of(id, &RangeQuery::Missing { after, limit: 1 }) {
+            RangeAnswer::Missing { entries, more } => {
+                (entries.iter().map(|entry| entry.extent.id.counter).collect::<Vec<_>>(), more)
+            }
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(range.count(family::REPAIR), 16, "nothing is removed yet");
+    let behind = |counter| Some(ExtentId { session: SESSION, counter });
+    assert_eq!(page(&range, PARENT, None), (vec![20], true), "the first page has entries");
+    assert_eq!(page(&range, PARENT, behind(20)), (vec![21], false));
+    assert_eq!(page(&range, CHILD, None), (vec![0], true));
+    assert_eq!(page(&range, CHILD, behind(6)), (vec![], false));
+}
