@@ -67,7 +67,7 @@ impl Repairer {
         loop {
             let (entries, more) = self.client.missing(at, after, PAGE_EXTENTS).await?;
             after = entries.last().map(|entry| entry.extent.id);
-            let repairs = entries.into_iter().map(|entry| self.repair(at, entry));
+            let repairs = entries.into_iter().map(|entry| self.repair(entry));
             let mut repairs = futures::stream::iter(repairs).buffer_unordered(REBUILDS_AT_ONCE);
             while let Some(whole) = repairs.next().await {
                 if whole {
@@ -83,13 +83,13 @@ impl Repairer {
     }
 
     /// `true`: the extent misses nothing any more, or has ended.
-    async fn repair(&self, at: &KeyPoint, missing: MissingExtent) -> bool {
-        let extent = &missing.extent;
+    async fn repair(&self, missing: MissingExtent) -> bool {
+        let (id, short) = (missing.extent.id, missing.extent.missing.count());
         let rebuilt = match self.client.rebuild(&missing).await {
             Ok(rebuilt) => rebuilt,
             Err(failure) => {
                 metrics::counter!("ashlar_repair_failed_total").increment(1);
-                tracing::warn!(extent = %extent.id, %failure, "an extent that misses shards cannot be repaired now");
+                tracing::warn!(extent = %id, %failure, "an extent that misses shards cannot be repaired now");
                 return false;
             }
         };
@@ -97,15 +97,15 @@ impl Repairer {
             return false;
         }
         let count = rebuilt.count();
-        match self.client.repaired(at, extent.clone(), rebuilt).await {
+        match self.client.repaired(missing, rebuilt).await {
             Ok(true) => {
                 metrics::counter!("ashlar_repair_shards_total").increment(u64::from(count));
-                tracing::info!(extent = %extent.id, shards = count, "missing shards were rebuilt");
-                count == extent.missing.count()
+                tracing::info!(extent = %id, shards = count, "missing shards were rebuilt");
+                count == short
             }
             Ok(false) => true,
             Err(failure) => {
-                tracing::debug!(extent = %extent.id, %failure, "a repair could not be committed now");
+                tracing::debug!(extent = %id, %failure, "a repair could not be committed now");
                 false
             }
         }

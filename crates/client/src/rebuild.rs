@@ -94,15 +94,12 @@ impl Client {
         Ok(stored.collect())
     }
 
-    /// Tells the range that holds `at` that shards of an extent are no longer missing. `false`: the extent has ended or
-    /// changed since it was seen so.
-    pub async fn repaired(
-        &self,
-        at: &KeyPoint,
-        extent: Extent,
-        slots: SlotSet,
-    ) -> Result<bool, Failure> {
-        match self.0.execute_duty(at, RangeOp::Repaired { extent, slots }).await {
+    /// Tells the range that holds an extent's owner that shards of it are no longer missing. `false`: the extent has
+    /// ended or changed since it was seen so.
+    pub async fn repaired(&self, missing: MissingExtent, slots: SlotSet) -> Result<bool, Failure> {
+        // not to where it was seen: a split may lie between the two since, and that range would refuse it for ever
+        let MissingExtent { extent, owner } = missing;
+        match self.0.execute_duty(owner.at(), RangeOp::Repaired { extent, slots }).await {
             Ok(_) => Ok(true),
             Err(Failure::Refused(Refusal::NotMissing)) => Ok(false),
             Err(failure) => Err(failure),

@@ -293,3 +293,18 @@ fn l1_a_page_of_what_is_missing_passes_over_what_lies_behind_the_split() {
     assert_eq!(page(&range, CHILD, None), (vec![0], true));
     assert_eq!(page(&range, CHILD, behind(6)), (vec![], false));
 }
+
+#[test]
+fn a_repair_is_told_to_the_side_that_has_the_owners_key() {
+    let mut range = with_missing();
+    split(&mut range, "m");
+    let seen = extent(3, 9, &[0, 1]);
+    let repaired = || {
+        let slots = seen.missing;
+        vec![Command { caller: None, op: RangeOp::Repaired { extent: seen.clone(), slots } }]
+    };
+    // its row is in the parent still: what is sent there comes to nothing
+    assert_eq!(range.apply_to(PARENT, false, repaired()), [refused(Refusal::OutsideRange)]);
+    assert_eq!(range.apply_to(CHILD, false, repaired()), [done()]);
+    assert!(!range.missing().contains(&3));
+}
