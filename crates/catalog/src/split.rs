@@ -271,6 +271,11 @@ impl Range {
         if self.head.apply_version < SPLIT_APPLY_VERSION {
             return Err(Refusal::Unsupported.into());
         }
+        let RangeDescriptor { id, interval, .. } = &self.descriptor;
+        // it arrives again behind its split, of which this range is the right side
+        if *id == split.child && interval.start == split.at {
+            return Ok(Applied::Done);
+        }
         if let Some(prepared) = &self.splits.prepared {
             let same = prepared.split == *split;
             return if same { Ok(Applied::Done) } else { Err(Refusal::Splitting.into()) };
@@ -278,7 +283,6 @@ impl Range {
         if self.splits.trimmed.is_some() {
             return Err(Refusal::Splitting.into());
         }
-        let RangeDescriptor { id, interval, .. } = &self.descriptor;
         let is_new = split.child != *id && split.child != RangeId::ROOT;
         if !is_new || !interval.contains(&split.at) || interval.start == split.at {
             return Err(Refusal::BadSplitPoint.into());

@@ -36,6 +36,13 @@ fn walk_through(range: &mut Replicas) -> usize {
     panic!("the steps do not end")
 }
 
+fn state_of(range: &Replicas, id: RangeId) -> SplitState {
+    match range.query_of(id, &RangeQuery::SplitState) {
+        RangeAnswer::SplitState(state) => state,
+        other => panic!("{other:?}"),
+    }
+}
+
 /// Objects `a0` to `a9` and `z0` to `z9`.
 fn with_objects() -> Replicas {
     let mut range = Replicas::with_bucket();
@@ -169,6 +176,23 @@ fn one_split_at_a_time_prepared_inside_and_with_settled_members() {
 }
 
 #[test]
+fn a_preparation_that_arrives_again_behind_its_split_finds_it_done() {
+    let mut range = with_objects();
+    split(&mut range, "m");
+    let prepare = |range: &mut Replicas, id, split| {
+        range.apply_to(id, false, vec![Command { caller: None, op: RangeOp::PrepareSplit(split) }])
+    };
+    assert_eq!(prepare(&mut range, CHILD, split_at("m")), [done()]);
+    // also where that one splits further
+    let further = SplitAt { child: RangeId(3), at: at("z5") };
+    assert_eq!(prepare(&mut range, CHILD, further), [done()]);
+    assert_eq!(prepare(&mut range, CHILD, split_at("m")), [done()]);
+    let other = SplitAt { child: RangeId(4), at: at("m") };
+    assert_eq!(prepare(&mut range, CHILD, other), [refused(Refusal::Splitting)], "another split");
+    assert_eq!(state_of(&range, CHILD).prepared.unwrap().at, at("z5"));
+}
+
+#[test]
 fn an_apply_version_without_splits_refuses_them() {
     let mut range = Replicas::with_bucket();
     range.range.head.apply_version = 1;
@@ -245,10 +269,7 @@ fn of_the_middle_half_of_the_objects_lie_before() {
 fn the_split_is_told_until_the_root_has_it() {
     let mut range = with_objects();
     split(&mut range, "m");
-    let untold = |range: &Replicas| match range.query(&RangeQuery::SplitState) {
-        RangeAnswer::SplitState(state) => state.untold,
-        other => panic!("{other:?}"),
-    };
+    let untold = |range: &Replicas| state_of(range, PARENT).untold;
     let [left, right] = &range.ranges()[..] else { panic!("two ranges") };
     assert_eq!(untold(&range), [SplitDone { left: left.clone(), right: right.clone() }]);
     entry(&mut range, RangeOp::SplitTold { child: RangeId(7) });
@@ -279,12 +300,9 @@ fn l1_a_page_of_what_is_missing_passes_over_what_lies_behind_the_split() {
     let mut range = with_missing();
     split(&mut range, "m");
     let page = |range: &Replicas, id, after| {
-        match range.query_of(id, &RangeQuery::Missing { after, limit: 1 }) {
-            RangeAnswer::Missing { entries, more } => {
-                (entries.iter().map(|entry| entry.extent.id.counter).collect::<Vec<_>>(), more)
-            }
-            other => panic!("{other:?}"),
-        }
+        let answer = range.query_of(id, &RangeQuery::Missing { after, limit: 1 });
+        let RangeAnswer::Missing { entries, more } = answer else { panic!("{answer:?}") };
+        (entries.iter().map(|entry| entry.extent.id.counter).collect::<Vec<_>>(), more)
     };
     assert_eq!(range.count(family::REPAIR), 16, "nothing is removed yet");
     let behind = |counter| Some(ExtentId { session: SESSION, counter });
