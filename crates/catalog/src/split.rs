@@ -25,7 +25,9 @@ use std::collections::BTreeMap;
 
 /// The first version of apply that splits.
 pub(crate) const SPLIT_APPLY_VERSION: u32 = 2;
-/// Rows that one step looks at: around a millisecond of an entry. In this crate's tests few, so that there are many.
+/// Rows that one step looks at: around a millisecond of an entry. In this crate's tests few, so that there are many. It
+/// says where the cursor stands after an entry, which is a part of the replicated state and of its hash: another number
+/// takes a new version of apply.
 const ROWS_PER_STEP: usize = if cfg!(test) { 3 } else { 512 };
 /// What is keyed by the range, and copied for the right side.
 const COPIED: [u8; 4] = [family::BUCKET, family::EXPIRY, family::REPAIR, family::RESULT];
