@@ -12,7 +12,7 @@ use ashlar_client::{Client, Failure};
 use ashlar_host::Host;
 use ashlar_types::{
     BucketName, ClusterMap, DiskId, KeyPoint, NodeId, RangeDescriptor, RangeId, RootAnswer,
-    RootQuery, Versioned, decode, encode,
+    RootQuery, SPLIT_APPLY_VERSION, SplitState, Versioned, decode, encode,
 };
 use ashlar_wire::proto::operator_client::OperatorClient;
 use ashlar_wire::proto::operator_server::Operator;
@@ -78,6 +78,9 @@ impl Operator for OperatorService {
         let asked: SplitRange = decode(&request.into_inner().body)
             .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let at = self.split_point(asked).await?;
+        // before an id is reserved
+        let state = self.client.split_state(&at).await.map_err(|failure| not_answered(&failure))?;
+        can_split(&state)?;
         let child = match self.client.begin_split(&at).await {
             Ok(child) => child,
             Err(Failure::Refused(refusal)) => {
@@ -149,6 +152,17 @@ impl OperatorService {
             }
         }
     }
+}
+
+/// A range knows splits when it applies by a version that has them: until then it would refuse, without a reason.
+fn can_split(state: &SplitState) -> Result<(), Status> {
+    if state.is_supported() {
+        return Ok(());
+    }
+    let found = state.apply_version;
+    Err(Status::failed_precondition(format!(
+        "the range applies by version {found}, splits need {SPLIT_APPLY_VERSION}: upgrade all nodes first"
+    )))
 }
 
 /// Whether a member has surely done nothing; whatever else comes instead of an answer leaves that open.
@@ -319,6 +333,18 @@ mod tests {
     use crate::disk_change::DiskStep;
     use ashlar_host::MemoryNetwork;
     use tokio::io::AsyncReadExt as _;
+
+    #[test]
+    fn a_range_that_applies_by_a_version_without_splits_is_not_split() {
+        let state = |apply_version| SplitState { apply_version, ..SplitState::default() };
+        assert!(can_split(&state(SPLIT_APPLY_VERSION)).is_ok());
+        let status = can_split(&state(1)).expect_err("an old range");
+        assert!(is_refusal(status.code()));
+        assert_eq!(
+            status.message(),
+            "the range applies by version 1, splits need 2: upgrade all nodes first"
+        );
+    }
 
     /// Meets a member that breaks its connection off once something was sent to it.
     async fn met_with_a_break(change: &ChangeDisks) -> String {

@@ -71,7 +71,8 @@ impl Splitter {
             // at once: requests for the right side go in a circle until then
             return self.tell(range, &self.state(range).await?).await;
         }
-        if self.objects_max > 0 && state.objects > self.objects_max && state.untold.is_empty() {
+        let has_grown = self.objects_max > 0 && state.objects > self.objects_max;
+        if has_grown && state.untold.is_empty() && state.is_supported() {
             self.begin(range, state.objects).await?;
         }
         Ok(())

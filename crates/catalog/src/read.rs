@@ -135,10 +135,9 @@ impl<'a> RangeReader<'a> {
     }
 
     /// As the view has it: what answers reads keeps no head of its own.
-    fn generation(&self) -> Result<Generation, CatalogError> {
+    fn head(&self) -> Result<HeadRow, CatalogError> {
         let head: Option<HeadRow> = self.txn.get(&key::state(self.id(), HEAD_FIELD))?;
-        head.map(|head| head.generation)
-            .ok_or(CatalogError::Inconsistent("a row of a range's head is missing"))
+        head.ok_or(CatalogError::Inconsistent("a row of a range's head is missing"))
     }
 
     fn inside(&self, at: &KeyPoint) -> Result<(), QueryRefusal> {
@@ -339,7 +338,7 @@ impl<'a> RangeReader<'a> {
             let row: ExtentRow = decode(&value)?;
             extents.push((row.extent, row.generation));
         }
-        Ok(RangeAnswer::Garbage { extents, generation: self.generation()?, more })
+        Ok(RangeAnswer::Garbage { extents, generation: self.head()?.generation, more })
     }
 
     /// What is behind a split is here for a while yet, and the other's business: it is passed over, and does not count.
@@ -375,6 +374,7 @@ impl<'a> RangeReader<'a> {
             prepared: splits.prepared.map(|prepared| prepared.split),
             untold: splits.untold,
             objects: self.count_objects()?,
+            apply_version: self.head()?.apply_version,
         })
     }
 

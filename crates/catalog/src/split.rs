@@ -18,13 +18,11 @@ use crate::step::Stop;
 use crate::txn::{Txn, row_hash};
 use crate::{CatalogError, KeySpan, Writes};
 use ashlar_types::{
-    Applied, BucketId, Interval, KeyPoint, RangeDescriptor, RangeId, Refusal, SplitAt, SplitDone,
-    bug, decode,
+    Applied, BucketId, Interval, KeyPoint, RangeDescriptor, RangeId, Refusal, SPLIT_APPLY_VERSION,
+    SplitAt, SplitDone, bug, decode,
 };
 use std::collections::BTreeMap;
 
-/// The first version of apply that splits.
-pub(crate) const SPLIT_APPLY_VERSION: u32 = 2;
 /// Rows that one step looks at: around a millisecond of an entry. In this crate's tests few, so that there are many. It
 /// says where the cursor stands after an entry, which is a part of the replicated state and of its hash: another number
 /// takes a new version of apply.

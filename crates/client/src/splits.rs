@@ -4,6 +4,7 @@
 use crate::{Client, Failure};
 use ashlar_types::{
     KeyPoint, RangeAnswer, RangeId, RangeOp, RangeQuery, RootOp, RootOutcome, SplitAt, SplitDone,
+    SplitState,
 };
 
 impl Client {
@@ -12,6 +13,14 @@ impl Client {
         match self.query(at, RangeQuery::Middle).await? {
             RangeAnswer::Middle(middle) => Ok(middle),
             _ => Err(Failure::other_answer("a question for the middle of a range")),
+        }
+    }
+
+    /// How far the splits are of the range that holds `at`, and whether it knows splits at all.
+    pub async fn split_state(&self, at: &KeyPoint) -> Result<SplitState, Failure> {
+        match self.query(at, RangeQuery::SplitState).await? {
+            RangeAnswer::SplitState(state) => Ok(state),
+            _ => Err(Failure::other_answer("a question for the splits of a range")),
         }
     }
 

@@ -3,6 +3,9 @@
 use crate::{KeyPoint, RangeDescriptor, RangeId};
 use serde::{Deserialize, Serialize};
 
+/// The first version of apply that splits: a range that applies by an earlier one refuses to.
+pub const SPLIT_APPLY_VERSION: u32 = 2;
+
 /// Where a range is split.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SplitAt {
@@ -32,4 +35,13 @@ pub struct SplitState {
     pub untold: Vec<SplitDone>,
     /// The objects of the range.
     pub objects: u64,
+    /// By which version the range applies what is in its log.
+    pub apply_version: u32,
+}
+
+impl SplitState {
+    /// Whether the range knows splits at all.
+    pub fn is_supported(&self) -> bool {
+        self.apply_version >= SPLIT_APPLY_VERSION
+    }
 }

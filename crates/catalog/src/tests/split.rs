@@ -195,6 +195,7 @@ fn a_preparation_that_arrives_again_behind_its_split_finds_it_done() {
 #[test]
 fn an_apply_version_without_splits_refuses_them() {
     let mut range = Replicas::with_bucket();
+    assert!(state_of(&range, PARENT).is_supported());
     range.range.head.apply_version = 1;
     let row = key::state(PARENT, 1);
     range.rows.0.insert(row, encode(&range.range.head));
@@ -206,6 +207,8 @@ fn an_apply_version_without_splits_refuses_them() {
     let mut old = Range::load(&range.rows, PARENT).unwrap().unwrap();
     let outcomes = old.apply(&range.rows, 90, false, &batch).unwrap().outcomes;
     assert_eq!(outcomes, [refused(Refusal::Unsupported)]);
+    let state = state_of(&range, PARENT);
+    assert_eq!((state.apply_version, state.is_supported()), (1, false), "it says so beforehand");
 }
 
 #[test]
