@@ -11,8 +11,8 @@ use anyhow::{Context, Result, anyhow, bail};
 use ashlar_client::{Client, Failure};
 use ashlar_host::Host;
 use ashlar_types::{
-    BucketName, ClusterMap, DiskId, KeyPoint, NodeId, RangeDescriptor, RangeId, RootAnswer,
-    RootQuery, SPLIT_APPLY_VERSION, SplitState, Versioned, decode, encode,
+    BucketName, ClusterMap, DiskId, KeyPoint, NodeId, ObjectKey, RangeDescriptor, RangeId,
+    RootAnswer, RootQuery, SPLIT_APPLY_VERSION, SplitState, Versioned, decode, encode,
 };
 use ashlar_wire::proto::operator_client::OperatorClient;
 use ashlar_wire::proto::operator_server::Operator;
@@ -144,9 +144,13 @@ impl OperatorService {
                 middle.map_err(unavailable)?.ok_or_else(few)
             }
             SplitRange::Before { bucket, key } => {
+                let key = ObjectKey::parse(&key)
+                    .map_err(|error| Status::invalid_argument(error.to_string()))?;
                 let query = RootQuery::Bucket(bucket.clone());
                 match self.client.root_query(query).await.map_err(unavailable)? {
-                    RootAnswer::Bucket(Some(found)) => Ok(KeyPoint::new(found.row.bucket, key)),
+                    RootAnswer::Bucket(Some(found)) => {
+                        Ok(KeyPoint::new(found.row.bucket, key.as_str()))
+                    }
                     _ => Err(Status::not_found(format!("there is no bucket {bucket}"))),
                 }
             }

@@ -173,6 +173,10 @@ async fn an_operator_splits_a_range_and_is_told_why_not() {
     };
     let there = why(before("m")).await;
     assert!(there.contains("cannot be split there"), "{there}");
+    let nowhere = why(before("")).await;
+    assert!(nowhere.contains("the key is empty"), "{nowhere}");
+    let too_long = why(before(&"k".repeat(1025))).await;
+    assert!(too_long.contains("the key has 1025 bytes, 1024 are allowed"), "{too_long}");
     let no_range = why(SplitRange::Middle(ashlar_types::RangeId(77))).await;
     assert!(no_range.contains("there is no range-77"), "{no_range}");
     let other =
