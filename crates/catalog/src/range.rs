@@ -456,6 +456,18 @@ pub fn leave_out(writes: &mut Writes, id: RangeId) {
     writes.0.retain(|row, _| !row.starts_with(&head));
 }
 
+/// What a row says that a range is; `None`: it is another row.
+pub fn descriptor_row(
+    id: RangeId,
+    row: &[u8],
+    value: &[u8],
+) -> Option<Result<RangeDescriptor, CatalogError>> {
+    if row.first() != Some(&family::STATE) || row != key::state(id, DESCRIPTOR_FIELD) {
+        return None;
+    }
+    Some(decode(value).map(|DescriptorRow(descriptor)| descriptor).map_err(CatalogError::from))
+}
+
 /// The range as the rows of a view say: its epoch and its interval at that moment. `None`: it has no rows there.
 pub fn descriptor_in(
     view: &dyn View,

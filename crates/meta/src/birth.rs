@@ -12,7 +12,7 @@
 //! None of them is in a message that a handler gets, so no message makes a replica: one for a range that is not here is
 //! refused. A range that the root's directory gives this node, and that is not here, comes as a damaged one does.
 
-use crate::codec::{BadBytes, created_bytes, read_created, vote_bytes};
+use crate::codec::{BadBytes, StoredCreated, created_bytes, read_created, vote_bytes};
 use crate::machine::State;
 use crate::node::Formation;
 use crate::raft::{LogId, StoredMembership, Vote};
@@ -33,6 +33,9 @@ pub(crate) struct Created {
     descriptor: RangeDescriptor,
     /// `None`: it was never a part of another range.
     origin: Option<Origin>,
+    /// The replica had been here before, and has forgotten what it then did: it was no member when this index was
+    /// committed. `None`: it has forgotten nothing.
+    anew_at: Option<u64>,
 }
 
 /// Where a range comes from that was a part of another one.
@@ -56,12 +59,18 @@ impl Created {
     }
 
     fn read(bytes: Bytes) -> Result<Self, BadBytes> {
-        let (cluster, descriptor, origin) = read_created(bytes)?;
-        Ok(Self { cluster, descriptor, origin })
+        let StoredCreated { cluster, descriptor, origin, anew_at } = read_created(bytes)?;
+        Ok(Self { cluster, descriptor, origin, anew_at })
     }
 
     fn to_bytes(&self) -> Bytes {
-        created_bytes(self.cluster, &self.descriptor, self.origin.as_ref())
+        created_bytes(self.cluster, &self.descriptor, self.origin.as_ref(), self.anew_at)
+    }
+
+    /// Up to which entry it may have been another life of this replica that was a member: of what these entries make,
+    /// it may have acknowledged and voted what it does not know any more.
+    pub(crate) fn anew_at(&self) -> Option<u64> {
+        self.anew_at
     }
 
     pub(crate) fn range(&self) -> RangeId {
@@ -165,10 +174,11 @@ impl Birth {
     /// A replica that was taken out of the members begins anew, at nothing. `own`: how it had voted, where that is known: it
     /// never votes again in a term in which it, or the leader, has (R7).
     pub(crate) fn refilled(cluster: ClusterId, removal: Removal, own: Option<Vote>) -> Self {
-        let (descriptor, origin, told) = removal.into_parts();
+        let (descriptor, origin, told, confirmed) = removal.into_parts();
         let origin = origin.map(|origin| Origin { inherited: false, ..origin });
         let vote = own.filter(|own| own.leader_id.term > told.leader_id.term).unwrap_or(told);
-        Self { created: Created { cluster, descriptor, origin }, first: First::Anew(vote) }
+        let created = Created { cluster, descriptor, origin, anew_at: Some(confirmed) };
+        Self { created, first: First::Anew(vote) }
     }
 
     /// A replica that begins with what its parent has had. It has the term of the entry that made it, as whoever has an entry
@@ -177,7 +187,8 @@ impl Birth {
         let Parted { child, parent, split, membership } = parted;
         let origin = Origin { parent, split, membership, inherited: true };
         let vote = Vote::new(split.leader_id.term, births.node.0);
-        let created = Created { cluster: births.cluster, descriptor: child, origin: Some(origin) };
+        let (cluster, origin) = (births.cluster, Some(origin));
+        let created = Created { cluster, descriptor: child, origin, anew_at: None };
         let is_anew = bug!("replay-begins-the-child-anew");
         Self { created, first: if is_anew { First::Anew(vote) } else { First::Vote(vote) } }
     }
@@ -229,7 +240,7 @@ impl FoundingList {
     pub(crate) fn births(self) -> impl Iterator<Item = Birth> {
         let Self { cluster, ranges } = self;
         ranges.into_iter().map(move |descriptor| Birth {
-            created: Created { cluster, descriptor, origin: None },
+            created: Created { cluster, descriptor, origin: None, anew_at: None },
             first: First::Nothing,
         })
     }
@@ -290,7 +301,7 @@ mod tests {
             inherited: true,
         };
         let descriptor = descriptor();
-        Created { cluster: ClusterId(0x4d), descriptor, origin: Some(origin) }
+        Created { cluster: ClusterId(0x4d), descriptor, origin: Some(origin), anew_at: None }
     }
 
     const CLUSTER: [u8; 16] = [0x4d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -301,7 +312,8 @@ mod tests {
     fn created_of_version_1_reads_as_begun_at_nothing_and_is_still_written_so() {
         let bytes = [&CLUSTER[..], &DESCRIPTOR[..]].concat();
         let created = Created::read(Bytes::from(bytes.clone())).expect("version 1");
-        let begun = Created { cluster: ClusterId(0x4d), descriptor: descriptor(), origin: None };
+        let (cluster, descriptor) = (ClusterId(0x4d), descriptor());
+        let begun = Created { cluster, descriptor, origin: None, anew_at: None };
         assert_eq!((&created, created.first()), (&begun, None));
         assert_eq!(created.to_bytes(), bytes);
     }
@@ -331,9 +343,23 @@ mod tests {
             assert!(cut.is_err(), "cut at {length}");
         }
         let mut newer = bytes;
-        newer[17] = 3;
+        newer[17] = 4;
         let refused = Created::read(Bytes::from(newer)).expect_err("of a newer binary");
-        assert!(refused.to_string().contains("format 3"), "{refused}");
+        assert!(refused.to_string().contains("format 4"), "{refused}");
+    }
+
+    #[test]
+    fn created_of_version_3_is_that_of_a_replica_that_has_begun_anew() {
+        let founded = Created { origin: None, anew_at: Some(258), ..began_in_parent() };
+        // a part of no other range, version 3, no origin, the index
+        let bytes = [&CLUSTER[..], &[0, 3, 0, 2, 1, 0, 0, 0, 0, 0, 0], &DESCRIPTOR[..]].concat();
+        assert_eq!(founded.to_bytes(), bytes);
+        assert_eq!(Created::read(Bytes::from(bytes)), Ok(founded));
+        let part = Created { anew_at: Some(258), ..began_in_parent() };
+        assert_eq!(Created::read(part.to_bytes()), Ok(part.clone()));
+        let without = began_in_parent().to_bytes();
+        assert_eq!(part.to_bytes()[18..27], [1, 2, 1, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(part.to_bytes()[27..], without[18..], "the same origin");
     }
 
     #[test]
@@ -375,7 +401,7 @@ mod tests {
         log.submit_durable(RangeId(3), Record::Append(vec![entry])).await.expect("appended");
         let (told, own) = (Vote::new_committed(8, 1), Vote::new(9, 5));
         let origin = began_in_parent().origin;
-        let removal = || Removal::told(descriptor(), origin.clone(), told);
+        let removal = || Removal::told(descriptor(), origin.clone(), told, 90);
         let again = |own| Birth::refilled(ClusterId(0x4d), removal(), own);
         for (own, kept) in [(None, told), (Some(Vote::new(8, 5)), told), (Some(own), own)] {
             let begun = again(own).write(&log).await.expect("written");

@@ -288,17 +288,28 @@ pub(crate) fn read_stored_membership(bytes: Bytes) -> Result<StoredMembership, B
 const OWN_VERSION_FOLLOWS: u8 = 0;
 /// The version of a `Created` record of a range that was a part of another.
 const CREATED_VERSION: u8 = 2;
+/// The version of one of a replica that has begun anew.
+const CREATED_ANEW_VERSION: u8 = 3;
 
 /// What a group began with. One that was never a part of another is written as version 1, which every binary reads.
 pub(crate) fn created_bytes(
     cluster: ClusterId,
     descriptor: &RangeDescriptor,
     origin: Option<&Origin>,
+    anew_at: Option<u64>,
 ) -> Bytes {
     let mut to = BytesMut::new();
     to.put_u128_le(cluster.0);
+    if let Some(index) = anew_at {
+        let has_origin = u8::from(origin.is_some());
+        to.put_slice(&[OWN_VERSION_FOLLOWS, CREATED_ANEW_VERSION, has_origin]);
+        to.put_u64_le(index);
+    }
     if let Some(Origin { parent, split, membership, inherited }) = origin {
-        to.put_slice(&[OWN_VERSION_FOLLOWS, CREATED_VERSION, u8::from(*inherited)]);
+        if anew_at.is_none() {
+            to.put_slice(&[OWN_VERSION_FOLLOWS, CREATED_VERSION]);
+        }
+        to.put_u8(u8::from(*inherited));
         to.put_u64_le(parent.0);
         put_log_id(&mut to, *split);
         let membership = stored_membership_bytes(membership);
@@ -310,24 +321,40 @@ pub(crate) fn created_bytes(
 }
 
 /// The inverse of [`created_bytes`].
-pub(crate) fn read_created(
-    bytes: Bytes,
-) -> Result<(ClusterId, RangeDescriptor, Option<Origin>), BadBytes> {
+pub(crate) fn read_created(bytes: Bytes) -> Result<StoredCreated, BadBytes> {
     let what = "record of a created group";
     let mut fields = Fields::new(what, bytes);
     let cluster = ClusterId(fields.u128()?);
-    let origin = if fields.bytes.first() == Some(&OWN_VERSION_FOLLOWS) {
+    let (mut has_origin, mut anew_at) = (false, None);
+    if fields.bytes.first() == Some(&OWN_VERSION_FOLLOWS) {
         fields.u8()?;
-        fields.version(CREATED_VERSION)?;
-        let inherited = fields.flag()?;
-        let (parent, split) = (RangeId(fields.u64()?), fields.log_id()?);
-        let membership = read_stored_membership(fields.slice()?)?;
-        Some(Origin { parent, split, membership, inherited })
-    } else {
-        None
-    };
+        has_origin = true;
+        if fields.bytes.first() == Some(&CREATED_ANEW_VERSION) {
+            fields.u8()?;
+            has_origin = fields.flag()?;
+            anew_at = Some(fields.u64()?);
+        } else {
+            fields.version(CREATED_VERSION)?;
+        }
+    }
+    let origin = has_origin.then(|| read_origin(&mut fields)).transpose()?;
     let descriptor = decode(&fields.bytes).map_err(|error| bad(what, error.to_string()))?;
-    Ok((cluster, descriptor, origin))
+    Ok(StoredCreated { cluster, descriptor, origin, anew_at })
+}
+
+/// The fields of a `Created` record.
+pub(crate) struct StoredCreated {
+    pub(crate) cluster: ClusterId,
+    pub(crate) descriptor: RangeDescriptor,
+    pub(crate) origin: Option<Origin>,
+    pub(crate) anew_at: Option<u64>,
+}
+
+fn read_origin(fields: &mut Fields) -> Result<Origin, BadBytes> {
+    let inherited = fields.flag()?;
+    let (parent, split) = (RangeId(fields.u64()?), fields.log_id()?);
+    let membership = read_stored_membership(fields.slice()?)?;
+    Ok(Origin { parent, split, membership, inherited })
 }
 
 /// Who sends a message, and to whom: a message that went astray is refused, not obeyed.
@@ -412,8 +439,8 @@ pub(crate) enum RefillAnswer {
     NotLeader(Option<u64>),
     /// Nothing is decided: ask again. Why.
     NotYet(String),
-    /// That the sender is no member is committed, under this vote.
-    Removed(Vote),
+    /// That the sender is no member is committed, under this vote, and was when this index was.
+    Removed { vote: Vote, confirmed: u64 },
     /// The sender is a voter.
     Voter,
 }
@@ -575,9 +602,10 @@ pub(crate) fn refill_answer_bytes(answer: &RefillAnswer) -> Bytes {
             put_count(&mut to, why.len());
             to.put_slice(why.as_bytes());
         }
-        RefillAnswer::Removed(vote) => {
-            to.put_u8(2);
+        RefillAnswer::Removed { vote, confirmed } => {
+            to.put_u8(4);
             put_vote(&mut to, vote);
+            to.put_u64_le(*confirmed);
         }
         RefillAnswer::Voter => to.put_u8(3),
     }
@@ -591,7 +619,9 @@ pub(crate) fn read_refill_answer(body: Bytes) -> Result<RefillAnswer, BadBytes> 
     let answer = match fields.u8()? {
         0 => RefillAnswer::NotLeader(Some(fields.u64()?).filter(|&leader| leader != 0)),
         1 => RefillAnswer::NotYet(String::from_utf8_lossy(&fields.slice()?).into_owned()),
-        2 => RefillAnswer::Removed(fields.vote()?),
+        // of a peer that does not say when: whatever it will ever apply may be of before
+        2 => RefillAnswer::Removed { vote: fields.vote()?, confirmed: u64::MAX },
+        4 => RefillAnswer::Removed { vote: fields.vote()?, confirmed: fields.u64()? },
         3 => RefillAnswer::Voter,
         other => return Err(bad("refill answer", format!("kind {other} is not known"))),
     };
@@ -704,7 +734,7 @@ mod tests {
             RefillAnswer::NotLeader(None),
             RefillAnswer::NotLeader(Some(3)),
             RefillAnswer::NotYet("why".to_owned()),
-            RefillAnswer::Removed(Vote::new_committed(2, 1)),
+            RefillAnswer::Removed { vote: Vote::new_committed(2, 1), confirmed: 77 },
             RefillAnswer::Voter,
         ] {
             assert_eq!(read_refill_answer(refill_answer_bytes(&answer)), Ok(answer));

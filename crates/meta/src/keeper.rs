@@ -25,7 +25,7 @@ pub(crate) async fn run(node: Weak<Inner>) {
         for group in inner.groups() {
             look_after(&inner, &group).await;
         }
-        inner.open_due().await;
+        inner.open_due_soon();
         let clock = inner.host.clock.clone();
         drop(inner);
         clock.sleep(PERIOD).await;
@@ -40,7 +40,7 @@ async fn look_after(inner: &Inner, group: &Arc<Group>) {
     refill::tend_members(inner, group);
     let size = group.state.newest().map_or(0, |file| file.length);
     let grown = group.state.log_bytes.load(Ordering::Relaxed);
-    if grown > size.max(inner.snapshot_log_bytes)
+    if (grown > size.max(inner.snapshot_log_bytes) || group.state.needs_snapshot())
         && let Err(error) = group.raft.trigger().snapshot().await
     {
         tracing::warn!(range = %group.range, %error, "no snapshot: the range is stopped on this node");

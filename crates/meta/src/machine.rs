@@ -388,9 +388,25 @@ impl State {
         Ok(file)
     }
 
+    /// Why a snapshot is not for this replica; `None`: it is. One that begins behind a split of the range may not get what
+    /// the range had before: those keys are another's here, perhaps.
+    pub(crate) fn refusal_of(&self, file: &SnapshotFile) -> Option<String> {
+        let older = file.epoch.filter(|epoch| *epoch < self.first.epoch)?;
+        Some(format!("the snapshot is of {older}, and this replica begins at {}", self.first.epoch))
+    }
+
+    /// Whether the newest snapshot is of before a split: it is of no use to a replica that begins behind that.
+    pub(crate) fn needs_snapshot(&self) -> bool {
+        let epoch = self.newest().and_then(|file| file.epoch);
+        epoch.is_some_and(|epoch| epoch < self.descriptor().epoch)
+    }
+
     /// Replaces the range's rows by those of a verified snapshot. Until the last batch the map says that nothing was
     /// applied, so that a crash in between repeats it from the file.
     fn install(&self, file: &SnapshotFile) -> io::Result<()> {
+        if let Some(refusal) = self.refusal_of(file) {
+            return Err(io::Error::other(refusal));
+        }
         self.secure_children(&*self.map.view())?;
         let published = self.publish(file)?;
         let from = published.as_deref().unwrap_or(file);
@@ -438,27 +454,34 @@ struct Parting {
 pub(crate) struct Machine {
     state: Arc<State>,
     births: Births,
+    /// Up to which entry a former life of the replica may have been a member: it gives no birth to what they make.
+    anew_at: Option<u64>,
     /// `None`: an apply failed in the middle, and the group is to be opened again.
     standing: Option<Standing>,
 }
 
 impl Machine {
     /// The machine of a state: the only one that writes its rows.
-    pub(crate) fn new(state: Arc<State>, births: Births) -> io::Result<Self> {
+    pub(crate) fn new(state: Arc<State>, births: Births, anew_at: Option<u64>) -> io::Result<Self> {
         let standing = Some(state.load()?);
-        Ok(Self { state, births, standing })
+        Ok(Self { state, births, anew_at, standing })
     }
 
     /// The child of a split exists before any of its rows does. A replay over a reverted map finds it in the log, and
-    /// leaves its vote and its entries alone (R5, R7).
+    /// leaves its vote and its entries alone (R5, R7). A replica that has begun anew makes no child of what a former
+    /// life of it may have been a member of: that comes by a refill, when its votes are forgotten by the others too.
     async fn part(&self, at: Standing, parting: Parting) -> io::Result<Standing> {
         let child = parting.child.id;
         let known = Created::stored(&self.state.wal, child)?;
         let known = known.filter(|_| !bug!("replay-begins-the-child-anew"));
-        let inherits = known.as_ref().is_none_or(|known| known.first() == Some(parting.entry));
+        let may_have_been = self.anew_at.is_some_and(|anew_at| parting.entry.index <= anew_at);
+        let inherits = match &known {
+            Some(known) => known.first() == Some(parting.entry),
+            None => !may_have_been,
+        };
         let born = match known {
-            Some(_) => None,
-            None => Some(self.give_birth(&at, &parting).await?),
+            None if inherits => Some(self.give_birth(&at, &parting).await?),
+            Some(_) | None => None,
         };
         let state = self.state.clone();
         let written = self.state.host.tasks.run_blocking(move || {

@@ -16,7 +16,7 @@ use crate::refill::{self, Damaged, DamagedRange, Removal};
 use crate::service;
 use crate::snapshot::{SnapshotError, Snapshots};
 use ashlar_catalog::OrderedMap;
-use ashlar_host::{Host, Shutdown, TaskKind};
+use ashlar_host::{Host, Monotonic, Shutdown, TaskKind};
 use ashlar_map::Engine;
 use ashlar_types::{
     ClusterId, Command, CommandReply, Epoch, Interval, Node, NodeId, RangeAnswer, RangeDescriptor,
@@ -37,6 +37,8 @@ const TRANSFER_PATIENCE: Duration = Duration::from_millis(1500);
 const TRANSFER_RETRY: Duration = Duration::from_millis(200);
 /// How long tasks of a stopped group may take to let go of the map.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+/// A range that did not open is tried again.
+const OPEN_AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// How often a founder asks for an election until its group has its first leader.
 const FOUNDING_PERIOD: Duration = Duration::from_millis(50);
 const FOUNDING_PERIOD_MAX: Duration = Duration::from_secs(1);
@@ -137,6 +139,9 @@ pub enum MetaError {
     /// The settings contradict each other.
     #[error("the settings of the metadata role do not fit together: {0}")]
     Settings(String),
+    /// What a range was before its first entry is not here.
+    #[error("{0} cannot be opened: what it was before its first entry is not here")]
+    NoBeginning(RangeId),
     /// A group's stored state is not one that it can have.
     #[error("{0} cannot be opened: {1}")]
     Group(RangeId, String),
@@ -211,6 +216,17 @@ pub(crate) struct Inner {
 struct Waiting {
     created: Created,
     state: Arc<State>,
+    /// When it was tried to no avail.
+    tried: Option<Monotonic>,
+}
+
+/// A range on this node: as it is now, or began, where it does not run.
+struct Replica {
+    now: RangeDescriptor,
+    /// What it began with.
+    first: Interval,
+    /// It runs, and something is applied: its interval is that of a moment, and only shrinks.
+    is_settled: bool,
 }
 
 /// The replicas of a node while they are opened.
@@ -523,6 +539,9 @@ impl Opening {
                 Err(MetaError::DamagedSnapshot(why)) => {
                     here.damaged.insert(range, Damaged::stored(&created, why));
                 }
+                Err(error @ MetaError::NoBeginning(_)) => {
+                    here.damaged.insert(range, Damaged::stored(&created, error.to_string()));
+                }
                 Err(error) => {
                     tracing::error!(%range, %error, "the range does not open: it is not served here");
                 }
@@ -565,12 +584,20 @@ impl Opening {
             parent.adopt(&state);
         }
         let is_lost = parent.is_some_and(|id| here.damaged.contains_key(&id));
+        let (range, waiting) =
+            (created.range(), Waiting { created: created.clone(), state, tried: None });
         if is_lost || !self.may_open(created.origin(), runs) {
-            let waiting = Waiting { created: created.clone(), state };
-            here.waiting.insert(created.range(), waiting);
-        } else {
-            let group = self.start_group(sender, created, state).await?;
-            here.groups.insert(created.range(), group);
+            here.waiting.insert(range, waiting);
+            return Ok(());
+        }
+        match self.start_group(sender, created, waiting.state.clone()).await {
+            Ok(group) => drop(here.groups.insert(range, group)),
+            Err(error @ (MetaError::Settings(_) | MetaError::NoBeginning(_))) => return Err(error),
+            // a full disk, or one that fails for a moment: it is tried again
+            Err(error) => {
+                tracing::error!(%range, %error, "the range does not open yet: it is not served here");
+                here.waiting.insert(range, waiting);
+            }
         }
         Ok(())
     }
@@ -622,7 +649,8 @@ impl Opening {
             library_config(range.to_string(), self.config.timing).map_err(MetaError::Settings)?;
         let clock = self.host.clock.clone();
         let log = LogStore::new(self.wal.clone(), range, created.first(), clock);
-        let machine = Machine::new(state.clone(), self.births(created.cluster()));
+        let births = self.births(created.cluster());
+        let machine = Machine::new(state.clone(), births, created.anew_at());
         let machine = machine.map_err(|error| refused(error.to_string()))?;
         let peers = Peers { sender: sender.clone(), range };
         let raft = Raft::build(self.config.node.0, library, peers, log, machine).await;
@@ -639,7 +667,7 @@ impl Opening {
         let Some(first) = created.first() else { return Ok(()) };
         let refused = |why: &str| MetaError::Group(created.range(), why.to_owned());
         if !state.reaches(first).map_err(|error| refused(&error.to_string()))? {
-            return Err(refused("what it was before its first entry is not here"));
+            return Err(MetaError::NoBeginning(created.range()));
         }
         let vote = self.wal.state(created.range()).vote.and_then(|bytes| read_vote(bytes).ok());
         if vote.is_none_or(|vote| vote.leader_id.term < first.leader_id.term) {
@@ -789,6 +817,11 @@ impl Inner {
     /// somebody may count on what the replica had acknowledged. A crash in between repeats all of it.
     pub(crate) async fn begin_anew(&self, removal: Removal) -> Result<(), MetaError> {
         let range = removal.descriptor().id;
+        let is_waiting =
+            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&range);
+        if is_waiting || self.group(range).is_some() {
+            return Err(MetaError::Group(range, "it is here".to_owned()));
+        }
         let map = self.map.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let map = map.ok_or(MetaError::Stopping)?;
         let (opening, rows) = (self.opening.clone(), map.clone());
@@ -814,59 +847,64 @@ impl Inner {
 
     /// A range of the directory that names this node. Where it is not here, this replica of its parent has got a snapshot of
     /// behind the split, or the node has lost it: whether it had voted in it is not known here. So it is out of the members
-    /// first, like a damaged one, and begins anew (R5, R7).
+    /// first, like a damaged one, and begins anew (R5, R7). One after the other, in the order of keys: what a range was a
+    /// part of is refilled, or has made it, before.
     fn note_lacking(&self, range: &RangeDescriptor) {
-        let overlaps = |other: &RangeDescriptor| {
-            other.id == range.id
-                || range.interval.without(&other.interval) != [range.interval.clone()]
+        let is_others = range.id == RangeId::ROOT || !range.voters.contains(&self.node);
+        if is_others || self.has_ended() {
+            return;
+        }
+        let here = match self.here() {
+            Ok(here) => here,
+            Err(error) => return tracing::error!(%error, "what is not here is not known"),
         };
-        let is_of_root = range.id == RangeId::ROOT || !range.voters.contains(&self.node);
-        // what it was a part of is behind the split here: it will make it
-        if is_of_root || self.here().iter().any(|(other, _)| overlaps(other)) {
+        let is_in_the_way = |other: &Replica| {
+            let overlaps = range.interval.without(&other.now.interval) != [range.interval.clone()];
+            let may_have_had_it = other.now.interval.start <= range.interval.start;
+            other.now.id == range.id || overlaps || (may_have_had_it && !other.is_settled)
+        };
+        if here.iter().any(is_in_the_way) {
             return;
         }
-        let is_stored = Created::stored(&self.wal, range.id).is_ok_and(|created| created.is_none());
-        if !is_stored || self.has_ended() {
-            return;
-        }
+        let began = here.iter().filter(|other| other.first.contains(&range.interval.start));
+        // the latest of those that had its keys: it is past the split, and will be when it has applied as much as now
+        let parent = began.max_by_key(|other| (other.first.start.clone(), other.now.epoch));
+        let origin = parent.map(|parent| self.present_origin(parent.now.id));
+        let origin = match origin {
+            Some(None) => return,
+            origin => origin.flatten(),
+        };
         let why = "the range directory gives it to this node, and it is not here";
-        let lacking =
-            Damaged { origin: self.origin_of(range), ..Damaged::lost(range.clone(), why) };
+        let lacking = Damaged { origin, ..Damaged::lost(range.clone(), why) };
         let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
         damaged.entry(range.id).or_insert(lacking);
     }
 
-    /// The ranges of this node as they are now, or were last known, with the interval that they began with.
-    fn here(&self) -> Vec<(RangeDescriptor, Interval)> {
-        let began = |range: RangeId| {
-            let created = Created::stored(&self.wal, range).ok().flatten();
-            created.map(|created| created.descriptor().interval.clone())
-        };
-        let with_beginning = |now: RangeDescriptor| {
-            let first = began(now.id).unwrap_or_else(|| now.interval.clone());
-            (now, first)
-        };
-        let groups = self.groups();
-        let running = groups.iter().filter(|group| group.range != RangeId::ROOT);
-        let mut here: Vec<_> =
-            running.map(|group| with_beginning((*group.descriptor()).clone())).collect();
-        let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        let waiting = waiting.values().map(|waiting| waiting.created.descriptor().clone());
-        let damaged = self.damaged().into_iter().map(|damaged| damaged.descriptor);
-        here.extend(waiting.chain(damaged).map(with_beginning));
-        here
+    /// All ranges of data of which this node's log, or its list of lost ones, says something.
+    fn here(&self) -> Result<Vec<Replica>, MetaError> {
+        let mut here = Vec::new();
+        for created in self.opening.stored()? {
+            let (range, began) = (created.range(), created.descriptor().clone());
+            let first = began.interval.clone();
+            let group = self.group(range);
+            let is_applied = |group: &Arc<Group>| matches!(group.state.applied(), Ok(Some(_)));
+            let is_settled = group.as_ref().is_some_and(is_applied);
+            let now =
+                group.filter(|_| is_settled).map_or(began, |group| (*group.descriptor()).clone());
+            here.push(Replica { now, first, is_settled });
+        }
+        let lost = self.damaged().into_iter().map(|damaged| damaged.descriptor);
+        let lost = lost.map(|now| Replica { first: now.interval.clone(), now, is_settled: false });
+        here.extend(lost);
+        here.retain(|replica| replica.now.id != RangeId::ROOT);
+        Ok(here)
     }
 
-    /// What of this node a range was a part of, of late: the running range that began with its keys, the latest of these.
-    /// It is past the split by now, and will be when it has applied as much as now.
-    fn origin_of(&self, range: &RangeDescriptor) -> Option<Origin> {
-        let here = self.here();
-        let had = |first: &Interval| first.contains(&range.interval.start);
-        let parents = here.iter().filter(|(_, first)| had(first));
-        let (parent, _) = parents.max_by_key(|(now, first)| (first.start.clone(), now.epoch))?;
-        let state = self.group(parent.id)?.state.clone();
-        let (applied, membership) = read_applied(&*state.map.view(), parent.id).ok()?;
-        Some(Origin { parent: parent.id, split: applied?, membership, inherited: false })
+    /// That a range was a part of this one, which has passed the split by now.
+    fn present_origin(&self, parent: RangeId) -> Option<Origin> {
+        let state = self.group(parent)?.state.clone();
+        let (applied, membership) = read_applied(&*state.map.view(), parent).ok()?;
+        Some(Origin { parent, split: applied?, membership, inherited: false })
     }
 
     /// The replicas that wait for `parent`.
@@ -892,8 +930,9 @@ impl Inner {
     pub(crate) async fn open_due(self: &Arc<Self>) {
         let _one = self.opening_due.lock().await;
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for (range, Waiting { created, state }) in waiting {
-            if !self.may_open(created.origin()) {
+        for (range, Waiting { created, state, tried }) in waiting {
+            let is_soon = tried.is_some_and(|when| self.host.clock.now() - when < OPEN_AGAIN_AFTER);
+            if is_soon || self.has_ended() || !self.may_open(created.origin()) {
                 continue;
             }
             let opened = self.opening.start_group(&self.sender, &created, state).await;
@@ -902,12 +941,36 @@ impl Inner {
                     Ok(()) => self.elect_after_split(group, created.origin()),
                     Err(error) => tracing::debug!(%range, %error, "the node is stopping"),
                 },
+                Err(error @ MetaError::NoBeginning(_)) => {
+                    let lacking = Damaged::stored(&created, error.to_string());
+                    self.damaged
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .insert(range, lacking);
+                }
+                // it stays here, so that nothing of its parent is purged that it may need (R8), and is tried again
                 Err(error) => {
-                    tracing::error!(%range, %error, "the range does not open: it is not served here");
+                    tracing::error!(%range, %error, "the range does not open yet: it is not served here");
+                    let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+                    if let Some(waiting) = waiting.get_mut(&range) {
+                        waiting.tried = Some(self.host.clock.now());
+                    }
+                    continue;
                 }
             }
             self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&range);
         }
+    }
+
+    /// As `open_due`, without waiting for it: a range opens when its first snapshot is written.
+    pub(crate) fn open_due_soon(self: &Arc<Self>) {
+        let is_waiting = !self.waiting.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        if !is_waiting || self.opening_due.try_lock().is_err() {
+            return;
+        }
+        let inner = self.clone();
+        let opening = Box::pin(async move { inner.open_due().await });
+        let _opening = self.host.tasks.spawn(TaskKind::Background("open split ranges"), opening);
     }
 
     async fn admit(&self, group: Arc<Group>) -> Result<(), MetaError> {
@@ -1224,7 +1287,7 @@ async fn open_born(node: Weak<Inner>, mut born: mpsc::UnboundedReceiver<Born>, s
         };
         let (Some(Born { created, state }), Some(inner)) = (next, node.upgrade()) else { return };
         let range = created.range();
-        let waiting = Waiting { created, state };
+        let waiting = Waiting { created, state, tried: None };
         inner.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(range, waiting);
         inner.open_due().await;
     }

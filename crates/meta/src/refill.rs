@@ -85,6 +85,7 @@ pub(crate) struct Removal {
     descriptor: RangeDescriptor,
     origin: Option<Origin>,
     vote: Vote,
+    confirmed: u64,
 }
 
 impl Removal {
@@ -92,14 +93,19 @@ impl Removal {
         &self.descriptor
     }
 
-    /// What the replica began with, and the vote under which its removal is committed.
-    pub(crate) fn into_parts(self) -> (RangeDescriptor, Option<Origin>, Vote) {
-        (self.descriptor, self.origin, self.vote)
+    /// What the replica began with, the vote under which its removal is committed, and an index at which it was.
+    pub(crate) fn into_parts(self) -> (RangeDescriptor, Option<Origin>, Vote, u64) {
+        (self.descriptor, self.origin, self.vote, self.confirmed)
     }
 
     #[cfg(test)]
-    pub(crate) fn told(descriptor: RangeDescriptor, origin: Option<Origin>, vote: Vote) -> Self {
-        Self { descriptor, origin, vote }
+    pub(crate) fn told(
+        descriptor: RangeDescriptor,
+        origin: Option<Origin>,
+        vote: Vote,
+        confirmed: u64,
+    ) -> Self {
+        Self { descriptor, origin, vote, confirmed }
     }
 }
 
@@ -157,9 +163,9 @@ async fn refill(inner: &Arc<Inner>, replica: Damaged) {
         return inner.note_standing(range, waits.to_owned());
     }
     let standing = match ask(inner, &replica.descriptor, false).await {
-        Ok(RefillAnswer::Removed(vote)) => {
+        Ok(RefillAnswer::Removed { vote, confirmed }) => {
             let Damaged { descriptor, origin, .. } = replica;
-            match inner.begin_anew(Removal { descriptor, origin, vote }).await {
+            match inner.begin_anew(Removal { descriptor, origin, vote, confirmed }).await {
                 Ok(()) => return,
                 Err(error) => error.to_string(),
             }
@@ -261,7 +267,8 @@ fn is_joint(members: &StoredMembership) -> bool {
 
 async fn take_out(raft: &Raft, node: u64) -> Result<RefillAnswer, String> {
     if bug!("emptied-while-a-voter") {
-        return Ok(RefillAnswer::Removed(raft.metrics().borrow_watched().vote));
+        let vote = raft.metrics().borrow_watched().vote;
+        return Ok(RefillAnswer::Removed { vote, confirmed: 0 });
     }
     finish(raft).await?;
     let now = members(raft);
@@ -286,7 +293,7 @@ async fn take_out(raft: &Raft, node: u64) -> Result<RefillAnswer, String> {
     if !committed || is_member || is_joint(members) || !leads {
         return Err("its removal is not confirmed yet".to_owned());
     }
-    Ok(RefillAnswer::Removed(metrics.vote))
+    Ok(RefillAnswer::Removed { vote: metrics.vote, confirmed: confirmed.log_id().index })
 }
 
 async fn take_in(raft: &Raft, node: u64) -> Result<RefillAnswer, String> {

@@ -277,10 +277,15 @@ async fn receive(
     let state = group.state.clone();
     tasks
         .run_blocking(move || {
-            state.snapshots.received(incoming).map_err(|error| match error {
+            let received = state.snapshots.received(incoming).map_err(|error| match error {
                 error @ SnapshotError::Disk(..) => disk(error),
                 damaged => Status::data_loss(damaged.to_string()),
-            })
+            })?;
+            // the leader builds a newer one, and sends that
+            match state.refusal_of(&received) {
+                Some(refusal) => Err(Status::failed_precondition(refusal)),
+                None => Ok(received),
+            }
         })
         .await
 }

@@ -7,7 +7,7 @@
 use crate::codec::{BadBytes, read_stored_membership, stored_membership_bytes};
 use crate::raft::{LogId, Snapshot, SnapshotMeta, StoredMembership, log_id};
 use ashlar_host::{Disk, File, OpenMode};
-use ashlar_types::bug;
+use ashlar_types::{Epoch, RangeId, bug};
 use bytes::Bytes;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -78,6 +78,8 @@ pub(crate) struct SnapshotFile {
     pub(crate) length: u64,
     pub(crate) contents: Contents,
     pub(crate) sums: Sums,
+    /// The epoch of the range in it; `None`: the root's.
+    pub(crate) epoch: Option<Epoch>,
     /// Where the first chunk begins.
     body: u64,
     /// Set while it lies under the name it was received under.
@@ -130,12 +132,21 @@ impl SnapshotFile {
         if contents.range != range {
             return Err(SnapshotError::Foreign(path.to_owned(), contents.range));
         }
-        let mut sums = Sums::default();
+        let (mut sums, mut described) = (Sums::default(), None);
         let path = path.to_owned();
-        let mut opened = Self { path, file, length, contents, sums, body, _received: None };
-        opened.chunks(&mut |chunk| rows_of(&chunk, &mut |key, value| sums.add(&key, &value)))?;
+        let epoch = None;
+        let mut opened = Self { path, file, length, contents, sums, epoch, body, _received: None };
+        opened.chunks(&mut |chunk| {
+            rows_of(&chunk, &mut |key, value| {
+                sums.add(&key, &value);
+                let says = ashlar_catalog::descriptor_row(RangeId(range), &key, &value);
+                described = says.or_else(|| described.take());
+            })
+        })?;
         opened.check_trailer(sums)?;
         opened.sums = sums;
+        let described = described.transpose().map_err(|error| opened.damaged(error.to_string()))?;
+        opened.epoch = described.map(|descriptor| descriptor.epoch);
         Ok(opened)
     }
 
@@ -471,9 +482,9 @@ impl Snapshots {
             self.disk.sync_dir(&self.directory).map_err(at)?;
         }
         let file = self.disk.open(&path, OpenMode::Read).map_err(at)?;
-        let SnapshotFile { length, ref contents, sums, body, .. } = *verified;
+        let SnapshotFile { length, ref contents, sums, epoch, body, .. } = *verified;
         let contents = contents.clone();
-        Ok(SnapshotFile { path, file, length, contents, sums, body, _received: None })
+        Ok(SnapshotFile { path, epoch, file, length, contents, sums, body, _received: None })
     }
 
     /// An empty file for what a leader sends, under a name of its own.

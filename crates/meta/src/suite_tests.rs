@@ -47,7 +47,7 @@ impl StoreBuilder<Types, LogStore, Machine, ()> for Stores {
         let (cluster, node) = (ClusterId(1), NodeId(1));
         let births = Births { cluster, node, born: tokio::sync::mpsc::unbounded_channel().0 };
         let state = Arc::new(state.expect("no snapshot yet"));
-        let machine = Machine::new(state, births).expect("empty");
+        let machine = Machine::new(state, births, None).expect("empty");
         Ok(((), log, machine))
     }
 }

@@ -79,14 +79,45 @@ impl Cluster {
         self.converge_on(CHILD).await;
     }
 
-    /// What the root's directory says of the two.
-    fn directory(&self) -> Vec<RangeDescriptor> {
-        let sides = [RANGE, CHILD];
-        let of = |range| {
-            let mut nodes = self.nodes.values();
-            nodes.find_map(|running| running.meta.descriptor(range)).expect("it runs")
+    /// What the root's directory says of these: what their leaders know.
+    fn directory(&self, ranges: &[RangeId]) -> Vec<RangeDescriptor> {
+        let of = |range: &RangeId| {
+            let known = self.nodes.values().filter_map(|node| node.meta.descriptor(*range));
+            known.max_by_key(|descriptor| descriptor.epoch).expect("it runs")
         };
-        sides.map(|range| (*of(range)).clone()).to_vec()
+        ranges.iter().map(|range| (*of(range)).clone()).collect()
+    }
+
+    /// Tells a node of the directory, as its duty does, again and again, until it has all of these and none is damaged.
+    async fn takes_in(&self, node: NodeId, ranges: &[RangeId]) {
+        let began = self.host.clock.now();
+        let directory = self.directory(ranges);
+        let meta = &self.nodes[&node].meta;
+        while ranges.iter().any(|range| meta.descriptor(*range).is_none())
+            || !meta.damaged().is_empty()
+        {
+            meta.note_directory(&directory);
+            self.host.clock.sleep(Duration::from_millis(20)).await;
+            assert!(
+                self.host.clock.now() - began < PATIENCE,
+                "what it lacks does not come: {:?} {:?}",
+                meta.status(),
+                meta.damaged()
+            );
+        }
+    }
+
+    /// The rows of objects that a stopped node's map has from a key on, by their families and keys.
+    fn objects_from(&self, node: NodeId, key: &str) -> BTreeMap<Vec<u8>, Vec<u8>> {
+        let map = ashlar_map::open(Engine::Fjall, &self.dir(node).join("map")).expect("a map");
+        let from = [&b"c"[..], &BUCKET.0.to_be_bytes(), key.as_bytes()].concat();
+        let mut rows = BTreeMap::new();
+        let scanned = map.view().scan(&from, Some(b"d"), &mut |row, value| {
+            rows.insert(row.to_vec(), value.to_vec());
+            std::ops::ControlFlow::Continue(())
+        });
+        scanned.expect("read");
+        rows
     }
 }
 
@@ -201,13 +232,7 @@ async fn a_replica_that_was_away_applies_the_split_from_the_log_or_gets_the_chil
             assert!(count < 20_000, "the log is never purged");
         }
         cluster.boot(NodeId(3)).await;
-        let began = cluster.host.clock.now();
-        while cluster.nodes[&NodeId(3)].meta.descriptor(CHILD).is_none() {
-            // as its duty does, again and again
-            cluster.nodes[&NodeId(3)].meta.note_directory(&cluster.directory());
-            cluster.host.clock.sleep(Duration::from_millis(20)).await;
-            assert!(cluster.host.clock.now() - began < PATIENCE, "the child does not come");
-        }
+        cluster.takes_in(NodeId(3), &[RANGE, CHILD]).await;
         cluster.child_runs_everywhere().await;
         cluster.put_into(CHILD, "x", 7).await;
         cluster.both_sides_converge().await;
@@ -246,5 +271,127 @@ async fn the_leader_is_killed_around_the_split_and_the_next_one_goes_on() {
     cluster.both_sides_converge().await;
     has_all_keys_on_their_sides(&cluster).await;
     assert_eq!(cluster.get_of(CHILD, "x").await, Some(1));
+    cluster.stop_all().await;
+}
+
+/// Whether a node is among the voters of the child, as the others know them.
+fn is_voter_of_child(cluster: &Cluster, node: NodeId) -> bool {
+    let others = cluster.nodes.iter().filter(|(other, _)| **other != node);
+    others
+        .flat_map(|(_, running)| running.meta.status())
+        .any(|status| status.range == CHILD && status.voters.contains(&node))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r7_a_wiped_node_that_replays_a_split_makes_no_child_whose_votes_it_has_forgotten() {
+    let mut cluster = with_keys(64 << 20).await;
+    cluster.split("m").await;
+    cluster.child_runs_everywhere().await;
+    cluster.put_into(CHILD, "y", 1).await;
+    cluster.converge_on(CHILD).await;
+    cluster.kill(NodeId(3)).await;
+    cluster.host.disk.remove_dir_all(&cluster.dir(NodeId(3))).expect("wiped");
+    cluster.boot(NodeId(3)).await;
+    // the parent comes by its log, the entry of the split among it
+    cluster
+        .wait("the parent is past the split here", |cluster| {
+            let here = cluster.nodes[&NodeId(3)].meta.descriptor(RANGE);
+            here.is_some_and(|here| here.epoch == LATER)
+        })
+        .await;
+    cluster.host.clock.sleep(Duration::from_millis(500)).await;
+    assert!(cluster.nodes[&NodeId(3)].meta.descriptor(CHILD).is_none(), "it has forgotten it");
+    assert!(is_voter_of_child(&cluster, NodeId(3)), "the others count on it still");
+    cluster.takes_in(NodeId(3), &[RANGE, CHILD]).await;
+    cluster.child_runs_everywhere().await;
+    cluster.put_into(CHILD, "x", 2).await;
+    cluster.both_sides_converge().await;
+    // it counts again, and what it makes of later splits is its own
+    cluster.kill(NodeId(1)).await;
+    has_all_keys_on_their_sides(&cluster).await;
+    cluster.put_into(CHILD, "w", 3).await;
+    cluster.boot(NodeId(1)).await;
+    cluster.both_sides_converge().await;
+    cluster.stop_all().await;
+}
+
+/// What was a part of the child.
+const GRANDCHILD: RangeId = RangeId(51);
+const LATEST: Epoch = Epoch(3);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_generations_of_splits_come_to_a_node_that_was_away_and_none_overlaps() {
+    let mut cluster = with_keys(4096).await;
+    cluster.converge().await;
+    cluster.kill(NodeId(3)).await;
+    cluster.split("m").await;
+    for number in 0..20 {
+        cluster.put_into(CHILD, &format!("y-{number}"), number).await;
+    }
+    let split = SplitAt { child: GRANDCHILD, at: at("y") };
+    for op in [RangeOp::PrepareSplit(split.clone()), RangeOp::StepSplit, RangeOp::Split(split)] {
+        let outcome = cluster.execute_at(CHILD, LATER, op).await;
+        assert!(matches!(outcome, Outcome::Applied(_)), "{outcome:?}");
+    }
+    // newer than what any snapshot of the child has of them
+    for number in 0..20 {
+        let op = if number % 2 == 0 {
+            put(&format!("y-{number}"), 500 + number)
+        } else {
+            RangeOp::Delete(Delete {
+                at: at(&format!("y-{number}")),
+                bucket_epoch: Epoch(1),
+                condition: WriteCondition::Always,
+                deleted_ms: 1,
+                token: None,
+            })
+        };
+        let outcome = cluster.execute_at(GRANDCHILD, LATEST, op).await;
+        assert!(matches!(outcome, Outcome::Applied(_)), "{outcome:?}");
+    }
+    let applied = cluster.nodes.keys().filter_map(|&node| cluster.status(node, RANGE).applied);
+    let applied = applied.max().expect("applied");
+    let mut count = 0;
+    while cluster.nodes.keys().any(|&node| cluster.status(node, RANGE).purged <= Some(applied)) {
+        cluster.put_into(RANGE, "b", count).await;
+        count += 1;
+        assert!(count < 20_000, "the log is never purged");
+    }
+    cluster.boot(NodeId(3)).await;
+    let all = [RANGE, CHILD, GRANDCHILD];
+    cluster.takes_in(NodeId(3), &all).await;
+    for range in all {
+        cluster
+            .wait("all are members again", |cluster| {
+                cluster.nodes.values().all(|running| {
+                    let status = running.meta.status();
+                    status
+                        .iter()
+                        .any(|group| group.range == range && group.voters == cluster.voters)
+                })
+            })
+            .await;
+    }
+    // twice: as they came, and rebuilt from what each has stored of itself
+    for _ in 0..2 {
+        for (range, epoch, key) in
+            [(RANGE, LATER, "c"), (CHILD, LATEST, "n"), (GRANDCHILD, LATEST, "zz")]
+        {
+            let outcome = cluster.execute_at(range, epoch, put(key, 9)).await;
+            assert!(matches!(outcome, Outcome::Applied(_)), "{outcome:?}");
+            cluster.converge_on(range).await;
+        }
+        cluster.stop_all().await;
+        // the sums that replicas tell are kept up by difference: what lies there is compared row by row
+        let [first, .., last] = &cluster.voters[..] else { panic!("three") };
+        let rows = cluster.objects_from(*first, "");
+        assert_eq!(rows.len(), 20 + 20 + 10 + 1 + 1 + 1 + 1, "and those of this test");
+        assert!(rows == cluster.objects_from(*last, ""), "the node that was away has other rows");
+        let map = cluster.dir(NodeId(3)).join("map");
+        cluster.host.disk.remove_dir_all(&map).expect("removed");
+        for node in cluster.voters.clone() {
+            cluster.boot(node).await;
+        }
+    }
     cluster.stop_all().await;
 }
