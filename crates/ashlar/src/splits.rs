@@ -1,14 +1,14 @@
 //! Splits of the ranges that this node leads: begun where one has grown, driven through their steps, told to the root.
 //!
 //! All that a split is at lies in the range's state, so that whoever leads next goes on where this one stopped. No
-//! split is parted while the root does not answer: until its directory has both sides, gateways do not find the right one.
+//! range is parted while the root does not answer: until its directory has both sides, gateways do not find the right one.
 
 use crate::leading::Leading;
 use ashlar_client::{Client, Failure};
 use ashlar_host::Host;
 use ashlar_types::{
     Applied, Command, CommandReply, Epoch, Outcome, RangeAnswer, RangeId, RangeOp, RangeQuery,
-    Refusal, SplitState,
+    Refusal, SplitAt, SplitState,
 };
 use std::time::Duration;
 
@@ -56,19 +56,13 @@ impl Splitter {
 
     async fn look_after(&self, range: RangeId) -> Result<(), NotNow> {
         let state = self.state(range).await?;
+        // before anything else: requests for the right side go in a circle until then
         self.tell(range, &state).await?;
         if state.more_steps {
             self.step(range).await?;
         }
         if let Some(split) = state.prepared {
-            match self.execute(range, RangeOp::Split(split.clone())).await? {
-                Outcome::Applied(_) => {
-                    metrics::counter!("ashlar_range_splits_total").increment(1);
-                    tracing::info!(%range, child = %split.child, bucket = %split.at.bucket, "a range was split");
-                }
-                Outcome::Refused(refusal) => return Err(NotNow(refusal.to_string())),
-            }
-            // at once: requests for the right side go in a circle until then
+            self.part(range, split).await?;
             return self.tell(range, &self.state(range).await?).await;
         }
         let has_grown = self.objects_max > 0 && state.objects > self.objects_max;
@@ -76,6 +70,20 @@ impl Splitter {
             self.begin(range, state.objects).await?;
         }
         Ok(())
+    }
+
+    /// Not while the root is silent: nobody could be told where the right side is. The steps may have taken long, so it is
+    /// asked here and not before them.
+    async fn part(&self, range: RangeId, split: SplitAt) -> Result<(), NotNow> {
+        self.client.ranges_now().await?;
+        match self.execute(range, RangeOp::Split(split.clone())).await? {
+            Outcome::Applied(_) => {
+                metrics::counter!("ashlar_range_splits_total").increment(1);
+                tracing::info!(%range, child = %split.child, bucket = %split.at.bucket, "a range was split");
+                Ok(())
+            }
+            Outcome::Refused(refusal) => Err(NotNow(refusal.to_string())),
+        }
     }
 
     /// Steps until none is left.
