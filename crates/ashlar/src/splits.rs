@@ -10,6 +10,9 @@ use ashlar_types::{
     Applied, Command, CommandReply, Epoch, Outcome, RangeAnswer, RangeId, RangeOp, RangeQuery,
     Refusal, SplitAt, SplitState,
 };
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Between two rounds.
@@ -36,25 +39,51 @@ impl From<Failure> for NotNow {
 impl Splitter {
     /// Goes on until it is dropped.
     pub(crate) async fn run(self) {
+        tokio::join!(self.note_directory(), self.look_after_all());
+    }
+
+    /// Lets this node ask for what the root's directory gives it, whatever its own ranges are at.
+    async fn note_directory(&self) {
         loop {
             self.host.clock.sleep(ROUND_EVERY).await;
-            let directory = match self.client.ranges_now().await {
-                Ok(directory) => directory,
+            match self.client.ranges_now().await {
+                Ok(directory) => self.leading.meta.note_directory(&directory),
                 Err(failure) => {
-                    tracing::debug!(%failure, "no range is split while the root does not answer");
-                    continue;
-                }
-            };
-            self.leading.meta.note_directory(&directory);
-            for range in self.leading.data_ranges() {
-                if let Err(NotNow(why)) = self.look_after(range).await {
-                    tracing::debug!(%range, why, "a split does not get on now");
+                    tracing::debug!(%failure, "the root does not say what ranges there are");
                 }
             }
         }
     }
 
-    async fn look_after(&self, range: RangeId) -> Result<(), NotNow> {
+    /// Each range by itself: what is slow, or waits for somebody, is only passed over until it is done. So the steps of one
+    /// never hold up the telling of another, for which requests wait.
+    async fn look_after_all(&self) {
+        let (mut looks, mut looked_after) = (FuturesUnordered::new(), BTreeSet::new());
+        loop {
+            let mut pause = self.host.clock.sleep(ROUND_EVERY);
+            loop {
+                tokio::select! {
+                    biased;
+                    () = &mut pause => break,
+                    Some(range) = looks.next() => { looked_after.remove(&range); }
+                }
+            }
+            for range in self.leading.data_ranges() {
+                if looked_after.insert(range) {
+                    looks.push(self.look_after(range));
+                }
+            }
+        }
+    }
+
+    async fn look_after(&self, range: RangeId) -> RangeId {
+        if let Err(NotNow(why)) = self.get_on(range).await {
+            tracing::debug!(%range, why, "a split does not get on now");
+        }
+        range
+    }
+
+    async fn get_on(&self, range: RangeId) -> Result<(), NotNow> {
         let state = self.state(range).await?;
         // before anything else: requests for the right side go in a circle until then
         self.tell(range, &state).await?;
