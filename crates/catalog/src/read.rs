@@ -378,17 +378,27 @@ impl<'a> RangeReader<'a> {
         })
     }
 
-    /// All objects of the range, as their buckets' usage says.
+    /// All objects of the range, as their buckets' usage says. It is asked often, and the buckets may be many: their rows
+    /// are only visited.
     fn count_objects(&self) -> Result<u64, CatalogError> {
-        let mut objects = 0;
-        for (row, value) in self.txn.rows_under(&key::of_range(family::USAGE, self.id()))? {
-            let bucket = row.get(9..).and_then(key::read_u64).map(BucketId);
-            let bucket = bucket.ok_or(CatalogError::Inconsistent("the key of a usage row"))?;
-            if self.descriptor.interval.overlaps_bucket(bucket) {
-                objects += decode::<UsageRow>(&value)?.objects;
+        let (from, to) = key::range_interval(family::USAGE, self.id());
+        let (mut objects, mut unread) = (0, Ok(()));
+        self.view.scan(&from, to.as_deref(), &mut |row, value| {
+            match self.objects_of(row, value) {
+                Ok(some) => objects += some,
+                Err(error) => unread = Err(error),
             }
-        }
-        Ok(objects)
+            if unread.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        unread.map(|()| objects)
+    }
+
+    /// What a row of usage counts, unless its bucket is the other side's of a split.
+    fn objects_of(&self, row: &[u8], value: &[u8]) -> Result<u64, CatalogError> {
+        let bucket = row.get(9..).and_then(key::read_u64).map(BucketId);
+        let bucket = bucket.ok_or(CatalogError::Inconsistent("the key of a usage row"))?;
+        let is_here = self.descriptor.interval.overlaps_bucket(bucket);
+        if is_here { Ok(decode::<UsageRow>(value)?.objects) } else { Ok(0) }
     }
 
     /// Visits half of the keys.
