@@ -32,7 +32,8 @@ mod upload;
 pub use key::{KeySpan, system_key};
 pub use map::{MapError, OrderedMap, View, Visit, Writes};
 pub use range::{
-    AppliedEntry, Range, descriptor_in, descriptor_row, export, leave_out, owned_intervals, removable_intervals,
+    AppliedEntry, Range, descriptor_in, descriptor_row, export, leave_out, owned_intervals,
+    removable_intervals,
 };
 pub use read::RangeReader;
 pub use root::{Root, root_export, root_owned_intervals};

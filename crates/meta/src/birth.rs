@@ -23,8 +23,8 @@ use ashlar_types::{
 use ashlar_wal::{Record, Wal, WalError};
 use bytes::Bytes;
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use tokio::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Notify;
 
 /// What a replica of this node began with: read in its log, or just written there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -161,7 +161,39 @@ pub(crate) struct Parted {
 pub(crate) struct Births {
     pub(crate) cluster: ClusterId,
     pub(crate) node: NodeId,
-    pub(crate) born: mpsc::UnboundedSender<Born>,
+    pub(crate) nursery: Arc<Nursery>,
+}
+
+/// Ranges that exist on stable storage since, and wait for whoever opens them.
+#[derive(Default)]
+pub(crate) struct Nursery {
+    born: Mutex<Vec<Born>>,
+    told: Notify,
+}
+
+impl Nursery {
+    /// Brings one. Never waits: this is on the way of apply.
+    pub(crate) fn bring(&self, born: Born) {
+        self.born.lock().unwrap_or_else(PoisonError::into_inner).push(born);
+        self.told.notify_one();
+    }
+
+    /// The next start finds them in the log.
+    pub(crate) fn forget(&self) {
+        self.born.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    /// Waits until there are some, and takes them.
+    pub(crate) async fn take(&self) -> Vec<Born> {
+        loop {
+            let born =
+                std::mem::take(&mut *self.born.lock().unwrap_or_else(PoisonError::into_inner));
+            if !born.is_empty() {
+                return born;
+            }
+            self.told.notified().await;
+        }
+    }
 }
 
 /// A range that was made by an applied split, and may be opened.

@@ -212,9 +212,6 @@ impl State {
     /// Before a newer snapshot of this range counts: the older one, and the log behind it, are the only copy of the
     /// beginning of a child that has no snapshot of its own (R8). It gets one of the same moment.
     fn secure_children(&self, view: &dyn View) -> io::Result<()> {
-        if bug!("child-is-not-secured") {
-            return Ok(());
-        }
         let children = self.children.lock().unwrap_or_else(PoisonError::into_inner).clone();
         children.iter().filter_map(Weak::upgrade).try_for_each(|child| child.secure(view))
     }
@@ -490,8 +487,7 @@ impl Machine {
         });
         let at = written.await?;
         if let Some(born) = born {
-            // nobody listens where the node stops: the next start finds it in the log
-            drop(self.births.born.send(born));
+            self.births.nursery.bring(born);
         }
         Ok(at)
     }

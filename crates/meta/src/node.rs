@@ -1,7 +1,8 @@
 //! The groups of a node: opened from what is stored, or founded; served; stopped.
 
 use crate::birth::{
-    Birth, Births, Born, Created, FoundingList, Origin, descendants, first_ranges, parents_first,
+    Birth, Births, Born, Created, FoundingList, Nursery, Origin, descendants, first_ranges,
+    parents_first,
 };
 use crate::boots::{Boot, Boots};
 use crate::codec::{read_log_id, read_vote};
@@ -29,7 +30,6 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::time::Duration;
-use tokio::sync::mpsc;
 
 /// How long a leader waits for another one when it stops.
 const TRANSFER_PATIENCE: Duration = Duration::from_millis(1500);
@@ -253,8 +253,8 @@ impl MetaNode {
         addresses: Addresses,
         formation: Option<Formation>,
     ) -> Result<Arc<Self>, MetaError> {
-        let (to_open, born) = mpsc::unbounded_channel();
-        let opening = Opening::open(host, config, to_open)?;
+        let nursery = Arc::<Nursery>::default();
+        let opening = Opening::open(host, config, nursery.clone())?;
         let founded = opening.found(formation.as_ref()).await?;
         let cluster = opening.cluster(&founded, formation.as_ref())?;
         let inner = opening.start_groups(dialer, addresses, cluster, founded).await?;
@@ -262,7 +262,7 @@ impl MetaNode {
         let weak = Arc::downgrade(&inner);
         let keeper = Box::pin(keeper::run(weak.clone()));
         let _keeper = tasks.spawn(TaskKind::Background("keep ranges"), keeper);
-        let opening = Box::pin(open_born(weak.clone(), born, inner.stopping.clone()));
+        let opening = Box::pin(open_born(weak.clone(), nursery, inner.stopping.clone()));
         let _opening = tasks.spawn(TaskKind::Background("open split ranges"), opening);
         let refilling = Box::pin(refill::run(weak.clone()));
         let _refilling = tasks.spawn(TaskKind::Background("refill ranges"), refilling);
@@ -408,15 +408,11 @@ struct Opening {
     host: Host,
     config: MetaConfig,
     wal: Wal,
-    born: mpsc::UnboundedSender<Born>,
+    nursery: Arc<Nursery>,
 }
 
 impl Opening {
-    fn open(
-        host: Host,
-        config: MetaConfig,
-        born: mpsc::UnboundedSender<Born>,
-    ) -> Result<Self, MetaError> {
+    fn open(host: Host, config: MetaConfig, nursery: Arc<Nursery>) -> Result<Self, MetaError> {
         let snapshots = config.dir.join("snapshots");
         host.disk
             .create_dir_all(&snapshots)
@@ -426,11 +422,11 @@ impl Opening {
             ..WalConfig::new(config.dir.join("wal"))
         };
         let wal = Wal::open(&host, wal)?;
-        Ok(Self { host, config, wal, born })
+        Ok(Self { host, config, wal, nursery })
     }
 
     fn births(&self, cluster: ClusterId) -> Births {
-        Births { cluster, node: self.config.node, born: self.born.clone() }
+        Births { cluster, node: self.config.node, nursery: self.nursery.clone() }
     }
 
     /// The groups that are stored. Where nothing was ever founded here, those of the formation, made durable.
@@ -785,6 +781,7 @@ impl Inner {
     fn take_groups(&self) -> Vec<Arc<Group>> {
         // they hold the map
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.opening.nursery.forget();
         let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *groups).into_values().collect()
     }
@@ -1278,17 +1275,19 @@ async fn leave_when_outdated(
 }
 
 /// Opens the ranges that applied splits have made here.
-async fn open_born(node: Weak<Inner>, mut born: mpsc::UnboundedReceiver<Born>, stopping: Shutdown) {
+async fn open_born(node: Weak<Inner>, nursery: Arc<Nursery>, stopping: Shutdown) {
     loop {
-        let next = tokio::select! {
+        let born = tokio::select! {
             biased;
-            () = stopping.requested() => None,
-            next = born.recv() => next,
+            () = stopping.requested() => return,
+            born = nursery.take() => born,
         };
-        let (Some(Born { created, state }), Some(inner)) = (next, node.upgrade()) else { return };
-        let range = created.range();
-        let waiting = Waiting { created, state, tried: None };
-        inner.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(range, waiting);
+        let Some(inner) = node.upgrade() else { return };
+        for Born { created, state } in born {
+            let waiting = Waiting { created, state, tried: None };
+            let range = waiting.created.range();
+            inner.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(range, waiting);
+        }
         inner.open_due().await;
     }
 }

@@ -45,7 +45,7 @@ impl StoreBuilder<Types, LogStore, Machine, ()> for Stores {
         let map = Arc::new(MemMap::default());
         let state = State::open(&self.host, map, descriptor, snapshots, self.wal.clone(), 0);
         let (cluster, node) = (ClusterId(1), NodeId(1));
-        let births = Births { cluster, node, born: tokio::sync::mpsc::unbounded_channel().0 };
+        let births = Births { cluster, node, nursery: Arc::default() };
         let state = Arc::new(state.expect("no snapshot yet"));
         let machine = Machine::new(state, births, None).expect("empty");
         Ok(((), log, machine))

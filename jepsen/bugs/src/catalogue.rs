@@ -144,23 +144,9 @@ pub const CATALOGUE: &[Bug] = &[
         seed: 1,
     },
     Bug {
-        id: "child-without-results",
-        what: "the right side of a split does not inherit what commands have come to",
-        breaks: "C7",
-        faults: "split,storm,kill",
-        seed: 1,
-    },
-    Bug {
         id: "replay-begins-the-child-anew",
         what: "a split that is applied again drops the log of its child",
         breaks: "R5",
-        faults: "split,kill",
-        seed: 1,
-    },
-    Bug {
-        id: "child-is-not-secured",
-        what: "the log of a range is purged before its child has a snapshot",
-        breaks: "R8",
         faults: "split,kill",
         seed: 1,
     },

@@ -132,7 +132,8 @@ impl Cluster {
             let passes = ["last split yet", "unavailable", "did not answer", "not known"];
             if !passes.iter().any(|reason| why.contains(reason)) {
                 // of a first try whose answer was lost
-                let is_there = why.contains("cannot be split there") && began.elapsed() > SPLIT_POLL;
+                let is_there =
+                    why.contains("cannot be split there") && began.elapsed() > SPLIT_POLL;
                 ensure!(is_there, "{bucket} was not split before {key}: {why}");
                 return Ok(());
             }

@@ -282,7 +282,8 @@ async fn ranges_split_while_voters_die(ground: &Ground) -> Result<String> {
         let operations =
             recorder.judge(&ground.dir).with_context(|| format!("after {name} was killed"))?;
         ensure!(gap <= GAP_MAX, "{name} killed: no write for {gap:.2?}, {GAP_MAX:?} are allowed");
-        facts.push(format!("{name} gap {:.2} s, {operations} operations judged", gap.as_secs_f64()));
+        facts
+            .push(format!("{name} gap {:.2} s, {operations} operations judged", gap.as_secs_f64()));
     }
     let splits = cluster.counter("ashlar_range_splits_total").await?;
     facts.push(format!("{splits} splits counted by those that still run"));

@@ -93,19 +93,21 @@ impl Replicas {
         self.ranges().into_iter().find(|range| range.interval.contains(at)).unwrap()
     }
 
-    pub(crate) fn apply(&mut self, commands: Vec<Command>) -> Vec<Outcome> {
+    pub(crate) fn apply(&mut self, command: &Command) -> Outcome {
         let mut ranges = self.ranges();
         // where none has the key, they all refuse it
-        if let Some(at) = key_of(&commands[0].op)
+        if let Some(at) = key_of(&command.op)
             && ranges.iter().any(|range| range.interval.contains(at))
         {
             ranges.retain(|range| range.interval.contains(at));
         }
-        let answers: Vec<_> =
-            ranges.iter().map(|range| self.apply_to(range.id, false, commands.clone())).collect();
+        let answers: Vec<Outcome> = ranges
+            .iter()
+            .map(|range| self.apply_to(range.id, false, vec![command.clone()]).remove(0))
+            .collect();
         let outside = Outcome::Refused(Refusal::OutsideRange);
-        let applied = answers.iter().find(|outcomes| matches!(outcomes[0], Outcome::Applied(_)));
-        let judged = applied.or_else(|| answers.iter().find(|outcomes| outcomes[0] != outside));
+        let applied = answers.iter().find(|outcome| matches!(outcome, Outcome::Applied(_)));
+        let judged = applied.or_else(|| answers.iter().find(|outcome| **outcome != outside));
         judged.unwrap_or(&answers[0]).clone()
     }
 
@@ -163,11 +165,11 @@ impl Replicas {
     }
 
     pub(crate) fn send_as(&mut self, caller: Caller, op: RangeOp) -> Outcome {
-        self.apply(vec![Command { caller: Some(caller), op }]).remove(0)
+        self.apply(&Command { caller: Some(caller), op })
     }
 
     pub(crate) fn duty(&mut self, op: RangeOp) -> Outcome {
-        self.apply(vec![Command { caller: None, op }]).remove(0)
+        self.apply(&Command { caller: None, op })
     }
 
     pub(crate) fn query(&self, query: &RangeQuery) -> RangeAnswer {
