@@ -41,6 +41,9 @@ pub struct Node {
     /// Its directories.
     #[serde(default)]
     pub dirs: Vec<PathBuf>,
+    /// Its configuration file, as `--member` takes it.
+    #[serde(default)]
+    pub config: PathBuf,
 }
 
 impl Demo {

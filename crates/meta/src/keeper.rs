@@ -40,9 +40,9 @@ async fn look_after(inner: &Inner, group: &Arc<Group>) {
     refill::tend_members(inner, group);
     let size = group.state.newest().map_or(0, |file| file.length);
     let grown = group.state.log_bytes.load(Ordering::Relaxed);
-    if (grown > size.max(inner.snapshot_log_bytes) || group.state.needs_snapshot())
-        && let Err(error) = group.raft.trigger().snapshot().await
-    {
+    let is_due =
+        grown > size.max(inner.snapshot_log_bytes) || refill::waits_for_newer(inner, group);
+    if is_due && let Err(error) = group.raft.trigger().snapshot().await {
         tracing::warn!(range = %group.range, %error, "no snapshot: the range is stopped on this node");
     }
 }

@@ -333,6 +333,13 @@ pub(crate) fn tend_members(inner: &Inner, group: &Arc<Group>) {
         inner.host.tasks.spawn(TaskKind::Background("change members"), Box::pin(changing));
 }
 
+/// Whether this node leads a learner that may take no snapshot as old as the newest one, which is of before a split. Not
+/// sooner: a snapshot lets the log be purged, and who is away for a moment would have to be refilled with the child.
+pub(crate) fn waits_for_newer(inner: &Inner, group: &Group) -> bool {
+    let has_learner = || members(&group.raft).membership().learner_ids().next().is_some();
+    group.state.needs_snapshot() && group.leader() == Some(inner.node) && has_learner()
+}
+
 /// The learner that becomes a voter; nobody: a joint configuration is ended. One change at a time.
 fn due_change(group: &Group) -> Option<BTreeSet<u64>> {
     let metrics = group.raft.metrics().borrow_watched().clone();

@@ -115,12 +115,11 @@ impl Cluster {
     /// Splits the range that has a key, before it; asked of a node that runs.
     pub(crate) async fn split(&self, bucket: &str, key: &str) -> Result<()> {
         let node = self.demo.nodes.iter().find(|node| node.pid != 0).context("no node runs")?;
-        let member = node.dirs.first().context("a node has a directory")?;
         let began = Instant::now();
         loop {
             let asked = Command::new(&self.binary)
                 .args(["range", "split", "--bucket", bucket, "--key", key, "--member"])
-                .arg(member)
+                .arg(&node.config)
                 .stdin(Stdio::null())
                 .output()
                 .await?;
