@@ -20,7 +20,7 @@ use std::ops::ControlFlow;
 pub(crate) const DESCRIPTOR_FIELD: u8 = 0;
 pub(crate) const HEAD_FIELD: u8 = 1;
 const FLOOR_FIELD: u8 = 2;
-const HASH_FIELD: u8 = 3;
+pub(crate) const HASH_FIELD: u8 = 3;
 pub(crate) const SPLIT_FIELD: u8 = 4;
 /// How many expired rows one entry removes.
 const EXPIRED_PER_ENTRY_MAX: usize = 64;

@@ -118,6 +118,10 @@ async fn audit_finds_nothing(cluster: &TestCluster) {
     let report = member(cluster).audit(Duration::ZERO).await.unwrap();
     assert_eq!((report.shards.lost, report.shards.missing), (0, 0), "{report:?}");
     assert_eq!(report.durability.lost.objects, 0, "{report:?}");
+    let metas = cluster.nodes().iter().filter_map(TestNode::running).filter_map(|node| node.meta());
+    for (range, recount) in metas.flat_map(|meta| meta.recount().unwrap()) {
+        assert!(recount.is_right(), "{range}: {recount:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -38,7 +38,7 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
 }
 
 /// How many fresh seeds every test runs: two minutes of two cores.
-const FRESH: u64 = 80;
+const FRESH: u64 = 200;
 
 /// What every test does: determinism, the fixed seeds, fresh ones, the lies.
 pub(crate) fn test() -> Result<()> {

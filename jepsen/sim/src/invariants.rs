@@ -2,5 +2,6 @@
 
 pub(crate) mod d1;
 pub(crate) mod d4;
+pub(crate) mod d7;
 pub(crate) mod l1;
 pub(crate) mod r4;

@@ -1,7 +1,7 @@
 //! One run, from empty disks to the verdict: safety under faults, healing, liveness, audit, an orderly end.
 
 use crate::client::{Client, Etags, bucket};
-use crate::invariants::{d1, d4, l1, r4};
+use crate::invariants::{d1, d4, d7, l1, r4};
 use crate::machines::Machines;
 use crate::nemesis::Nemesis;
 use crate::options::Options;
@@ -62,6 +62,7 @@ pub(crate) async fn run(options: Options, lie: Option<Lie>) -> Result<Outcome> {
     d1::check(&world, &recorder).await;
     d4::check(&world, &recorder, &options).await;
     r4::check(&world, &recorder, &options).await;
+    d7::check(&world, &recorder);
     end(&world, &recorder).await;
     recorder.note(&format!("{} sends", world.fabric().sends()));
     Ok(Outcome {

@@ -255,6 +255,25 @@ fn what_is_kept_for_the_right_side_is_the_ranges_own_until_the_split() {
 }
 
 #[test]
+fn d7_r4_a_row_that_changes_past_apply_shows_when_all_are_counted() {
+    let mut range = with_objects();
+    split(&mut range, "m");
+    let counted = |range: &Replicas, id| crate::recount(&range.rows, id).unwrap().unwrap();
+    assert!(counted(&range, PARENT).is_right() && counted(&range, CHILD).is_right());
+    let (row, value) = range.rows.of(family::CURRENT).next_back().unwrap();
+    let (row, value) = (row.clone(), value.clone());
+    range.rows.0.remove(&row);
+    let child = counted(&range, CHILD);
+    assert!(child.hash.is_some() && counted(&range, PARENT).is_right(), "it was the child's");
+    assert_eq!(child.usage, [(BUCKET, (10, 50), (9, 45))]);
+    range.rows.0.insert(row.clone(), value);
+    let usage = key::usage(CHILD, BUCKET);
+    range.rows.0.remove(&usage);
+    assert_eq!(counted(&range, CHILD).usage, [(BUCKET, (0, 0), (10, 50))]);
+    assert_eq!(crate::recount(&range.rows, RangeId(9)), Ok(None));
+}
+
+#[test]
 fn of_the_middle_half_of_the_objects_lie_before() {
     let mut range = with_objects();
     let middle = |range: &Replicas, id| match range.query_of(id, &RangeQuery::Middle) {

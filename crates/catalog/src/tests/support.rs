@@ -29,7 +29,7 @@ impl Rows {
         }
     }
 
-    pub(crate) fn of(&self, family: u8) -> impl Iterator<Item = (&Vec<u8>, &Vec<u8>)> {
+    pub(crate) fn of(&self, family: u8) -> impl DoubleEndedIterator<Item = (&Vec<u8>, &Vec<u8>)> {
         self.0.iter().filter(move |(key, _)| key[0] == family)
     }
 }
@@ -149,6 +149,8 @@ impl Replicas {
             })
             .unwrap();
             assert_eq!(range.state_hash(), sum, "{id}");
+            let counted = crate::recount(&self.rows, id).unwrap().unwrap();
+            assert!(counted.is_right(), "{id}: {counted:?}");
         }
         assert_eq!(visited, self.rows.0.len(), "the owned intervals hold every row, and each once");
     }

@@ -1,0 +1,91 @@
+//! A range counted anew. Its sums, the state hash and the usage of buckets, are kept up by difference on the way of apply;
+//! a row that was changed past it, or never, shows only where every row is visited (R4, D7).
+
+use crate::key::{self, family};
+use crate::range::HASH_FIELD;
+use crate::row::{HashRow, UsageRow, summary};
+use crate::txn::{Txn, row_hash};
+use crate::{CatalogError, View, descriptor_in, export};
+use ashlar_types::{BucketId, RangeId, decode};
+use std::collections::BTreeMap;
+
+/// What a visit of every row of a range has found.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Recount {
+    /// How many rows there are.
+    pub rows: u64,
+    /// Where the state hash is not the sum over the rows: both.
+    pub hash: Option<(u128, u128)>,
+    /// Where usage is not the sum of the objects: the bucket, objects and bytes as told, and as counted.
+    pub usage: Vec<(BucketId, (u64, u64), (u64, u64))>,
+}
+
+impl Recount {
+    /// Whether all sums are those of the rows.
+    pub fn is_right(&self) -> bool {
+        self.hash.is_none() && self.usage.is_empty()
+    }
+}
+
+/// Visits every row of a range in a view. `None`: it has none there.
+pub fn recount(view: &dyn View, id: RangeId) -> Result<Option<Recount>, CatalogError> {
+    let Some(descriptor) = descriptor_in(view, id)? else { return Ok(None) };
+    let missing = || CatalogError::Inconsistent("a row of a range's head is missing");
+    let HashRow(told) = Txn::new(view).get(&key::state(id, HASH_FIELD))?.ok_or_else(missing)?;
+    let mut rows = Rows { id, rows: 0, hash: 0, told: BTreeMap::new(), counted: BTreeMap::new() };
+    let mut failed = None;
+    export(view, &descriptor, &mut |row, value| {
+        if let Err(error) = rows.take(row, value) {
+            failed.get_or_insert(error);
+        }
+    })?;
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    // rows of buckets that a split has given away stay for a while, and say nothing
+    rows.told.retain(|bucket, _| descriptor.interval.overlaps_bucket(*bucket));
+    let buckets = rows.told.keys().chain(rows.counted.keys()).copied();
+    let differs = |bucket: BucketId| {
+        let of =
+            |sums: &BTreeMap<BucketId, (u64, u64)>| sums.get(&bucket).copied().unwrap_or_default();
+        let (told, counted) = (of(&rows.told), of(&rows.counted));
+        (told != counted).then_some((bucket, (told, counted)))
+    };
+    let usage: BTreeMap<_, _> = buckets.filter_map(differs).collect();
+    Ok(Some(Recount {
+        rows: rows.rows,
+        hash: (told != rows.hash).then_some((told, rows.hash)),
+        usage: usage.into_iter().map(|(bucket, (told, counted))| (bucket, told, counted)).collect(),
+    }))
+}
+
+/// The sums over the rows that were visited.
+struct Rows {
+    id: RangeId,
+    rows: u64,
+    hash: u128,
+    /// Objects and bytes of buckets: as usage rows say, and of the objects themselves.
+    told: BTreeMap<BucketId, (u64, u64)>,
+    counted: BTreeMap<BucketId, (u64, u64)>,
+}
+
+impl Rows {
+    fn take(&mut self, row: &[u8], value: &[u8]) -> Result<(), CatalogError> {
+        self.rows += 1;
+        if row != key::state(self.id, HASH_FIELD) {
+            self.hash = self.hash.wrapping_add(row_hash(row, value));
+        }
+        let malformed = || CatalogError::Inconsistent("the key of a row");
+        let number = |from: usize| row.get(from..from + 8).and_then(key::read_u64).map(BucketId);
+        if row[0] == family::CURRENT {
+            let bucket = number(1).ok_or_else(malformed)?;
+            let (objects, bytes) = self.counted.entry(bucket).or_default();
+            *objects += 1;
+            *bytes += summary(value)?.size;
+        } else if row.starts_with(&key::of_range(family::USAGE, self.id)) {
+            let UsageRow { objects, bytes } = decode(value)?;
+            self.told.insert(number(9).ok_or_else(malformed)?, (objects, bytes));
+        }
+        Ok(())
+    }
+}
