@@ -1,12 +1,16 @@
 //! Did the run try what it set out to try? A run in which a fault did not really bite is no pass.
 //!
 //! A fault bit when the harness saw it bite and says what it saw; under load, some client's operation must have been
-//! in flight at that moment. The plan names faults that must bite and how many operations must succeed. What is
+//! in flight then: between the moment at which it struck, or not much before it saw the bite, and that one. At the very
+//! microsecond at which it looks, all clients of a loaded machine may be between two operations. The plan names faults that must bite and how many operations must succeed. What is
 //! missing makes the verdict inconclusive: nothing is known to be broken, and nothing was shown.
 
 use crate::history::{Action, Fault, Kind, Operation};
 use crate::verdict::Findings;
 use std::collections::BTreeSet;
+
+/// How long it may take to see that a fault has bitten.
+const SEEN_WITHIN_US: u64 = 100_000;
 
 /// Judges faults and plans.
 pub(crate) fn check(operations: &[Operation], findings: &mut Findings) {
@@ -51,10 +55,11 @@ fn missing(operation: &Operation, fault: &Fault, all: &[Operation]) -> Option<St
     if bit_at < operation.invoked_us || operation.ended_us < bit_at {
         return Some("is said to have bitten when it did not last".to_owned());
     }
+    let from = operation.invoked_us.max(bit_at.saturating_sub(SEEN_WITHIN_US));
     let in_flight = |operation: &&Operation| {
         operation.action.is_of_client()
             && operation.invoked_us <= bit_at
-            && operation.told_us.is_none_or(|told| bit_at <= told)
+            && operation.told_us.is_none_or(|told| from <= told)
     };
     let idle = fault.under_load && !all.iter().any(|operation| in_flight(&operation));
     idle.then(|| "bit while no operation was in flight".to_owned())

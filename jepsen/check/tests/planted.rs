@@ -387,7 +387,16 @@ fn planted_faults_that_did_not_bite() {
     let during =
         |fault: Fault| Tale::default().ok(0, 100, put("a", 1)).ok(10, 200, Action::Fault(fault));
     during(fault("kill", None)).is_inconclusive("did not bite");
-    during(fault("kill", Some(150))).is_inconclusive("no operation was in flight");
+    let idle = |bit_at| {
+        let struck = Action::Fault(fault("kill", Some(bit_at)));
+        Tale::default().ok(0, 100, put("a", 1)).ok(10, 300_000, struck)
+    };
+    idle(100_101).is_inconclusive("no operation was in flight");
+    // seen a while after it bit
+    idle(100_100).passes();
+    let before = Action::Fault(fault("kill", Some(150)));
+    let before = Tale::default().ok(0, 100, put("a", 1)).ok(110, 200, before);
+    before.is_inconclusive("no operation was in flight");
     during(fault("kill", Some(5))).is_inconclusive("did not last");
     during(Fault { evidence: String::new(), ..fault("kill", Some(50)) })
         .is_inconclusive("evidence");
