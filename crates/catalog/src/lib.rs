@@ -37,7 +37,7 @@ pub use range::{
     removable_intervals,
 };
 pub use read::RangeReader;
-pub use recount::{Recount, recount};
+pub use recount::{Recount, WrongUsage, recount};
 pub use root::{Root, root_export, root_owned_intervals};
 
 /// The newest version of apply that this binary knows. 2: ranges split.

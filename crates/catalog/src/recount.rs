@@ -16,9 +16,23 @@ pub struct Recount {
     pub rows: u64,
     /// Where the state hash is not the sum over the rows: both.
     pub hash: Option<(u128, u128)>,
-    /// Where usage is not the sum of the objects: the bucket, objects and bytes as told, and as counted.
-    pub usage: Vec<(BucketId, (u64, u64), (u64, u64))>,
+    /// Where usage is not the sum of the objects.
+    pub usage: Vec<WrongUsage>,
 }
+
+/// A bucket whose usage is not the sum of its objects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WrongUsage {
+    /// The bucket.
+    pub bucket: BucketId,
+    /// Objects and bytes, as the range says.
+    pub told: (u64, u64),
+    /// Objects and bytes that are there.
+    pub counted: (u64, u64),
+}
+
+/// Objects and bytes of buckets.
+type Sums = BTreeMap<BucketId, (u64, u64)>;
 
 impl Recount {
     /// Whether all sums are those of the rows.
@@ -46,16 +60,15 @@ pub fn recount(view: &dyn View, id: RangeId) -> Result<Option<Recount>, CatalogE
     rows.told.retain(|bucket, _| descriptor.interval.overlaps_bucket(*bucket));
     let buckets = rows.told.keys().chain(rows.counted.keys()).copied();
     let differs = |bucket: BucketId| {
-        let of =
-            |sums: &BTreeMap<BucketId, (u64, u64)>| sums.get(&bucket).copied().unwrap_or_default();
+        let of = |sums: &Sums| sums.get(&bucket).copied().unwrap_or_default();
         let (told, counted) = (of(&rows.told), of(&rows.counted));
-        (told != counted).then_some((bucket, (told, counted)))
+        (told != counted).then_some((bucket, WrongUsage { bucket, told, counted }))
     };
     let usage: BTreeMap<_, _> = buckets.filter_map(differs).collect();
     Ok(Some(Recount {
         rows: rows.rows,
         hash: (told != rows.hash).then_some((told, rows.hash)),
-        usage: usage.into_iter().map(|(bucket, (told, counted))| (bucket, told, counted)).collect(),
+        usage: usage.into_values().collect(),
     }))
 }
 
@@ -64,9 +77,10 @@ struct Rows {
     id: RangeId,
     rows: u64,
     hash: u128,
-    /// Objects and bytes of buckets: as usage rows say, and of the objects themselves.
-    told: BTreeMap<BucketId, (u64, u64)>,
-    counted: BTreeMap<BucketId, (u64, u64)>,
+    /// As usage rows say.
+    told: Sums,
+    /// Of the objects themselves.
+    counted: Sums,
 }
 
 impl Rows {

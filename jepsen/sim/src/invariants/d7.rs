@@ -25,10 +25,8 @@ pub(crate) fn check(world: &World, recorder: &Recorder) {
                 let what = format!("{range} on node-{}: hash {told:x}, its rows {is:x}", index + 1);
                 recorder.find("R4", what);
             }
-            for (bucket, told, is) in recount.usage {
-                let what =
-                    format!("{range} on node-{}: {bucket} {told:?}, there are {is:?}", index + 1);
-                recorder.find("D7", what);
+            for wrong in recount.usage {
+                recorder.find("D7", format!("{range} on node-{}: {wrong:?}", index + 1));
             }
         }
     }
