@@ -10,7 +10,7 @@ use crate::{CatalogError, KeySpan, View, Writes};
 use ashlar_types::{
     Applied, Bucket, BucketId, BucketName, BucketRow, BucketState, ClusterId, ClusterMap, Disk,
     DiskId, DiskState, Epoch, Interval, KeyPoint, LivingSession, Node, NodeId, PAGE_ENTRIES_MAX,
-    PlacementDiff, PlacementGroup, Profile, RangeDescriptor, RangeId, Role, RootAnswer, RootBatch,
+    PlacementDiff, PlacementGroup, Profile, RangeDescriptor, RangeId, ReplicaMove, Role, RootAnswer, RootBatch,
     RootCommand, RootOp, RootOutcome, RootQuery, RootRefusal, SessionId, SplitDone, Versioned,
     Versioning, decode, encode,
 };
@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 use std::sync::Arc;
+
+mod replicas;
 
 /// How many answers are remembered: minutes of the root's traffic.
 const ANSWERS_KEPT: usize = 4096;
@@ -35,6 +37,8 @@ mod field {
     pub(super) const TOKEN: u8 = 7;
     pub(super) const ANSWER: u8 = 8;
     pub(super) const SESSION_FLOOR: u8 = 9;
+    pub(super) const REPLICA_MOVE: u8 = 10;
+    pub(super) const ROOT_VOTERS: u8 = 11;
     pub(super) const HASH: u8 = 255;
 }
 
@@ -73,6 +77,8 @@ struct TokenRow(u64);
 #[derive(Serialize, Deserialize)]
 struct SessionFloorRow(SessionId);
 #[derive(Serialize, Deserialize)]
+struct RootVotersRow(Vec<NodeId>);
+#[derive(Serialize, Deserialize)]
 struct RootHash(u128);
 
 macro_rules! rows {
@@ -93,6 +99,7 @@ rows! {
     GroupRow: "placement group row",
     TokenRow: "join token row",
     SessionFloorRow: "root session floor row",
+    RootVotersRow: "root voters row",
     RootHash: "root hash row",
 }
 
@@ -104,6 +111,10 @@ pub struct Root {
     buckets: BTreeMap<String, Bucket>,
     bucket_ids: BTreeSet<BucketId>,
     ranges: BTreeMap<RangeId, RangeDescriptor>,
+    /// Replicas that move, by range: one of each.
+    moves: BTreeMap<RangeId, ReplicaMove>,
+    /// `None`: nothing has moved yet, and they are those of every range.
+    root_voters: Option<Vec<NodeId>>,
     sessions: BTreeMap<SessionId, Session>,
     /// Every session that was opened lies below it.
     session_floor: SessionId,
@@ -210,6 +221,7 @@ impl Root {
                 let sessions = self.sessions.iter().map(living).collect();
                 RootAnswer::LivingSessions { floor: self.session_floor, sessions }
             }
+            RootQuery::Replicas => RootAnswer::Replicas(self.replicas()),
         }
     }
 
@@ -240,6 +252,8 @@ impl Root {
             buckets: BTreeMap::new(),
             bucket_ids: BTreeSet::new(),
             ranges: BTreeMap::new(),
+            moves: BTreeMap::new(),
+            root_voters: None,
             sessions: BTreeMap::new(),
             session_floor: SessionId(0),
             tokens: BTreeMap::new(),
@@ -281,6 +295,11 @@ impl Root {
             field::SESSION => {
                 self.sessions.insert(SessionId(short()?), decode(value)?);
             }
+            field::REPLICA_MOVE => {
+                let step: ReplicaMove = decode(value)?;
+                self.moves.insert(step.range, step);
+            }
+            field::ROOT_VOTERS => self.root_voters = Some(decode::<RootVotersRow>(value)?.0),
             field::SESSION_FLOOR => self.session_floor = decode::<SessionFloorRow>(value)?.0,
             field::TOKEN => {
                 let hash = id.try_into().map_err(|_| malformed())?;
@@ -363,7 +382,8 @@ impl Root {
                 self.head.time_ms = self.head.time_ms.max(*now_ms);
                 Ok(done())
             }
-            RootOp::SetVoters { range } => self.set_voters(txn, range),
+            // nothing has ever proposed it: voters change by moves
+            RootOp::SetVoters { .. } => Err(RootRefusal::NoSuchRange),
             RootOp::BeginMove(step) => {
                 self.change_group(txn, |map| crate::placed::begin_move(map, step))
             }
@@ -373,6 +393,9 @@ impl Root {
             // as that of a node: the log's own number of this entry, which no other has
             RootOp::ReserveRange => Ok(RootOutcome::Range(RangeId(id))),
             RootOp::Split(done) => self.split(txn, done),
+            RootOp::BeginReplicaMove { voters, step } => self.begin_replica_move(txn, voters, step),
+            RootOp::EndReplicaMove(step) => self.end_replica_move(txn, step),
+            RootOp::CancelReplicaMove(step) => self.cancel_replica_move(txn, step),
         }
     }
 
@@ -402,10 +425,7 @@ impl Root {
             map.nodes.insert(node.id, node.clone());
             put_node(txn, node);
         }
-        for range in ranges {
-            self.ranges.insert(range.id, range.clone());
-            txn.put(row_key(field::RANGE, &range.id.0.to_be_bytes()), range);
-        }
+        ranges.iter().for_each(|range| self.put_range(txn, range.clone()));
         Ok(done())
     }
 
@@ -716,19 +736,6 @@ impl Root {
         ended.into_iter().for_each(|session| self.end_session(txn, session));
     }
 
-    fn set_voters(&mut self, txn: &mut Txn<'_>, range: &RangeDescriptor) -> Judged {
-        let known = self
-            .ranges
-            .get(&range.id)
-            .filter(|known| known.interval == range.interval && known.epoch.next() == range.epoch);
-        if known.is_none() {
-            return Err(RootRefusal::NoSuchRange);
-        }
-        txn.put(row_key(field::RANGE, &range.id.0.to_be_bytes()), range);
-        self.ranges.insert(range.id, range.clone());
-        Ok(done())
-    }
-
     /// Compare-and-set on the epoch of the range that was split: its sides come in the order of their epochs, whoever
     /// tells of them, and however often.
     fn split(&mut self, txn: &mut Txn<'_>, done: &SplitDone) -> Judged {
@@ -748,11 +755,31 @@ impl Root {
         if !is_next || right.id == RangeId::ROOT || self.ranges.contains_key(&right.id) {
             return Err(RootRefusal::NoSuchRange);
         }
+        // who holds it is said here and not there: the range does not know of what has moved since it began
+        let voters = known.voters.clone();
         for side in [left, right] {
-            txn.put(row_key(field::RANGE, &side.id.0.to_be_bytes()), side);
-            self.ranges.insert(side.id, side.clone());
+            self.put_range(txn, RangeDescriptor { voters: voters.clone(), ..side.clone() });
+        }
+        // whether the members of the right side are those of before the move or behind it, its leader finds out
+        if let Some(step) = self.moves.get(&left.id).copied() {
+            self.put_move(txn, ReplicaMove { range: right.id, ..step });
         }
         Ok(self::done())
+    }
+
+    fn put_range(&mut self, txn: &mut Txn<'_>, range: RangeDescriptor) {
+        txn.put(row_key(field::RANGE, &range.id.0.to_be_bytes()), &range);
+        self.ranges.insert(range.id, range);
+    }
+
+    fn put_move(&mut self, txn: &mut Txn<'_>, step: ReplicaMove) {
+        txn.put(row_key(field::REPLICA_MOVE, &step.range.0.to_be_bytes()), &step);
+        self.moves.insert(step.range, step);
+    }
+
+    fn remove_move(&mut self, txn: &mut Txn<'_>, range: RangeId) {
+        txn.remove(row_key(field::REPLICA_MOVE, &range.0.to_be_bytes()));
+        self.moves.remove(&range);
     }
 
     /// The map, under its next epoch.

@@ -253,7 +253,7 @@ impl FoundingList {
         if formation.voters.contains(&node) {
             ranges = first_ranges(formation);
             // the root comes last, so that with it all were there
-            ranges.push(root_range(sorted_voters(formation)));
+            ranges.push(RangeDescriptor::root(sorted_voters(formation)));
         }
         ranges.retain(|range| !stored.iter().any(|created| created.range() == range.id));
         Self { cluster: formation.cluster, ranges }
@@ -294,12 +294,6 @@ pub(crate) fn first_ranges(formation: &Formation) -> Vec<RangeDescriptor> {
             descriptor(number + 1, start(number), (number + 1 < count).then(|| start(number + 1)))
         })
         .collect()
-}
-
-/// The root's own group: its interval says nothing, no key of an object lies in it.
-fn root_range(voters: Vec<NodeId>) -> RangeDescriptor {
-    let interval = Interval { start: KeyPoint::least(), end: Some(KeyPoint::least()) };
-    RangeDescriptor { id: RangeId::ROOT, epoch: Epoch(0), interval, voters }
 }
 
 fn sorted_voters(formation: &Formation) -> Vec<NodeId> {

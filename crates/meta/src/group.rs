@@ -112,8 +112,7 @@ impl Group {
     ) -> Arc<Self> {
         let (commands, queued) = mpsc::channel(QUEUE_COMMANDS_MAX);
         let (reads, waiting) = mpsc::channel(QUEUE_READS_MAX);
-        let single = state.descriptor().voters.len() == 1;
-        let may_vote = single || health != GroupHealth::TornTail;
+        let may_vote = health != GroupHealth::TornTail;
         let group = Arc::new(Self {
             range: state.range,
             raft: raft.clone(),
@@ -130,8 +129,6 @@ impl Group {
         if !may_vote {
             tracing::warn!(range = %group.range, "the log's tail was torn: no vote until a leader has caught this node up");
             raft.runtime_config().elect(false);
-        } else if health == GroupHealth::TornTail {
-            group.note_mended();
         }
         let batcher = Batcher::new(host, &group, queued);
         let policy = if lease_reads { ReadPolicy::LeaseRead } else { ReadPolicy::ReadIndex };

@@ -3,7 +3,7 @@
 
 use crate::group::Group;
 use crate::node::Inner;
-use crate::refill;
+use crate::members;
 use ashlar_wal::GroupHealth;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -34,14 +34,14 @@ pub(crate) async fn run(node: Weak<Inner>) {
 
 async fn look_after(inner: &Inner, group: &Arc<Group>) {
     show_leader(group, group.leader() == Some(inner.node));
-    if waits_in_vain(group.health, group.silence()) {
+    if waits_in_vain(group.health, group.silence(), members::is_alone(group, inner.node)) {
         group.allow_votes();
     }
-    refill::tend_members(inner, group);
+    members::tend_members(inner, group);
     let size = group.state.newest().map_or(0, |file| file.length);
     let grown = group.state.log_bytes.load(Ordering::Relaxed);
     let is_due =
-        grown > size.max(inner.snapshot_log_bytes) || refill::waits_for_newer(inner, group);
+        grown > size.max(inner.snapshot_log_bytes) || members::waits_for_newer(inner, group);
     if is_due && let Err(error) = group.raft.trigger().snapshot().await {
         tracing::warn!(range = %group.range, %error, "no snapshot: the range is stopped on this node");
     }
@@ -53,10 +53,10 @@ pub(crate) fn show_leader(group: &Group, leads: bool) {
     metrics::gauge!("ashlar_raft_leader", "range" => range).set(f64::from(u8::from(leads)));
 }
 
-/// Whether nobody will mend a torn tail. Only appends that arrive say that somebody leads: the stored vote still names
-/// the leader of before the power cut.
-fn waits_in_vain(health: GroupHealth, silence: Duration) -> bool {
-    health == GroupHealth::TornTail && silence > TORN_TAIL_PATIENCE
+/// Whether nobody will mend a torn tail: there is nobody else, or nobody leads. Only appends that arrive say that somebody
+/// does: the stored vote still names the leader of before the power cut.
+fn waits_in_vain(health: GroupHealth, silence: Duration, is_alone: bool) -> bool {
+    health == GroupHealth::TornTail && (is_alone || silence > TORN_TAIL_PATIENCE)
 }
 
 #[cfg(test)]
@@ -66,8 +66,9 @@ mod tests {
     #[test]
     fn only_a_torn_tail_that_no_leader_mends_gives_up_waiting() {
         let longer = TORN_TAIL_PATIENCE + PERIOD;
-        assert!(waits_in_vain(GroupHealth::TornTail, longer));
-        assert!(!waits_in_vain(GroupHealth::TornTail, TORN_TAIL_PATIENCE));
-        assert!(!waits_in_vain(GroupHealth::Corrupt, longer));
+        assert!(waits_in_vain(GroupHealth::TornTail, longer, false));
+        assert!(!waits_in_vain(GroupHealth::TornTail, TORN_TAIL_PATIENCE, false));
+        assert!(!waits_in_vain(GroupHealth::Corrupt, longer, true));
+        assert!(waits_in_vain(GroupHealth::TornTail, Duration::ZERO, true));
     }
 }

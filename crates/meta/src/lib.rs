@@ -7,11 +7,13 @@
 mod birth;
 mod boots;
 mod codec;
+mod directory;
 mod group;
 mod keeper;
 mod ledger;
 mod log;
 mod machine;
+mod members;
 mod network;
 mod node;
 mod raft;
@@ -24,6 +26,6 @@ mod suite_tests;
 
 pub use group::NotDone;
 pub use network::Addresses;
-pub use node::{Formation, GroupStatus, MetaConfig, MetaError, MetaNode};
+pub use node::{Beginning, Formation, GroupStatus, MetaConfig, MetaError, MetaNode};
 pub use raft::Timing;
 pub use refill::DamagedRange;

@@ -6,14 +6,16 @@ use crate::birth::{
 };
 use crate::boots::{Boot, Boots};
 use crate::codec::{read_log_id, read_vote};
+use crate::directory::Directory;
 use crate::group::{Group, NotDone};
 use crate::keeper;
 use crate::ledger::{CommandResult, Proposal, Reader, Unanswered};
 use crate::log::LogStore;
 use crate::machine::{Machine, State, forget_rows, read_applied};
+use crate::members;
 use crate::network::{Addresses, Peers, Sender};
 use crate::raft::{Raft, Timing, WatchReceiver, library_config, peer_node};
-use crate::refill::{self, Damaged, DamagedRange, Removal};
+use crate::refill::{self, Damaged, DamagedRange, Reason, Removal};
 use crate::service;
 use crate::snapshot::{SnapshotError, Snapshots};
 use ashlar_catalog::{CatalogError, OrderedMap, Recount};
@@ -21,10 +23,10 @@ use ashlar_host::{Host, Monotonic, Shutdown, TaskKind};
 use ashlar_map::Engine;
 use ashlar_types::{
     ClusterId, Command, CommandReply, Epoch, Interval, Node, NodeId, RangeAnswer, RangeDescriptor,
-    RangeId, RangeQuery, RootAnswer, RootCommand, RootOp, RootOutcome, RootQuery, RootRefusal, bug,
-    encode,
+    RangeId, RangeQuery, RangeReplicas, ReplicaMove, RootAnswer, RootCommand, RootOp, RootOutcome,
+    RootQuery, RootRefusal, bug, encode,
 };
-use ashlar_wal::{GroupHealth, Wal, WalConfig};
+use ashlar_wal::{GroupHealth, Record, Wal, WalConfig};
 use ashlar_wire::Dialer;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -97,6 +99,31 @@ pub struct Formation {
     pub ranges: u64,
 }
 
+/// How a node came into its cluster.
+#[derive(Debug, Clone)]
+pub enum Beginning {
+    /// It is one of the first.
+    Founder(Formation),
+    /// It has joined a cluster that was there: it holds what the root's directory gives it.
+    Joined(ClusterId),
+}
+
+impl Beginning {
+    fn cluster(&self) -> ClusterId {
+        match self {
+            Self::Founder(formation) => formation.cluster,
+            Self::Joined(cluster) => *cluster,
+        }
+    }
+
+    fn formation(&self) -> Option<&Formation> {
+        match self {
+            Self::Founder(formation) => Some(formation),
+            Self::Joined(_) => None,
+        }
+    }
+}
+
 /// Why the metadata role does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum MetaError {
@@ -131,11 +158,6 @@ pub enum MetaError {
         /// What was asked for.
         wanted: ClusterId,
     },
-    /// There is nothing stored, and nothing was said to be founded.
-    #[error(
-        "the metadata directory is empty, and no founding members were given: start the node as a founder, or without the role meta"
-    )]
-    Nothing,
     /// The settings contradict each other.
     #[error("the settings of the metadata role do not fit together: {0}")]
     Settings(String),
@@ -191,6 +213,8 @@ pub(crate) struct Inner {
     pub(crate) boots: Arc<Boots>,
     pub(crate) sender: Sender,
     pub(crate) snapshot_log_bytes: u64,
+    /// What the root's directory says.
+    pub(crate) directory: Directory,
     /// What opens groups.
     opening: Arc<Opening>,
     /// Replicas that are not opened until they are refilled.
@@ -245,18 +269,18 @@ struct Founded {
 }
 
 impl MetaNode {
-    /// Opens what is stored, or founds what `formation` says where nothing is stored. Groups elect in the background.
+    /// Opens what is stored; where nothing is, and this node is a founder, what it founds. Groups elect in the background.
     pub async fn start(
         host: Host,
         dialer: Dialer,
         config: MetaConfig,
         addresses: Addresses,
-        formation: Option<Formation>,
+        beginning: Beginning,
     ) -> Result<Arc<Self>, MetaError> {
         let nursery = Arc::<Nursery>::default();
         let opening = Opening::open(host, config, nursery.clone())?;
-        let founded = opening.found(formation.as_ref()).await?;
-        let cluster = opening.cluster(&founded, formation.as_ref())?;
+        let founded = opening.found(beginning.formation()).await?;
+        let cluster = opening.check_cluster(&founded, &beginning)?;
         let inner = opening.start_groups(dialer, addresses, cluster, founded).await?;
         let tasks = &inner.host.tasks;
         let weak = Arc::downgrade(&inner);
@@ -274,7 +298,7 @@ impl MetaNode {
         ));
         let _leaving = tasks.spawn(TaskKind::Background("leave when outdated"), leaving);
         inner.elect_first_leaders();
-        if let Some(formation) = formation {
+        if let Beginning::Founder(formation) = beginning {
             let bootstrap = Box::pin(inner.clone().bootstrap(formation));
             let _bootstrap = inner.host.tasks.spawn(TaskKind::Background("bootstrap"), bootstrap);
         }
@@ -328,9 +352,17 @@ impl MetaNode {
         self.0.group(range).map(|group| group.descriptor())
     }
 
-    /// Takes note of the range directory as the root has it: what it gives this node, and is not here, is asked for.
-    pub fn note_directory(&self, ranges: &[RangeDescriptor]) {
-        ranges.iter().for_each(|range| self.0.note_lacking(range));
+    /// Takes note of the range directory as the root has it. What it gives this node, and is not here, is asked for; what is
+    /// here and others hold goes; the members of ranges that this node leads are made to be what it says.
+    pub fn note_directory(&self, ranges: &[RangeReplicas]) {
+        self.0.directory.note(ranges, self.0.host.clock.now());
+        let node = self.0.node;
+        ranges.iter().filter(|one| one.names(node)).for_each(|one| self.0.note_lacking(one));
+    }
+
+    /// The moves of replicas that are done, as a quorum has confirmed, in ranges that this node leads: the root may be told.
+    pub async fn settled_moves(&self) -> Vec<ReplicaMove> {
+        members::settled(&self.0).await
     }
 
     /// Counts every range of data that runs here anew, by a visit of each of its rows: long, for tests and for doubts.
@@ -352,14 +384,15 @@ impl MetaNode {
         self.0.groups().iter().map(|group| status(group)).collect()
     }
 
-    /// The replicas of this node that take no part until they are refilled.
+    /// The replicas of this node that take no part until they are filled.
     pub fn damaged(&self) -> Vec<DamagedRange> {
         let told = |Damaged { descriptor, why, standing, .. }| DamagedRange {
             range: descriptor.id,
             why,
             standing,
         };
-        self.0.damaged().into_iter().map(told).collect()
+        let here = self.0.damaged().into_iter();
+        here.filter(|replica| replica.reason != Reason::Leaves).map(told).collect()
     }
 
     /// Waits until a peer says that this node is an old image of one that has booted since, or a copy; gives that as a
@@ -448,15 +481,17 @@ impl Opening {
         let mut stored = self.stored()?;
         let lacking =
             formation.map(|formation| FoundingList::lacking(formation, self.config.node, &stored));
-        if stored.is_empty() && lacking.as_ref().is_none_or(FoundingList::is_empty) {
-            return Err(MetaError::Nothing);
+        if lacking.as_ref().is_none_or(FoundingList::is_empty) {
+            return Ok(Founded { stored, lost: Vec::new() });
         }
         let mark = self.founded_mark();
         // a crash may have left some of them; the root comes last, so that with it all were there
         let has_root = stored.iter().any(|created| created.range() == RangeId::ROOT);
         if self.host.disk.exists(&mark) || has_root {
             self.mark_founded(&mark)?;
-            let lost = lacking.map_or_else(Vec::new, FoundingList::into_lost);
+            let mut lost = lacking.map_or_else(Vec::new, FoundingList::into_lost);
+            // what has left says so in the log
+            lost.retain(|range| !self.wal.state(range.id).dropped);
             return Ok(Founded { stored, lost });
         }
         for birth in lacking.into_iter().flat_map(FoundingList::births) {
@@ -491,19 +526,15 @@ impl Opening {
         Ok(stored)
     }
 
-    fn cluster(
+    fn check_cluster(
         &self,
         founded: &Founded,
-        formation: Option<&Formation>,
+        beginning: &Beginning,
     ) -> Result<ClusterId, MetaError> {
-        let wanted = formation.map(|formation| formation.cluster);
-        let found = founded.stored.first().map(Created::cluster);
-        match (found.or(wanted), wanted) {
-            (Some(found), Some(wanted)) if found != wanted => {
-                Err(MetaError::OtherCluster { found, wanted })
-            }
-            (Some(found), _) => Ok(found),
-            (None, _) => Err(MetaError::Nothing),
+        let wanted = beginning.cluster();
+        match founded.stored.first().map(Created::cluster) {
+            Some(found) if found != wanted => Err(MetaError::OtherCluster { found, wanted }),
+            _ => Ok(wanted),
         }
     }
 
@@ -568,6 +599,7 @@ impl Opening {
             map: Mutex::new(Some(map)),
             wal: self.wal.clone(),
             dir: config.dir.clone(),
+            directory: Directory::default(),
             opening: Arc::new(self),
             damaged: Mutex::new(damaged),
             waiting: Mutex::new(waiting),
@@ -819,7 +851,13 @@ impl Inner {
         let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(replica) = damaged.get_mut(&range) else { return };
         if replica.standing != standing {
-            tracing::error!(%range, why = replica.why, standing, "the replica is damaged, and not refilled yet");
+            match replica.reason {
+                Reason::Damaged => {
+                    tracing::error!(%range, why = replica.why, standing, "the replica is damaged, and not refilled yet");
+                }
+                Reason::Comes => tracing::info!(%range, standing, "the replica has not come yet"),
+                Reason::Leaves => tracing::info!(%range, standing, "the replica has not left yet"),
+            }
             replica.standing = standing;
         }
     }
@@ -835,34 +873,101 @@ impl Inner {
         }
         let map = self.map.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let map = map.ok_or(MetaError::Stopping)?;
-        let (opening, rows) = (self.opening.clone(), map.clone());
-        let of = removal.descriptor().clone();
         let children = self.waiting_for(range);
-        let secured = children.clone();
-        let forgotten = self.host.tasks.run_blocking(move || {
-            let view = rows.view();
-            let secured = secured.iter().try_for_each(|child| child.secure(&*view));
-            secured.map_err(|error| MetaError::Group(range, error.to_string()))?;
-            opening.forget(&*rows, &of)
-        });
-        forgotten.await?;
+        self.forget_all_but_log(removal.descriptor(), children.clone(), map.clone()).await?;
         let created = self.opening.drop_log(self.cluster, removal).await?;
         let state = Arc::new(self.opening.open_state(&map, created.descriptor())?);
         children.iter().for_each(|child| state.adopt(child));
         drop((children, map));
         let group = self.opening.start_group(&self.sender, &created, state).await?;
-        tracing::warn!(%range, "the damaged replica was dropped: an empty one waits for the leader");
+        tracing::warn!(%range, "an empty replica waits for the range's leader");
         metrics::counter!("ashlar_raft_refills_total").increment(1);
         self.admit(group).await
+    }
+
+    /// A replica that others hold from now on takes no part any more. Closed before it asks to be out: whatever it had
+    /// acknowledged later would be forgotten with it (R5, R7).
+    pub(crate) async fn close_to_leave(&self, group: &Group) {
+        let range = group.range;
+        let leaving = Damaged::leaves((*group.descriptor()).clone());
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(range, leaving);
+        let closed = self.groups.write().unwrap_or_else(PoisonError::into_inner).remove(&range);
+        if let Some(closed) = closed {
+            keeper::show_leader(&closed, false);
+            shut(&closed).await;
+        }
+    }
+
+    /// The end of a replica that the others have taken out of the members. A crash in between repeats all of it: until the
+    /// last step the log has it.
+    pub(crate) async fn drop_replica(&self, removal: Removal) -> Result<(), MetaError> {
+        let range = removal.descriptor().id;
+        if self.group(range).is_some() {
+            return Err(MetaError::Group(range, "it is here".to_owned()));
+        }
+        let map = self.map.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let map = map.ok_or(MetaError::Stopping)?;
+        let children = self.parts_of(range)?;
+        self.forget_all_but_log(removal.descriptor(), children, map).await?;
+        self.wal.submit_all_durable(range, vec![Record::Dropped]).await?;
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).remove(&range);
+        metrics::counter!("ashlar_raft_replicas_left_total").increment(1);
+        tracing::info!(%range, "the replica has left this node");
+        Ok(())
+    }
+
+    /// Rows and snapshots of a replica that is to begin anew or to go. What was a part of it here has a snapshot of its own
+    /// first: its beginning may lie in them alone (R8).
+    async fn forget_all_but_log(
+        &self,
+        of: &RangeDescriptor,
+        children: Vec<Arc<State>>,
+        map: Arc<dyn OrderedMap>,
+    ) -> Result<(), MetaError> {
+        let (opening, of) = (self.opening.clone(), of.clone());
+        let forgotten = self.host.tasks.run_blocking(move || {
+            let view = map.view();
+            let secured = children.iter().try_for_each(|child| child.secure(&*view));
+            secured.map_err(|error| MetaError::Group(of.id, error.to_string()))?;
+            opening.forget(&*map, &of)
+        });
+        forgotten.await
+    }
+
+    /// Whether the log has a replica of a range.
+    pub(crate) fn is_stored(&self, range: RangeId) -> bool {
+        self.wal.state(range).created.is_some()
+    }
+
+    /// A range that is not here and need not be.
+    pub(crate) fn forget_lacking(&self, range: RangeId) {
+        tracing::info!(%range, "the range is held by others: nothing of it is missing here");
+        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).remove(&range);
     }
 
     /// A range of the directory that names this node. Where it is not here, this replica of its parent has got a snapshot of
     /// behind the split, or the node has lost it: whether it had voted in it is not known here. So it is out of the members
     /// first, like a damaged one, and begins anew (R5, R7). One after the other, in the order of keys: what a range was a
     /// part of is refilled, or has made it, before.
-    fn note_lacking(&self, range: &RangeDescriptor) {
-        let is_others = range.id == RangeId::ROOT || !range.voters.contains(&self.node);
-        if is_others || self.has_ended() {
+    fn note_lacking(&self, one: &RangeReplicas) {
+        if self.has_ended() {
+            return;
+        }
+        let range = &one.range;
+        let comes = !range.voters.contains(&self.node);
+        let lacking = |origin: Option<Origin>| {
+            let why = "the range directory gives it to this node, and it is not here";
+            let lacking = match comes {
+                true => Damaged::comes(range.clone()),
+                false => Damaged::lost(range.clone(), why),
+            };
+            Damaged { origin, ..lacking }
+        };
+        if range.id == RangeId::ROOT {
+            // no other range overlaps with it
+            if !self.is_here(RangeId::ROOT) {
+                self.note_damaged(lacking(None));
+            }
             return;
         }
         let here = match self.here() {
@@ -885,10 +990,18 @@ impl Inner {
             Some(None) => return,
             origin => origin.flatten(),
         };
-        let why = "the range directory gives it to this node, and it is not here";
-        let lacking = Damaged { origin, ..Damaged::lost(range.clone(), why) };
+        self.note_damaged(lacking(origin));
+    }
+
+    fn note_damaged(&self, replica: Damaged) {
         let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
-        damaged.entry(range.id).or_insert(lacking);
+        damaged.entry(replica.descriptor.id).or_insert(replica);
+    }
+
+    /// Whether this node's log, or its list of lost ones, says something of a range.
+    fn is_here(&self, range: RangeId) -> bool {
+        let damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        damaged.contains_key(&range) || self.is_stored(range)
     }
 
     /// All ranges of data of which this node's log, or its list of lost ones, says something.
@@ -916,6 +1029,17 @@ impl Inner {
         let state = self.group(parent)?.state.clone();
         let (applied, membership) = read_applied(&*state.map.view(), parent).ok()?;
         Some(Origin { parent, split: applied?, membership, inherited: false })
+    }
+
+    /// The replicas here that were a part of `parent`, and are not damaged themselves.
+    fn parts_of(&self, parent: RangeId) -> Result<Vec<Arc<State>>, MetaError> {
+        let mut parts = self.waiting_for(parent);
+        for created in self.opening.stored()? {
+            if created.origin().is_some_and(|origin| origin.parent == parent) {
+                parts.extend(self.group(created.range()).map(|group| group.state.clone()));
+            }
+        }
+        Ok(parts)
     }
 
     /// The replicas that wait for `parent`.
@@ -1019,7 +1143,8 @@ impl Inner {
         let is_waiting =
             self.waiting.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&range);
         let damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
-        if is_waiting || damaged.contains_key(&range) || self.boots.outdated().is_some() {
+        let is_here = damaged.get(&range).is_some_and(|replica| replica.reason != Reason::Leaves);
+        if is_waiting || is_here || self.boots.outdated().is_some() {
             NotDone::Leader(None)
         } else {
             NotDone::Epoch(None)
@@ -1103,7 +1228,7 @@ impl Inner {
     fn elect_after_split(self: &Arc<Self>, group: Arc<Group>, origin: Option<&Origin>) {
         let parent = origin.and_then(|origin| self.group(origin.parent));
         if parent.is_some_and(|parent| parent.leader() == Some(self.node)) {
-            let asks_first = group.descriptor().voters.len() > 1;
+            let asks_first = !members::is_alone(&group, self.node);
             let task = Box::pin(elect_until_led(self.clone(), group, asks_first));
             let _electing = self.host.tasks.spawn(TaskKind::Background("first election"), task);
         } else {
@@ -1320,7 +1445,10 @@ async fn elect_first_leader(node: Arc<Inner>, group: Arc<Group>, founder: Option
         }
     }
     // a single voter need not wait for anybody, at no start
-    let alone = group.descriptor().voters.len() == 1;
+    let alone = match raft.is_initialized().await {
+        Ok(true) => members::is_alone(&group, node.node),
+        _ => group.descriptor().voters.len() == 1,
+    };
     if alone || founds {
         elect_until_led(node, group, !alone).await;
     }

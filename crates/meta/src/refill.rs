@@ -1,4 +1,5 @@
-//! A replica that has lost what it had acknowledged takes no part any more, and is refilled by the range's leader.
+//! A replica that has lost what it had acknowledged takes no part any more, and is refilled by the range's leader. One that
+//! the directory newly gives this node comes the same way, and one that it gives to others goes by the first half of it.
 //!
 //! ```text
 //! damaged replica                          leader
@@ -11,6 +12,8 @@
 //!                                          entries or snapshot; then makes it a voter again
 //! ```
 //!
+//! A replica that is to go is closed first, so that it acknowledges nothing any more, and is dropped after `Removed`.
+//!
 //! Either side may stop at any step: the replica asks again from where its WAL says it is, and any leader goes on with
 //! what the membership says. Why nothing that was acknowledged is lost, step by step: `docs/adr/0009`.
 //!
@@ -20,29 +23,26 @@
 use crate::birth::{Created, Origin};
 use crate::codec::RefillAnswer;
 use crate::group::Group;
+use crate::members::{CHANGE_PATIENCE, members};
 use crate::network::Peers;
 use crate::node::Inner;
-use crate::raft::{
-    ChangeMembers, Raft, ReadPolicy, StoredMembership, Vote, WatchReceiver, peer_node,
-};
-use ashlar_host::TaskKind;
-use ashlar_types::{NodeId, RangeDescriptor, RangeId, bug};
-use std::collections::BTreeSet;
+use crate::raft::Vote;
+use ashlar_types::{NodeId, RangeDescriptor, RangeId};
+use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 /// How often a replica asks.
 const PERIOD: Duration = Duration::from_millis(500);
-/// How long a leader works on a change before it says that it is not done: a quorum answers within a few heartbeats.
-const CHANGE_PATIENCE: Duration = Duration::from_secs(3);
 /// How long the answer may take.
 const ASK_PATIENCE: Duration = Duration::from_secs(4);
 const _: () = assert!(CHANGE_PATIENCE.as_secs() < ASK_PATIENCE.as_secs());
 /// A replica that has heard no leader for so long may have been taken out without knowing it, by a wish of its own that
-/// came late: it asks. Longer than an election takes.
+/// came late, or because it is to be held elsewhere: it asks. Longer than an election takes.
 const SILENCE: Duration = Duration::from_secs(5);
-/// A learner that lacks fewer entries than this has caught up: a busy range is never quite still.
-const CAUGHT_UP_ENTRIES: u64 = 64;
+/// The same for one that the directory gives to others: it is closed then, and if it was a voter after all, by a move that
+/// was given up late, the leader takes it out.
+const SILENCE_OF_OTHERS: Duration = Duration::from_secs(2);
 
 /// A replica that is not opened, because it lacks something that it had acknowledged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,9 +55,21 @@ pub struct DamagedRange {
     pub standing: String,
 }
 
+/// Why a replica is not open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reason {
+    /// It lacks what it had acknowledged, or may lack it.
+    Damaged,
+    /// A move brings it here.
+    Comes,
+    /// The directory gives it to others.
+    Leaves,
+}
+
 /// As the node keeps it.
 #[derive(Clone)]
 pub(crate) struct Damaged {
+    pub(crate) reason: Reason,
     pub(crate) descriptor: RangeDescriptor,
     pub(crate) origin: Option<Origin>,
     pub(crate) why: String,
@@ -75,7 +87,23 @@ impl Damaged {
     pub(crate) fn lost(descriptor: RangeDescriptor, why: impl Into<String>) -> Self {
         let why = why.into();
         tracing::error!(range = %descriptor.id, why, "the replica is damaged: it takes no part until it is refilled");
-        Self { descriptor, origin: None, why, standing: "nobody was asked yet".to_owned() }
+        Self::new(Reason::Damaged, descriptor, why)
+    }
+
+    /// One that a move brings to this node.
+    pub(crate) fn comes(descriptor: RangeDescriptor) -> Self {
+        tracing::info!(range = %descriptor.id, "a replica is to come to this node");
+        Self::new(Reason::Comes, descriptor, "a move brings it to this node".to_owned())
+    }
+
+    /// One that is held by others from now on.
+    pub(crate) fn leaves(descriptor: RangeDescriptor) -> Self {
+        tracing::info!(range = %descriptor.id, "the replica is held by others now: it leaves this node");
+        Self::new(Reason::Leaves, descriptor, "it is held by others now".to_owned())
+    }
+
+    fn new(reason: Reason, descriptor: RangeDescriptor, why: String) -> Self {
+        Self { reason, descriptor, origin: None, why, standing: "nobody was asked yet".to_owned() }
     }
 }
 
@@ -120,8 +148,10 @@ pub(crate) async fn run(node: Weak<Inner>) {
         alarm(&inner, &damaged);
         let refills = damaged.into_iter().map(|replica| refill(&inner, replica));
         let groups = inner.groups().into_iter();
-        let joins =
-            groups.filter(|group| may_be_outside(&inner, group)).map(|group| join(&inner, group));
+        let (inside, outside): (Vec<_>, Vec<_>) =
+            groups.partition(|group| !may_be_outside(&inner, group));
+        drop(inside);
+        let joins = outside.into_iter().map(|group| join_or_leave(&inner, group));
         futures::future::join(futures::future::join_all(refills), futures::future::join_all(joins))
             .await;
         let clock = inner.host.clock.clone();
@@ -132,18 +162,18 @@ pub(crate) async fn run(node: Weak<Inner>) {
 
 /// Whether the group runs here, and its members, as this node knows them, do not have this node as a voter.
 fn is_outside(inner: &Inner, group: &Group) -> bool {
-    let members = members(&group.raft);
-    group.descriptor().voters.contains(&inner.node)
-        && !members.membership().voter_ids().any(|id| id == inner.node.0)
+    !members(&group.raft).membership().voter_ids().any(|id| id == inner.node.0)
 }
 
 /// Whether this node's replica may be no member, as far as it knows.
 fn may_be_outside(inner: &Inner, group: &Group) -> bool {
-    is_outside(inner, group) || (group.silence() > SILENCE && group.leader() != Some(inner.node))
+    let silence = if is_others(inner, group.range) { SILENCE_OF_OTHERS } else { SILENCE };
+    is_outside(inner, group) || (group.silence() > silence && group.leader() != Some(inner.node))
 }
 
-fn members(raft: &Raft) -> StoredMembership {
-    (*raft.metrics().borrow_watched().membership_config).clone()
+/// Whether the directory gives a range to others. One that it does not know may be new.
+fn is_others(inner: &Inner, range: RangeId) -> bool {
+    inner.directory.names(range, inner.node) == Some(false)
 }
 
 fn alarm(inner: &Inner, damaged: &[Damaged]) {
@@ -152,20 +182,30 @@ fn alarm(inner: &Inner, damaged: &[Damaged]) {
             .set(f64::from(u8::from(is_alarm)));
     };
     inner.groups().iter().for_each(|group| gauge(group.range, is_outside(inner, group)));
-    damaged.iter().for_each(|replica| gauge(replica.descriptor.id, true));
+    let is_alarm = |replica: &Damaged| replica.reason == Reason::Damaged;
+    damaged.iter().for_each(|replica| gauge(replica.descriptor.id, is_alarm(replica)));
 }
 
-/// The way out of the group, and the beginning of an empty one.
+/// The way out of the group, and the beginning of an empty one, where this node is to hold one.
 async fn refill(inner: &Arc<Inner>, replica: Damaged) {
     let range = replica.descriptor.id;
-    if !inner.may_open(replica.origin.as_ref()) {
+    let leaves = is_others(inner, range) || replica.reason == Reason::Leaves;
+    if leaves && !inner.is_stored(range) {
+        return inner.forget_lacking(range);
+    }
+    if !leaves && !inner.may_open(replica.origin.as_ref()) {
         let waits = "what it was a part of is behind the split here, and goes first";
         return inner.note_standing(range, waits.to_owned());
     }
     let standing = match ask(inner, &replica.descriptor, false).await {
         Ok(RefillAnswer::Removed { vote, confirmed }) => {
             let Damaged { descriptor, origin, .. } = replica;
-            match inner.begin_anew(Removal { descriptor, origin, vote, confirmed }).await {
+            let removal = Removal { descriptor, origin, vote, confirmed };
+            let done = match leaves {
+                true => inner.drop_replica(removal).await,
+                false => inner.begin_anew(removal).await,
+            };
+            match done {
                 Ok(()) => return,
                 Err(error) => error.to_string(),
             }
@@ -176,8 +216,12 @@ async fn refill(inner: &Arc<Inner>, replica: Damaged) {
     inner.note_standing(range, standing);
 }
 
-/// The way back into it. That it has ended shows in the members.
-async fn join(inner: &Inner, group: Arc<Group>) {
+/// The way back into the members; or out of this node, where others are to hold the range. That it has ended shows in the
+/// members.
+async fn join_or_leave(inner: &Inner, group: Arc<Group>) {
+    if is_others(inner, group.range) {
+        return inner.close_to_leave(&group).await;
+    }
     match ask(inner, &group.descriptor(), true).await {
         Ok(answer) => tracing::debug!(range = %group.range, ?answer, "the leader answers"),
         Err(standing) => {
@@ -186,17 +230,28 @@ async fn join(inner: &Inner, group: Arc<Group>) {
     }
 }
 
-/// The answer of whoever leads the range; an error says why there is none.
+/// The answer of whoever leads the range; an error says why there is none. Asked are those who hold it, and whoever they say
+/// leads it.
 async fn ask(
     inner: &Inner,
     descriptor: &RangeDescriptor,
     emptied: bool,
 ) -> Result<RefillAnswer, String> {
-    let peers = Peers { sender: inner.sender.clone(), range: descriptor.id };
-    let mut said = Vec::new();
-    for &voter in descriptor.voters.iter().filter(|&&voter| voter != inner.node) {
+    let range = descriptor.id;
+    let peers = Peers { sender: inner.sender.clone(), range };
+    let holders = inner.directory.holders(range).unwrap_or_else(|| descriptor.voters.clone());
+    let (mut said, mut asked) = (Vec::new(), vec![inner.node]);
+    let mut next: VecDeque<NodeId> = holders.into();
+    while let Some(voter) = next.pop_front() {
+        if asked.contains(&voter) {
+            continue;
+        }
+        asked.push(voter);
         match peers.peer(voter.0).ask_refill(emptied, ASK_PATIENCE).await {
-            Ok(RefillAnswer::NotLeader(_)) => said.push(format!("{voter} does not lead it")),
+            Ok(RefillAnswer::NotLeader(leader)) => {
+                said.push(format!("{voter} does not lead it"));
+                leader.into_iter().for_each(|leader| next.push_front(NodeId(leader)));
+            }
             Ok(RefillAnswer::NotYet(why)) => return Err(format!("{voter} leads it: {why}")),
             Ok(decided) => return Ok(decided),
             Err(error) => said.push(format!("{voter} does not answer: {error}")),
@@ -209,151 +264,4 @@ async fn ask(
         "no leader refills it, which takes a quorum of its voters without this one: {}",
         said.join("; ")
     ))
-}
-
-/// The leader's side: changes the members as `from` asks, and answers what is committed.
-pub(crate) async fn answer(
-    inner: &Inner,
-    group: &Group,
-    from: NodeId,
-    emptied: bool,
-) -> RefillAnswer {
-    if group.leader() != Some(inner.node) {
-        return RefillAnswer::NotLeader(group.leader().map(|leader| leader.0));
-    }
-    if !group.descriptor().voters.contains(&from) {
-        return RefillAnswer::NotYet(format!("{from} is no replica of {}", group.range));
-    }
-    let Ok(_one) = group.changing.try_lock() else {
-        return RefillAnswer::NotYet("another change of the members is on its way".to_owned());
-    };
-    let changed = async {
-        if emptied {
-            take_in(&group.raft, from.0).await
-        } else {
-            take_out(&group.raft, from.0).await
-        }
-    };
-    match inner.host.clock.timeout(CHANGE_PATIENCE, changed).await {
-        Ok(Ok(answer)) => answer,
-        Ok(Err(why)) => RefillAnswer::NotYet(why),
-        Err(_) => {
-            RefillAnswer::NotYet("no quorum of the voters without it has agreed in time".to_owned())
-        }
-    }
-}
-
-async fn change(raft: &Raft, changes: ChangeMembers, what: &str) -> Result<(), String> {
-    let changed = raft.change_membership(changes, false).await;
-    changed.map(|_| ()).map_err(|error| format!("{what}: {error}"))
-}
-
-/// Ends a change that an earlier leader, or an earlier attempt, left in the middle.
-async fn finish(raft: &Raft) -> Result<(), String> {
-    if is_joint(&members(raft)) {
-        change(
-            raft,
-            ChangeMembers::AddVoterIds(BTreeSet::new()),
-            "an earlier change of the members waits for a quorum",
-        )
-        .await?;
-    }
-    Ok(())
-}
-
-fn is_joint(members: &StoredMembership) -> bool {
-    members.membership().get_joint_config().len() > 1
-}
-
-async fn take_out(raft: &Raft, node: u64) -> Result<RefillAnswer, String> {
-    if bug!("emptied-while-a-voter") {
-        let vote = raft.metrics().borrow_watched().vote;
-        return Ok(RefillAnswer::Removed { vote, confirmed: 0 });
-    }
-    finish(raft).await?;
-    let now = members(raft);
-    let one = BTreeSet::from([node]);
-    if now.membership().voter_ids().any(|id| id == node) {
-        change(raft, ChangeMembers::RemoveVoters(one), "its removal waits for a quorum without it")
-            .await?;
-    } else if now.membership().learner_ids().any(|id| id == node) {
-        // a learner that was damaged again: the leader forgets how far it had come
-        change(raft, ChangeMembers::RemoveNodes(one), "its removal waits for a quorum without it")
-            .await?;
-    }
-    // whoever removed it, and in which term: what counts is that a quorum confirms now that it is committed
-    let confirmed = raft.ensure_linearizable(ReadPolicy::ReadIndex).await;
-    let confirmed = confirmed.map_err(|error| format!("no quorum confirms it: {error}"))?;
-    let metrics = raft.metrics().borrow_watched().clone();
-    let members = &metrics.membership_config;
-    let committed =
-        members.log_id().as_ref().is_some_and(|id| id.index <= confirmed.log_id().index);
-    let is_member = members.membership().nodes().any(|(&id, _)| id == node);
-    let leads = metrics.vote.committed && metrics.vote.leader_id.voted_for == *raft.node_id();
-    if !committed || is_member || is_joint(members) || !leads {
-        return Err("its removal is not confirmed yet".to_owned());
-    }
-    Ok(RefillAnswer::Removed { vote: metrics.vote, confirmed: confirmed.log_id().index })
-}
-
-async fn take_in(raft: &Raft, node: u64) -> Result<RefillAnswer, String> {
-    finish(raft).await?;
-    let now = members(raft);
-    if now.membership().voter_ids().any(|id| id == node) {
-        return Ok(RefillAnswer::Voter);
-    }
-    if now.membership().learner_ids().any(|id| id == node) {
-        return Err("it is being caught up".to_owned());
-    }
-    let added = raft.add_learner(node, peer_node(), false).await;
-    added.map_err(|error| format!("it was not added: {error}"))?;
-    tracing::info!(node, "a replica begins anew, as a learner");
-    Err("it was added, and is being caught up".to_owned())
-}
-
-/// The duty of every leader: a change that was left in the middle is ended, a learner that has caught up becomes a voter.
-pub(crate) fn tend_members(inner: &Inner, group: &Arc<Group>) {
-    if group.leader() != Some(inner.node) {
-        return;
-    }
-    let Some(due) = due_change(group) else { return };
-    let Ok(one) = group.changing.clone().try_lock_owned() else { return };
-    let (group, clock) = (group.clone(), inner.host.clock.clone());
-    let changing = async move {
-        let _one = one;
-        let range = group.range;
-        let changed = change(&group.raft, ChangeMembers::AddVoterIds(due), "the members");
-        match clock.timeout(CHANGE_PATIENCE, changed).await {
-            Ok(Ok(())) => tracing::info!(%range, "the members were changed"),
-            Ok(Err(why)) => tracing::debug!(%range, why, "the members were not changed"),
-            Err(_) => tracing::debug!(%range, "the change of the members takes long"),
-        }
-    };
-    let _changing =
-        inner.host.tasks.spawn(TaskKind::Background("change members"), Box::pin(changing));
-}
-
-/// Whether this node leads a learner that may take no snapshot as old as the newest one, which is of before a split. Not
-/// sooner: a snapshot lets the log be purged, and who is away for a moment would have to be refilled with the child.
-pub(crate) fn waits_for_newer(inner: &Inner, group: &Group) -> bool {
-    let has_learner = || members(&group.raft).membership().learner_ids().next().is_some();
-    group.state.needs_snapshot() && group.leader() == Some(inner.node) && has_learner()
-}
-
-/// The learner that becomes a voter; nobody: a joint configuration is ended. One change at a time.
-fn due_change(group: &Group) -> Option<BTreeSet<u64>> {
-    let metrics = group.raft.metrics().borrow_watched().clone();
-    if is_joint(&metrics.membership_config) {
-        return Some(BTreeSet::new());
-    }
-    let progress = metrics.replication.as_ref()?;
-    let committed = metrics.local_committed.map(|id| id.index)?;
-    let caught_up = |id: &u64| {
-        let has = progress.get(id).copied().flatten();
-        has.is_some_and(|has| has.index + CAUGHT_UP_ENTRIES > committed)
-    };
-    let descriptor = group.descriptor();
-    let belongs = |id: &u64| descriptor.voters.contains(&NodeId(*id));
-    let mut learners = metrics.membership_config.membership().learner_ids();
-    learners.find(|id| belongs(id) && caught_up(id)).map(|id| BTreeSet::from([id]))
 }

@@ -11,7 +11,7 @@ use crate::node::Inner;
 use crate::raft::{
     AppendEntriesRequest, BoxStream, Snapshot, SnapshotMeta, StreamAppendResult, Types,
 };
-use crate::refill;
+use crate::members;
 use crate::snapshot::SnapshotError;
 use ashlar_types::{Epoch, NodeId, RangeId, Versioned, decode, encode};
 use ashlar_wire::proto::metadata_reply::Result as ReplyResult;
@@ -204,7 +204,7 @@ impl raft_server::Raft for RaftService {
         let Message::Refill { emptied } = message else {
             return Err(Status::invalid_argument("a wish to be refilled was expected"));
         };
-        let answer = refill::answer(&self.0, &group, NodeId(envelope.from), emptied).await;
+        let answer = members::answer(&self.0, &group, NodeId(envelope.from), emptied).await;
         Ok(Response::new(Frame { range, body: refill_answer_bytes(&answer), last: true }))
     }
 }

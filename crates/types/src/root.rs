@@ -2,8 +2,8 @@
 
 use crate::{
     Applied, BucketId, BucketName, BucketRow, BucketState, ClusterId, ClusterMap, Disk, DiskId,
-    DiskState, Epoch, Node, NodeId, PgId, PlacementDiff, RangeDescriptor, RangeId, Role, SessionId,
-    SlotMove, SplitDone, Versioned,
+    DiskState, Epoch, Node, NodeId, PgId, PlacementDiff, RangeDescriptor, RangeId, RangeReplicas,
+    ReplicaMove, Role, SessionId, SlotMove, SplitDone, Versioned,
 };
 use serde::{Deserialize, Serialize};
 
@@ -147,6 +147,17 @@ pub enum RootOp {
     ReserveRange,
     /// A range has split: both sides take its place. What is known already changes nothing.
     Split(SplitDone),
+    /// A replica of a range begins to move. Refused unless these are the range's voters, and none of its replicas moves.
+    BeginReplicaMove {
+        /// The voters from which it was decided.
+        voters: Vec<NodeId>,
+        /// What moves.
+        step: ReplicaMove,
+    },
+    /// The range's members are as the move wants them: they are its voters from now on.
+    EndReplicaMove(ReplicaMove),
+    /// The move is given up: the voters remain what they were.
+    CancelReplicaMove(ReplicaMove),
 }
 
 /// One command to the root.
@@ -253,6 +264,24 @@ pub enum RootRefusal {
     /// Groups have slots on the disk, or are moving one there.
     #[error("disk {0} still has slots: drain it first")]
     DiskInUse(DiskId),
+    /// Another replica of the range moves, its voters have changed since the step was decided, or it is over already.
+    #[error("{range} has the voters {voters:?} and moves {moving:?}: this was decided from something else")]
+    StaleReplicaMove {
+        /// The range.
+        range: RangeId,
+        /// Its voters.
+        voters: Vec<NodeId>,
+        /// What moves.
+        moving: Option<ReplicaMove>,
+    },
+    /// The members would not be ones that a range can have.
+    #[error("{range} cannot have these replicas: {why}")]
+    BadReplicas {
+        /// The range.
+        range: RangeId,
+        /// Why.
+        why: String,
+    },
 }
 
 /// A bucket as the root's directory knows it.
@@ -309,6 +338,8 @@ pub enum RootQuery {
     BucketsBeingDeleted,
     /// Open sessions, whose they are, and the floor below which there are no others.
     LivingSessions,
+    /// Where the replicas of all ranges are, the root's among them, and which of them move.
+    Replicas,
 }
 
 /// How the root answers.
@@ -333,6 +364,8 @@ pub enum RootAnswer {
         /// Those that are open, by id.
         sessions: Vec<LivingSession>,
     },
+    /// The root, then the ranges of data by interval.
+    Replicas(Vec<RangeReplicas>),
 }
 
 /// A session that is open.

@@ -479,19 +479,11 @@ fn c11_a_bucket_name_has_one_owner_until_its_deletion_is_done() {
 }
 
 #[test]
-fn time_never_goes_back_and_voters_change_by_the_next_epoch() {
+fn time_never_goes_back() {
     let mut root = Roots::bootstrapped();
     root.send(RootOp::AdvanceTime { now_ms: 9 });
     root.send(RootOp::AdvanceTime { now_ms: 3 });
     assert_eq!(root.root.time_ms(), 9);
-    let mut moved = range(1, 0, Some(100));
-    assert_eq!(
-        root.send(RootOp::SetVoters { range: moved.clone() }),
-        refused(RootRefusal::NoSuchRange)
-    );
-    moved.epoch = Epoch(2);
-    moved.voters = vec![NodeId(1), NodeId(2)];
-    assert_eq!(root.send(RootOp::SetVoters { range: moved }), done());
 }
 
 #[test]
@@ -544,4 +536,114 @@ fn both_sides_of_a_split_take_the_place_of_the_range_once_and_in_order() {
     let RootAnswer::Ranges(ranges) = root.root.query(&RootQuery::Ranges) else { panic!() };
     let SplitDone { left, right } = second;
     assert_eq!(ranges, [first.left, left, right, range(2, 100, None)]);
+}
+
+/// One founder, and nodes of these roles that join: their ids.
+fn with_members(roles: &[Role]) -> (Roots, Vec<NodeId>) {
+    let mut root = Roots::bootstrapped();
+    let joined = roles.iter().map(|&role| {
+        let token = [7; 32];
+        root.send(RootOp::IssueToken { hash: token, expires_ms: 9 });
+        let (name, zone, address) = ("n".into(), "z".into(), "a:2".into());
+        let join = RootOp::Join { token, now_ms: 0, name, zone, address, roles: vec![role] };
+        let RootOutcome::Joined(id) = root.send(join) else { panic!("not admitted") };
+        id
+    });
+    let joined = joined.collect();
+    (root, joined)
+}
+
+fn replicas(root: &Roots) -> Vec<(u64, Vec<NodeId>, Option<ReplicaMove>)> {
+    let RootAnswer::Replicas(all) = root.root.query(&RootQuery::Replicas) else { panic!() };
+    all.into_iter().map(|one| (one.range.id.0, one.range.voters, one.moving)).collect()
+}
+
+fn begin(step: ReplicaMove, voters: &[NodeId]) -> RootOp {
+    RootOp::BeginReplicaMove { voters: voters.to_vec(), step }
+}
+
+#[test]
+fn the_voters_of_a_range_change_when_its_move_has_ended() {
+    let (mut root, joined) = with_members(&[Role::Meta, Role::Meta]);
+    let (first, one) = (NodeId(1), joined[0]);
+    let step = ReplicaMove { range: RangeId(2), from: Some(first), to: Some(one) };
+    for _ in 0..2 {
+        assert_eq!(root.send(begin(step, &[first])), done(), "told twice");
+    }
+    let moving = Some(step);
+    assert_eq!(
+        replicas(&root),
+        [(0, vec![first], None), (1, vec![first], None), (2, vec![first], moving)]
+    );
+    let other = ReplicaMove { to: Some(joined[1]), ..step };
+    let stale = |voters: &[NodeId], moving| {
+        refused(RootRefusal::StaleReplicaMove { range: RangeId(2), voters: voters.to_vec(), moving })
+    };
+    assert_eq!(root.send(begin(other, &[first])), stale(&[first], moving), "one at a time");
+    assert_eq!(root.send(RootOp::EndReplicaMove(other)), stale(&[first], moving));
+    for _ in 0..2 {
+        assert_eq!(root.send(RootOp::EndReplicaMove(step)), done(), "told twice");
+    }
+    assert_eq!(
+        replicas(&root),
+        [(0, vec![first], None), (1, vec![first], None), (2, vec![one], None)]
+    );
+    assert_eq!(root.send(begin(other, &[first])), stale(&[one], None), "decided from before");
+    assert_eq!(root.send(RootOp::CancelReplicaMove(step)), stale(&[one], None), "too late");
+}
+
+#[test]
+fn a_move_that_is_given_up_leaves_the_voters() {
+    let (mut root, joined) = with_members(&[Role::Meta]);
+    let step = ReplicaMove { range: RangeId::ROOT, from: None, to: Some(joined[0]) };
+    assert_eq!(root.send(begin(step, &[NodeId(1)])), done());
+    assert_eq!(root.send(RootOp::CancelReplicaMove(step)), done());
+    assert!(replicas(&root).iter().all(|one| one.1 == [NodeId(1)] && one.2.is_none()));
+    let late = root.send(RootOp::EndReplicaMove(step));
+    assert!(matches!(late, RootOutcome::Refused(RootRefusal::StaleReplicaMove { .. })));
+    assert_eq!(root.send(begin(step, &[NodeId(1)])), done());
+    assert_eq!(root.send(RootOp::EndReplicaMove(step)), done());
+    let voters: Vec<usize> = replicas(&root).iter().map(|one| one.1.len()).collect();
+    assert_eq!(voters, [2, 1, 1], "those of the root are its own from the first move on");
+}
+
+#[test]
+fn a_range_gets_no_replicas_that_it_cannot_have() {
+    let (mut root, joined) = with_members(&[Role::Meta, Role::Gateway]);
+    let (first, range) = (NodeId(1), RangeId(1));
+    let mut why = |from, to| match root.send(begin(ReplicaMove { range, from, to }, &[first])) {
+        RootOutcome::Refused(refusal) => refusal.to_string(),
+        other => format!("{other:?}"),
+    };
+    assert!(why(None, None).contains("nothing was to move"));
+    assert!(why(Some(first), None).contains("none would be left"));
+    assert!(why(Some(joined[0]), None).contains("holds none of it"));
+    assert!(why(None, Some(first)).contains("holds it already"));
+    assert!(why(None, Some(joined[1])).contains("has not the role meta"));
+    assert!(why(None, Some(NodeId(77))).contains("not a member"));
+    let unknown = ReplicaMove { range: RangeId(9), from: None, to: Some(joined[0]) };
+    assert_eq!(root.send(begin(unknown, &[first])), refused(RootRefusal::NoSuchRange));
+}
+
+#[test]
+fn both_sides_of_a_split_have_the_voters_of_the_directory_and_the_move_that_has_begun() {
+    let (mut root, joined) = with_members(&[Role::Meta, Role::Meta]);
+    let (first, one, two) = (NodeId(1), joined[0], joined[1]);
+    let RootOutcome::Range(child) = root.send(RootOp::ReserveRange) else { panic!("no id") };
+    let step = |to| ReplicaMove { range: RangeId(2), from: None, to: Some(to) };
+    root.send(begin(step(one), &[first]));
+    root.send(RootOp::EndReplicaMove(step(one)));
+    root.send(begin(step(two), &[first, one]));
+    let whole = range(2, 100, None);
+    let at = KeyPoint::new(BucketId(150), []);
+    let (start, end) = (whole.interval.start.clone(), Some(at.clone()));
+    let (left, right) = (Interval { start, end }, Interval { start: at, end: None });
+    let side = |id, interval| RangeDescriptor { id, epoch: Epoch(2), interval, ..whole.clone() };
+    let told = SplitDone { left: side(RangeId(2), left), right: side(child, right) };
+    assert_eq!(root.send(RootOp::Split(told)), done());
+    let sides = [(2, RangeId(2)), (child.0, child)].map(|(id, range)| {
+        let moving = Some(ReplicaMove { range, ..step(two) });
+        (id, vec![first, one], moving)
+    });
+    assert_eq!(replicas(&root)[2..], sides);
 }

@@ -1,10 +1,11 @@
 //! Nodes in one process, over real loopback connections.
 
+mod replicas;
 mod split;
 
 use ashlar_host::{Host, OpenMode, Shutdown, TaskHandle, TaskKind};
 use ashlar_map::Engine;
-use ashlar_meta::{DamagedRange, Formation, GroupStatus, MetaConfig, MetaNode, NotDone, Timing};
+use ashlar_meta::{Beginning, DamagedRange, Formation, GroupStatus, MetaConfig, MetaNode, NotDone, Timing};
 use ashlar_types::*;
 use ashlar_wire::{Dialer, Security};
 use std::collections::BTreeMap;
@@ -108,11 +109,15 @@ impl Cluster {
             ..MetaConfig::default()
         };
         let dialer = Dialer::new(host.clone(), &Security::Plain);
-        let formation = Some(self.formation());
+        let formation = self.formation();
+        let beginning = match self.voters.contains(&node) {
+            true => Beginning::Founder(formation),
+            false => Beginning::Joined(formation.cluster),
+        };
         let listener = host.network.listen("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound").to_string();
         self.addresses.lock().expect("whole").insert(node, address);
-        let meta = MetaNode::start(host.clone(), dialer, config, addresses, formation).await;
+        let meta = MetaNode::start(host.clone(), dialer, config, addresses, beginning).await;
         let meta = meta.expect("the node starts");
         let router = meta.routes().into_axum_router();
         let serve = Box::pin(ashlar_wire::serve(host.clone(), listener, Security::Plain, router));
@@ -208,7 +213,8 @@ impl Cluster {
         loop {
             for running in self.nodes.values() {
                 match ask(running.meta.clone()).await {
-                    Err(NotDone::Leader(_) | NotDone::Busy { .. }) => {}
+                    // one that has it not says so, too
+                    Err(NotDone::Leader(_) | NotDone::Busy { .. } | NotDone::Epoch(None)) => {}
                     done => return done,
                 }
             }

@@ -2,28 +2,20 @@
 
 use super::*;
 
-const CHILD: RangeId = RangeId(50);
+pub(super) const CHILD: RangeId = RangeId(50);
 /// Of both sides, behind the first split.
-const LATER: Epoch = Epoch(2);
+pub(super) const LATER: Epoch = Epoch(2);
 
 fn split_at(key: &str) -> SplitAt {
     SplitAt { child: CHILD, at: at(key) }
 }
 
-/// A node that has not applied the split has not the child: others are asked.
-fn elsewhere<T>(answer: Result<T, NotDone>) -> Result<T, NotDone> {
-    match answer {
-        Err(NotDone::Epoch(None)) => Err(NotDone::Leader(None)),
-        other => other,
-    }
-}
-
 impl Cluster {
-    async fn execute_at(&self, range: RangeId, epoch: Epoch, op: RangeOp) -> Outcome {
+    pub(super) async fn execute_at(&self, range: RangeId, epoch: Epoch, op: RangeOp) -> Outcome {
         let command = Command { caller: None, op };
         let done = self.until(|meta| {
             let command = command.clone();
-            async move { elsewhere(meta.execute(range, epoch, command).await) }
+            async move { meta.execute(range, epoch, command).await }
         });
         done.await.expect("it is judged").outcome
     }
@@ -36,7 +28,7 @@ impl Cluster {
         {}
     }
 
-    async fn split(&self, key: &str) {
+    pub(super) async fn split(&self, key: &str) {
         self.prepare(key).await;
         let parted = self.execute_at(RANGE, EPOCH, RangeOp::Split(split_at(key))).await;
         assert_eq!(parted, Outcome::Applied(Applied::Done));
@@ -47,11 +39,11 @@ impl Cluster {
         assert!(matches!(outcome, Outcome::Applied(Applied::Written { .. })), "{outcome:?}");
     }
 
-    async fn get_of(&self, range: RangeId, key: &str) -> Option<u64> {
+    pub(super) async fn get_of(&self, range: RangeId, key: &str) -> Option<u64> {
         let query = RangeQuery::Object { at: at(key), bucket_epoch: Epoch(1), span: Span::Nothing };
         let answer = self.until(|meta| {
             let query = query.clone();
-            async move { elsewhere(meta.query(range, LATER, query).await) }
+            async move { meta.query(range, LATER, query).await }
         });
         match answer.await.expect("the read is done") {
             RangeAnswer::Object { record, .. } => Some(number_of(record.etag)),
@@ -90,12 +82,13 @@ impl Cluster {
     }
 
     /// What the root's directory says of these: what their leaders know.
-    fn directory(&self, ranges: &[RangeId]) -> Vec<RangeDescriptor> {
+    fn directory(&self, ranges: &[RangeId]) -> Vec<RangeReplicas> {
         let of = |range: &RangeId| {
             let known = self.nodes.values().filter_map(|node| node.meta.descriptor(*range));
             known.max_by_key(|descriptor| descriptor.epoch).expect("it runs")
         };
-        ranges.iter().map(|range| (*of(range)).clone()).collect()
+        let told = |range| RangeReplicas { range: (*of(range)).clone(), moving: None };
+        ranges.iter().map(told).collect()
     }
 
     /// Tells a node of the directory, as its duty does, again and again, until it has all of these and none is damaged.

@@ -1,0 +1,119 @@
+//! Which nodes hold each range, and the moves of their replicas (`docs/adr/0021`).
+//!
+//! The directory says who is to hold a range; its leader makes the members so, and only then the directory takes the
+//! new ones for its voters. One move a range at a time, each judged by the voters from which it was decided.
+
+use super::{Judged, Root, RootVotersRow, done, field, row_key};
+use crate::txn::Txn;
+use ashlar_types::{
+    NodeId, RangeDescriptor, RangeId, RangeReplicas, ReplicaMove, Role, RootRefusal,
+};
+
+/// More replicas would make every write wait for more nodes, and survive no fault that these do not.
+const VOTERS_MAX: usize = 7;
+
+impl Root {
+    pub(super) fn replicas(&self) -> Vec<RangeReplicas> {
+        let mut ranges: Vec<_> = self.ranges.values().cloned().collect();
+        ranges.sort_by(|left, right| left.interval.start.cmp(&right.interval.start));
+        let all = std::iter::once(RangeDescriptor::root(self.root_voters())).chain(ranges);
+        let moving = |range: &RangeDescriptor| self.moves.get(&range.id).copied();
+        all.map(|range| RangeReplicas { moving: moving(&range), range }).collect()
+    }
+
+    /// Those of all ranges, until the first move begins.
+    fn root_voters(&self) -> Vec<NodeId> {
+        let first = || self.ranges.values().next().map(|range| range.voters.clone());
+        self.root_voters.clone().or_else(first).unwrap_or_default()
+    }
+
+    fn voters(&self, range: RangeId) -> Result<Vec<NodeId>, RootRefusal> {
+        if range == RangeId::ROOT {
+            return Ok(self.root_voters());
+        }
+        let known = self.ranges.get(&range).ok_or(RootRefusal::NoSuchRange)?;
+        Ok(known.voters.clone())
+    }
+
+    fn put_voters(&mut self, txn: &mut Txn<'_>, range: RangeId, voters: Vec<NodeId>) {
+        if range == RangeId::ROOT {
+            txn.put(row_key(field::ROOT_VOTERS, &[]), &RootVotersRow(voters.clone()));
+            self.root_voters = Some(voters);
+        } else if let Some(known) = self.ranges.get(&range) {
+            self.put_range(txn, RangeDescriptor { voters, ..known.clone() });
+        }
+    }
+
+    pub(super) fn begin_replica_move(
+        &mut self,
+        txn: &mut Txn<'_>,
+        voters: &[NodeId],
+        step: &ReplicaMove,
+    ) -> Judged {
+        let known = self.voters(step.range)?;
+        match self.moves.get(&step.range) {
+            // told twice
+            Some(moving) if moving == step && known == voters => return Ok(done()),
+            None if known == voters => {}
+            _ => return Err(self.stale(step.range)),
+        }
+        self.check(step, &known)?;
+        // from here on the ranges may differ
+        if self.root_voters.is_none() {
+            let voters = self.root_voters();
+            self.put_voters(txn, RangeId::ROOT, voters);
+        }
+        self.put_move(txn, *step);
+        Ok(done())
+    }
+
+    fn check(&self, step: &ReplicaMove, voters: &[NodeId]) -> Result<(), RootRefusal> {
+        let bad = |why: String| Err(RootRefusal::BadReplicas { range: step.range, why });
+        if let Some(from) = step.from.filter(|from| !voters.contains(from)) {
+            return bad(format!("{from} holds none of it"));
+        }
+        if let Some(to) = step.to {
+            let node = self.map.nodes.get(&to).ok_or(RootRefusal::NoSuchNode(to))?;
+            if !node.roles.contains(&Role::Meta) {
+                return bad(format!("{to} has not the role meta"));
+            }
+            if voters.contains(&to) {
+                return bad(format!("{to} holds it already"));
+            }
+        }
+        match step.done_to(voters).len() {
+            _ if (step.from, step.to) == (None, None) => bad("nothing was to move".to_owned()),
+            0 => bad("none would be left".to_owned()),
+            1..=VOTERS_MAX => Ok(()),
+            count => bad(format!("{count} are more than {VOTERS_MAX}")),
+        }
+    }
+
+    /// Told twice, it changes nothing.
+    pub(super) fn end_replica_move(&mut self, txn: &mut Txn<'_>, step: &ReplicaMove) -> Judged {
+        let known = self.voters(step.range)?;
+        let wanted = step.done_to(&known);
+        match self.moves.get(&step.range) {
+            Some(moving) if moving == step => {
+                self.put_voters(txn, step.range, wanted);
+                self.remove_move(txn, step.range);
+                Ok(done())
+            }
+            None if wanted == known => Ok(done()),
+            _ => Err(self.stale(step.range)),
+        }
+    }
+
+    pub(super) fn cancel_replica_move(&mut self, txn: &mut Txn<'_>, step: &ReplicaMove) -> Judged {
+        if self.moves.get(&step.range) != Some(step) {
+            return Err(self.stale(step.range));
+        }
+        self.remove_move(txn, step.range);
+        Ok(done())
+    }
+
+    fn stale(&self, range: RangeId) -> RootRefusal {
+        let voters = self.voters(range).unwrap_or_default();
+        RootRefusal::StaleReplicaMove { range, voters, moving: self.moves.get(&range).copied() }
+    }
+}

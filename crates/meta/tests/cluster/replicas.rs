@@ -1,0 +1,355 @@
+//! Replicas that move to other nodes (`docs/adr/0021`).
+
+use super::split::{CHILD, LATER};
+use super::*;
+
+impl Cluster {
+    async fn root(&self, op: RootOp) -> RootOutcome {
+        let command = RootCommand { nonce: u128::from(self.host.random.next_u64()), op };
+        let done = self.until(|meta| {
+            let command = command.clone();
+            async move { meta.root_execute(command).await }
+        });
+        done.await.expect("the root has done it")
+    }
+
+    /// Admits a node and starts it.
+    async fn join(&mut self) -> NodeId {
+        let node = self.admit().await;
+        self.boot(node).await;
+        node
+    }
+
+    async fn admit(&self) -> NodeId {
+        self.is_founded().await;
+        let token = [7; 32];
+        self.root(RootOp::IssueToken { hash: token, expires_ms: u64::MAX }).await;
+        let (name, zone, address) = ("new".into(), "z".into(), "a:1".into());
+        let join =
+            RootOp::Join { token, now_ms: 0, name, zone, address, roles: vec![Role::Meta] };
+        let RootOutcome::Joined(node) = self.root(join).await else { panic!("not admitted") };
+        node
+    }
+
+    async fn is_founded(&self) {
+        let founded = self.until(|meta| async move {
+            match meta.root_query(RootQuery::Map { newer_than: None }).await {
+                Ok(RootAnswer::NotBootstrapped) => Err(NotDone::Leader(None)),
+                other => other,
+            }
+        });
+        founded.await.expect("founded");
+    }
+
+    async fn replicas(&self) -> Vec<RangeReplicas> {
+        let asked = |meta: Arc<MetaNode>| async move { meta.root_query(RootQuery::Replicas).await };
+        match self.until(asked).await {
+            Ok(RootAnswer::Replicas(replicas)) => replicas,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn voters_of(&self, range: RangeId) -> Vec<NodeId> {
+        let all = self.replicas().await;
+        all.into_iter().find(|one| one.range.id == range).expect("it is there").range.voters
+    }
+
+    async fn begin(&self, range: RangeId, from: Option<NodeId>, to: Option<NodeId>) -> ReplicaMove {
+        let step = ReplicaMove { range, from, to };
+        let voters = self.voters_of(range).await;
+        let begun = self.root(RootOp::BeginReplicaMove { voters, step }).await;
+        assert_eq!(begun, RootOutcome::Applied(Applied::Done));
+        step
+    }
+
+    /// One round of what the nodes' duties do.
+    async fn tend(&self) {
+        let replicas = self.replicas().await;
+        for running in self.nodes.values() {
+            running.meta.note_directory(&replicas);
+            for step in running.meta.settled_moves().await {
+                // told late it is refused, which is as well
+                self.root(RootOp::EndReplicaMove(step)).await;
+            }
+        }
+    }
+
+    async fn tend_until(&self, what: &str, holds: impl AsyncFn(&Self) -> bool) {
+        let began = self.host.clock.now();
+        while !holds(self).await {
+            self.tend().await;
+            assert!(
+                self.host.clock.now() - began < PATIENCE,
+                "not in time: {what}: {:#?} {:#?}",
+                self.replicas().await,
+                self.nodes
+                    .values()
+                    .map(|n| (n.meta.status(), n.meta.damaged()))
+                    .collect::<Vec<_>>()
+            );
+            self.host.clock.sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The directory says so, no move is left, and every range runs on those that it names, with those voters, and nowhere else.
+    async fn settle(&self) {
+        self.tend_until("everything is where it is to be", async |cluster| {
+            let replicas = cluster.replicas().await;
+            replicas.iter().all(|one| one.moving.is_none() && cluster.is_as(one))
+        })
+        .await;
+    }
+
+    fn is_as(&self, one: &RangeReplicas) -> bool {
+        self.nodes.iter().all(|(node, running)| {
+            let status = running.meta.status();
+            let here = status.iter().find(|status| status.range == one.range.id);
+            match one.names(*node) {
+                true => here.is_some_and(|here| here.voters == one.range.voters),
+                false => here.is_none(),
+            }
+        })
+    }
+
+    async fn move_replica(&self, range: RangeId, from: Option<NodeId>, to: Option<NodeId>) {
+        self.begin(range, from, to).await;
+        self.settle().await;
+    }
+
+    /// Asks whoever serves, whichever range id holds it.
+    async fn has(&self, count: u64) {
+        for number in 0..count {
+            assert_eq!(self.get(&format!("key-{number}")).await, Some(number));
+        }
+    }
+
+    async fn fill(&self, numbers: std::ops::Range<u64>) {
+        for number in numbers {
+            self.put(&format!("key-{number}"), number).await;
+        }
+    }
+
+    async fn tell_split(&self) {
+        let asked =
+            |meta: Arc<MetaNode>| async move { meta.query(RANGE, LATER, RangeQuery::SplitState).await };
+        let Ok(RangeAnswer::SplitState(state)) = self.until(asked).await else { panic!("none") };
+        for done in state.untold {
+            assert_eq!(self.root(RootOp::Split(done)).await, RootOutcome::Applied(Applied::Done));
+        }
+    }
+
+    async fn kill_all_and_boot(&mut self) {
+        let nodes: Vec<NodeId> = self.nodes.keys().copied().collect();
+        for &node in &nodes {
+            self.kill(node).await;
+        }
+        for node in nodes {
+            self.boot(node).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_range_and_the_root_move_to_a_new_node_and_everything_is_found_again() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.open_bucket().await;
+    cluster.fill(0..20).await;
+    let new = cluster.join().await;
+    assert!(cluster.nodes[&new].meta.status().is_empty(), "it holds what it is given, and no more");
+    let leader = cluster.leader(RANGE).expect("it has answered");
+    let other = cluster.voters.iter().copied().find(|&node| node != leader).expect("three");
+    cluster.move_replica(RANGE, Some(other), Some(new)).await;
+    cluster.fill(20..40).await;
+    cluster.move_replica(RangeId::ROOT, Some(other), Some(new)).await;
+    // without the new one there is no majority
+    let third = cluster.voters.iter().copied().find(|&node| node != leader && node != other);
+    cluster.kill(third.expect("three")).await;
+    cluster.has(40).await;
+    cluster.fill(40..50).await;
+    cluster.boot(third.expect("three")).await;
+    cluster.settle().await;
+    cluster.kill_all_and_boot().await;
+    cluster.has(50).await;
+    cluster.settle().await;
+    let not_held = cluster.nodes[&other].meta.status().len();
+    assert_eq!(not_held, RANGES - 2, "what has left stays away");
+    assert_eq!(cluster.damaged(other), [], "a founder does not miss what has left it");
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_to_go_lets_another_one_lead_before() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.open_bucket().await;
+    let new = cluster.join().await;
+    for range in [RANGE, RangeId::ROOT] {
+        let leader = cluster.leader(range).expect("it has answered");
+        let term = cluster.status(leader, range).term;
+        cluster.move_replica(range, Some(leader), Some(new)).await;
+        let heir = cluster.leader(range).expect("somebody leads");
+        assert_ne!(heir, leader);
+        assert_eq!(cluster.status(heir, range).term, term + 1, "asked, and not in vain");
+    }
+    cluster.put("after", 1).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r7_a_lost_voter_is_replaced_and_takes_no_part_when_it_comes_back() {
+    let mut cluster = Cluster::start_with(3, 4096).await;
+    cluster.open_bucket().await;
+    cluster.fill(0..10).await;
+    let new = cluster.join().await;
+    let leader = cluster.leader(RANGE).expect("it has answered");
+    let lost = cluster.voters.iter().copied().find(|&node| node != leader).expect("three");
+    cluster.kill(lost).await;
+    // the new one cannot have all of it from the log
+    cluster.fill(10..200).await;
+    cluster.move_replica(RANGE, Some(lost), Some(new)).await;
+    cluster.fill(200..220).await;
+    let term = cluster.status(leader, RANGE).term;
+    cluster.boot(lost).await;
+    cluster.settle().await;
+    assert_eq!(cluster.status(leader, RANGE).term, term, "it has deposed nobody");
+    // what the new one has counts: with the first leader away it is half of the majority
+    cluster.kill(leader).await;
+    cluster.has(220).await;
+    cluster.fill(220..230).await;
+    cluster.boot(leader).await;
+    cluster.settle().await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_to_a_node_that_never_comes_takes_nothing_away_and_is_given_up() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.open_bucket().await;
+    let away = cluster.admit().await;
+    let new = cluster.join().await;
+    let leader = cluster.leader(RANGE).expect("it has answered");
+    let other = cluster.voters.iter().copied().find(|&node| node != leader).expect("three");
+    let step = cluster.begin(RANGE, Some(other), Some(away)).await;
+    for number in 0..20 {
+        cluster.tend().await;
+        cluster.put(&format!("key-{number}"), number).await;
+    }
+    assert_eq!(cluster.status(leader, RANGE).voters, cluster.voters);
+    assert_eq!(
+        cluster.root(RootOp::CancelReplicaMove(step)).await,
+        RootOutcome::Applied(Applied::Done)
+    );
+    cluster.settle().await;
+    cluster.move_replica(RANGE, Some(other), Some(new)).await;
+    cluster.has(20).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_that_is_given_up_late_is_taken_back() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.open_bucket().await;
+    cluster.fill(0..10).await;
+    let new = cluster.join().await;
+    let leader = cluster.leader(RANGE).expect("it has answered");
+    let other = cluster.voters.iter().copied().find(|&node| node != leader).expect("three");
+    let step = cluster.begin(RANGE, Some(other), Some(new)).await;
+    // the members have changed, and the root has not heard of it
+    let began = cluster.host.clock.now();
+    while !cluster.status(leader, RANGE).voters.contains(&new) {
+        let replicas = cluster.replicas().await;
+        cluster.nodes.values().for_each(|running| running.meta.note_directory(&replicas));
+        cluster.host.clock.sleep(Duration::from_millis(20)).await;
+        assert!(cluster.host.clock.now() - began < PATIENCE);
+    }
+    assert_eq!(
+        cluster.root(RootOp::CancelReplicaMove(step)).await,
+        RootOutcome::Applied(Applied::Done)
+    );
+    cluster.settle().await;
+    assert_eq!(cluster.voters_of(RANGE).await, cluster.voters);
+    cluster.has(10).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_node_that_dies_or_is_wiped_on_the_way_gets_its_replicas_all_the_same() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.open_bucket().await;
+    cluster.fill(0..30).await;
+    let new = cluster.join().await;
+    let leader = cluster.leader(RANGE).expect("it has answered");
+    let other = cluster.voters.iter().copied().find(|&node| node != leader).expect("three");
+    cluster.begin(RANGE, Some(other), Some(new)).await;
+    let is_there = async |cluster: &Cluster| cluster.nodes[&new].meta.descriptor(RANGE).is_some();
+    cluster.tend_until("it has begun", is_there).await;
+    cluster.kill(new).await;
+    cluster.boot(new).await;
+    cluster.tend_until("it has begun again", is_there).await;
+    cluster.kill(new).await;
+    cluster.host.disk.remove_dir_all(&cluster.dir(new)).expect("wiped");
+    cluster.boot(new).await;
+    cluster.settle().await;
+    // and as a voter: what it had voted is forgotten, so it is out first
+    cluster.kill(new).await;
+    cluster.host.disk.remove_dir_all(&cluster.dir(new)).expect("wiped");
+    cluster.boot(new).await;
+    cluster.tend_until("it is refilled", is_there).await;
+    cluster.settle().await;
+    cluster.has(30).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_of_one_becomes_one_of_three_and_survives_the_loss_of_the_first() {
+    let mut cluster = Cluster::start(1).await;
+    cluster.open_bucket().await;
+    cluster.fill(0..10).await;
+    let (second, third) = (cluster.join().await, cluster.join().await);
+    for range in (0..RANGES as u64).map(RangeId) {
+        for new in [second, third] {
+            cluster.begin(range, None, Some(new)).await;
+            let has_ended = async |cluster: &Cluster| {
+                cluster.replicas().await.iter().all(|one| one.moving.is_none())
+            };
+            cluster.tend_until("it is a voter", has_ended).await;
+        }
+    }
+    cluster.settle().await;
+    cluster.kill_all_and_boot().await;
+    cluster.settle().await;
+    cluster.kill(NodeId(1)).await;
+    cluster.has(10).await;
+    cluster.put("after", 1).await;
+    cluster.boot(NodeId(1)).await;
+    cluster.settle().await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r8_what_was_a_part_of_a_range_outlives_its_leaving_and_a_lost_map() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.open_bucket().await;
+    cluster.fill(0..20).await;
+    let new = cluster.join().await;
+    cluster.split("key-5").await;
+    cluster.tell_split().await;
+    let leaver = cluster.voters[0];
+    cluster.move_replica(RANGE, Some(leaver), Some(new)).await;
+    assert!(cluster.nodes[&leaver].meta.descriptor(CHILD).is_some());
+    let nodes: Vec<NodeId> = cluster.nodes.keys().copied().collect();
+    for &node in &nodes {
+        cluster.kill(node).await;
+        let map = cluster.dir(node).join("map");
+        cluster.host.disk.remove_dir_all(&map).expect("the map is lost");
+    }
+    for node in nodes {
+        cluster.boot(node).await;
+    }
+    cluster.settle().await;
+    for number in 0..20 {
+        let key = format!("key-{number}");
+        let range = if key.as_str() < "key-5" { RANGE } else { CHILD };
+        assert_eq!(cluster.get_of(range, &key).await, Some(number), "{key}");
+    }
+    cluster.stop_all().await;
+}
