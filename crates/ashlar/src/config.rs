@@ -104,6 +104,10 @@ pub struct MetaSection {
     pub disk_suspect_after_seconds: u64,
     /// A disk that its node has not had for so long is dead, and what it held is rebuilt elsewhere.
     pub disk_dead_after_seconds: u64,
+    /// How many voters a range is to have, where there are nodes enough with the role meta: odd. One that has more keeps them.
+    pub replicas: usize,
+    /// A node that has not answered for so long is lost to the metadata: others hold what it held of the ranges.
+    pub node_lost_after_seconds: u64,
 }
 
 /// The disks of a node.
@@ -235,6 +239,9 @@ impl Default for MetaSection {
             range_objects_max: 500_000,
             disk_suspect_after_seconds: 60,
             disk_dead_after_seconds: 30 * 60,
+            replicas: 3,
+            // longer than a restart of a machine takes; until then a range of three survives no further loss
+            node_lost_after_seconds: 5 * 60,
         }
     }
 }
@@ -320,6 +327,12 @@ impl NodeConfig {
         }
         if self.founding.as_ref().is_some_and(|founding| founding.ranges == 0) {
             bail!("founding.ranges is 0: the keys need at least one range");
+        }
+        if self.meta.replicas.is_multiple_of(2) {
+            bail!(
+                "meta.replicas is {}: give it an odd number, one more voter than an odd number survives no more",
+                self.meta.replicas
+            );
         }
         if self.s3.tls_cert.is_some() != self.s3.tls_key.is_some() {
             bail!("s3.tls_cert and s3.tls_key go together");

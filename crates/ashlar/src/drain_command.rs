@@ -2,11 +2,11 @@
 //! end where that is wished.
 
 use crate::show::{self, Verdict};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use ashlar::disk_change::{ChangeDisks, DiskStep, DisksChange, slots_on};
 use ashlar::operator::{Member, Overview};
 use ashlar_host::Host;
-use ashlar_types::{DiskId, DiskState};
+use ashlar_types::{DiskId, DiskState, NodeId};
 use std::time::Duration;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -125,18 +125,17 @@ pub(crate) fn disk_named(overview: &Overview, name: &str) -> Result<DiskId> {
     }
 }
 
-/// The disks of a node, by its id or name, that are not gone.
-pub(crate) fn disks_of_node(overview: &Overview, name: &str) -> Result<Vec<DiskId>> {
-    let mut nodes = overview.map.nodes.values();
-    let node = nodes.find(|node| node.name == name || node.id.to_string() == name);
-    let node = node.with_context(|| format!("there is no node '{name}'"))?.id;
+/// The disks of a node that are not gone.
+pub(crate) fn disks_of_node(overview: &Overview, node: NodeId) -> Vec<DiskId> {
+    disks_where(overview, node, DiskState::is_read)
+}
+
+/// The disks of a node that drain.
+pub(crate) fn draining_of_node(overview: &Overview, node: NodeId) -> Vec<DiskId> {
+    disks_where(overview, node, |state| state == DiskState::Draining)
+}
+
+fn disks_where(overview: &Overview, node: NodeId, is: impl Fn(DiskState) -> bool) -> Vec<DiskId> {
     let disks = overview.map.disks.values();
-    let disks: Vec<DiskId> = disks
-        .filter(|disk| disk.node == node && disk.state.is_read())
-        .map(|disk| disk.id)
-        .collect();
-    if disks.is_empty() {
-        bail!("{node} has no disks");
-    }
-    Ok(disks)
+    disks.filter(|disk| disk.node == node && is(disk.state)).map(|disk| disk.id).collect()
 }

@@ -14,6 +14,7 @@ use ashlar_types::{
     ClusterMap, DiskId, Epoch, NodeId, Profile, RangeQuery, Role, RootAnswer, RootCommand, RootOp,
     RootQuery, RootRefusal,
 };
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,13 +49,9 @@ impl Duties {
                 continue;
             }
             seen = Some(map.epoch);
-            self.book.store(Arc::new(addresses_of(&map)));
+            self.keep_members(addresses_of(&map));
             if let Some(data) = &self.data {
                 data.set_map(map.clone());
-            }
-            let seeds: Vec<String> = map.nodes.values().map(|node| node.address.clone()).collect();
-            if let Err(error) = self.dir.set_seeds(&seeds) {
-                tracing::warn!(%error, "the list of members could not be kept");
             }
             let placed = map.wide.is_some();
             self.readiness.set(
@@ -63,6 +60,17 @@ impl Duties {
                 "the disks of the founders are not all placed yet",
             );
         }
+    }
+
+    /// Before they are used: after a power cut of all they must find each other without the map.
+    fn keep_members(&self, members: BTreeMap<NodeId, String>) {
+        if **self.book.load() == members {
+            return;
+        }
+        if let Err(error) = self.dir.set_members(&members) {
+            tracing::warn!(%error, "the list of members could not be kept");
+        }
+        self.book.store(Arc::new(members));
     }
 
     /// Says to the root that this node has booted, and which disks it has, until the root has heard it; then checks

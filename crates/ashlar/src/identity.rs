@@ -242,7 +242,22 @@ impl NodeDir {
         self.write_private("address", address)
     }
 
-    /// The members that were known last.
+    /// Where each member was last, as the cluster map said.
+    pub fn members(&self) -> Result<BTreeMap<NodeId, String>> {
+        let Some(text) = self.read_text("members.json")? else { return Ok(BTreeMap::new()) };
+        let members: BTreeMap<u64, String> =
+            serde_json::from_str(&text).context("members.json is damaged")?;
+        Ok(members.into_iter().map(|(id, address)| (NodeId(id), address)).collect())
+    }
+
+    /// Keeps where the members are.
+    pub fn set_members(&self, members: &BTreeMap<NodeId, String>) -> Result<()> {
+        let members: BTreeMap<u64, &String> =
+            members.iter().map(|(id, address)| (id.0, address)).collect();
+        self.write_private("members.json", &serde_json::to_string(&members)?)
+    }
+
+    /// The members that were named when this node joined.
     pub fn seeds(&self) -> Result<Vec<String>> {
         let text = self.read_text("seeds.json")?;
         Ok(text

@@ -2,6 +2,7 @@
 #![expect(clippy::print_stdout, reason = "a command-line tool answers on standard output")]
 
 mod drain_command;
+mod replica_command;
 mod show;
 mod show_audit;
 
@@ -12,9 +13,10 @@ use ashlar::demo::{self, Demo, DemoFacts, DemoWish};
 use ashlar::disk_change::DiskStep;
 use ashlar::node::RunningNode;
 use ashlar::operator::{self, Member, SplitRange};
+use ashlar::replica_change::ChangeReplicas;
 use ashlar::{membership, process};
 use ashlar_host::Host;
-use ashlar_types::{BucketName, NodeId, RangeId, Role};
+use ashlar_types::{BucketName, NodeId, RangeId, ReplicaMove, Role};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use drain_command::How;
 use std::collections::BTreeSet;
@@ -48,11 +50,11 @@ enum Command {
     Demo(DemoArgs),
     /// Prints a one-time token with which another node may join.
     Token(TokenArgs),
-    /// Looks at the nodes, and empties them.
+    /// Looks at the nodes, empties them, strikes them off.
     Node(NodeArgs),
     /// Looks at the disks, empties them, strikes them off.
     Disk(DiskArgs),
-    /// Looks at the ranges of the catalog.
+    /// Looks at the ranges of the catalog, splits and moves them.
     Range(RangeArgs),
     /// Looks at what the cluster holds, and at what it survives.
     Cluster(ClusterArgs),
@@ -178,12 +180,22 @@ enum NodeVerb {
         #[arg(long, default_value_t = 600)]
         age_seconds: u64,
     },
-    /// Empties all disks of a node. Its other roles stay as they are.
+    /// Empties a node: its disks, and the ranges that it holds.
     Drain {
         /// The node: node-3, or its name.
         node: String,
         #[command(flatten)]
         how: DrainArgs,
+    },
+    /// Uses a node again that drains.
+    Undrain {
+        /// The node: node-3, or its name.
+        node: String,
+    },
+    /// Strikes off a node that holds no range and has no disk that was not removed. It never comes back as itself.
+    Remove {
+        /// The node: node-3, or its name.
+        node: String,
     },
 }
 
@@ -275,7 +287,24 @@ struct RangeArgs {
 enum RangeVerb {
     /// Shows all ranges: which keys each has, and which nodes hold it.
     Ls,
-    /// Makes two of a range, and waits until both serve. Ranges that have grown are split by themselves.
+    /// Moves a replica of a range to another node, adds one, or takes one away. Its leader sees to it.
+    Move {
+        /// The range: its id as `ls` shows it, or root.
+        range: String,
+        /// The node that holds it and is not to any more: node-3, or its name.
+        #[arg(long, required_unless_present_any = ["to", "cancel"])]
+        from: Option<String>,
+        /// The node that is to hold it.
+        #[arg(long)]
+        to: Option<String>,
+        /// Gives up the move that has begun instead.
+        #[arg(long, conflicts_with_all = ["from", "to", "wait"])]
+        cancel: bool,
+        /// Ends when it is done.
+        #[arg(long)]
+        wait: bool,
+    },
+    /// Makes two of a range, and waits until the directory has both. Ranges that have grown are split by themselves.
     Split {
         /// The range, which is split in the middle of its objects: its id as `ls` shows it.
         #[arg(required_unless_present = "bucket")]
@@ -347,10 +376,63 @@ async fn node(host: Host, args: NodeArgs) -> Result<()> {
             }
         }
         NodeVerb::Drain { node, how } => {
-            let disks = drain_command::disks_of_node(&member.overview().await?, &node)?;
-            let how = How { dry_run: how.dry_run, wait: how.wait, json: args.ask.json };
-            drain_command::change(&host, &member, disks, DiskStep::Drain, how).await?;
+            drain_node(&host, &member, &node, how, args.ask.json).await?
         }
+        NodeVerb::Undrain { node } => undrain_node(&host, &member, &node, args.ask.json).await?,
+        NodeVerb::Remove { node } => {
+            let node = replica_command::node_named(&member.overview().await?, &node)?;
+            member.change_replicas(&ChangeReplicas::RemoveNode(node)).await?;
+            print!("{}", show::nodes(&member.overview().await?, args.ask.json)?);
+        }
+    }
+    Ok(())
+}
+
+/// The disks are judged first: where they may not be emptied, nothing is begun.
+async fn drain_node(
+    host: &Host,
+    member: &Member,
+    name: &str,
+    how: DrainArgs,
+    json: bool,
+) -> Result<()> {
+    let overview = member.overview().await?;
+    let node = replica_command::node_named(&overview, name)?;
+    let disks = drain_command::disks_of_node(&overview, node);
+    if how.dry_run {
+        let held = replica_command::held(&member.replicas().await?, node);
+        if !json {
+            println!(
+                "{node} holds {held} ranges, which would move to other nodes with the role meta"
+            );
+        }
+    }
+    if !disks.is_empty() {
+        let step = How { dry_run: how.dry_run, wait: false, json };
+        drain_command::change(host, member, disks.clone(), DiskStep::Drain, step).await?;
+    }
+    if how.dry_run {
+        return Ok(());
+    }
+    member.change_replicas(&ChangeReplicas::Drain { node, drain: true }).await?;
+    if how.wait {
+        replica_command::await_empty(host, member, node, json).await?;
+        let step = How { dry_run: false, wait: true, json };
+        if !disks.is_empty() {
+            drain_command::change(host, member, disks, DiskStep::Drain, step).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn undrain_node(host: &Host, member: &Member, name: &str, json: bool) -> Result<()> {
+    let overview = member.overview().await?;
+    let node = replica_command::node_named(&overview, name)?;
+    member.change_replicas(&ChangeReplicas::Drain { node, drain: false }).await?;
+    let disks = drain_command::draining_of_node(&overview, node);
+    if !disks.is_empty() {
+        let how = How { json, ..How::default() };
+        drain_command::change(host, member, disks, DiskStep::Undrain, how).await?;
     }
     Ok(())
 }
@@ -417,12 +499,26 @@ async fn disk(host: Host, args: DiskArgs) -> Result<()> {
 async fn range(host: Host, args: RangeArgs) -> Result<()> {
     let member = member(&host, &args.ask)?;
     match args.verb {
-        RangeVerb::Ls => print!("{}", show::ranges(&member.ranges().await?, args.ask.json)?),
+        RangeVerb::Ls => print!("{}", show::ranges(&member.replicas().await?, args.ask.json)?),
+        RangeVerb::Move { range, cancel: true, .. } => {
+            let range = replica_command::range_named(&range)?;
+            member.change_replicas(&ChangeReplicas::Cancel(range)).await?;
+            print!("{}", show::ranges(&member.replicas().await?, args.ask.json)?);
+        }
+        RangeVerb::Move { range, from, to, wait, .. } => {
+            let range = replica_command::range_named(&range)?;
+            let overview = member.overview().await?;
+            let node = |name: Option<String>| -> Result<Vec<NodeId>> {
+                name.iter().map(|name| replica_command::node_named(&overview, name)).collect()
+            };
+            let step = ReplicaMove { range, from: node(from)?, to: node(to)? };
+            replica_command::move_replica(&host, &member, step, wait, args.ask.json).await?;
+        }
         RangeVerb::Split { range, bucket, key } => {
             let split = split_asked(range.as_deref(), bucket.as_deref().zip(key))?;
             let child = member.split_range(&split).await?;
             await_range(&host, &member, child).await?;
-            print!("{}", show::ranges(&member.ranges().await?, args.ask.json)?);
+            print!("{}", show::ranges(&member.replicas().await?, args.ask.json)?);
         }
     }
     Ok(())
@@ -433,10 +529,7 @@ fn split_asked(range: Option<&str>, key: Option<(&str, String)>) -> Result<Split
         return Ok(SplitRange::Before { bucket: BucketName::parse(bucket)?, key });
     }
     let range = range.context("name a range, or a bucket and a key")?;
-    let number = range.strip_prefix("range-").unwrap_or(range).parse();
-    let number =
-        number.with_context(|| format!("'{range}' is not the id of a range: see range ls"))?;
-    Ok(SplitRange::Middle(RangeId(number)))
+    Ok(SplitRange::Middle(replica_command::range_named(range)?))
 }
 
 /// How long a split may take: steps of a millisecond for every few hundred rows.
@@ -446,7 +539,7 @@ const SPLIT_POLL: Duration = Duration::from_millis(200);
 /// Waits until the directory has a range.
 async fn await_range(host: &Host, member: &Member, range: RangeId) -> Result<()> {
     let began = host.clock.now();
-    while !member.ranges().await?.iter().any(|known| known.id == range) {
+    while !member.replicas().await?.ranges.iter().any(|known| known.range.id == range) {
         if host.clock.now() - began > SPLIT_PATIENCE {
             bail!(
                 "the split is begun and not done after {} s: the leader of the range goes on with it; see range ls",

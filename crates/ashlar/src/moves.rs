@@ -13,6 +13,7 @@
 use crate::audit::Auditor;
 use crate::leading::Leading;
 use crate::suspicion::{Judged, Writes};
+use crate::watch::Watch;
 use ashlar_client::{Client, Failure};
 use ashlar_host::{Host, Monotonic};
 use ashlar_placement::{MoveLimits, Reach, schedule};
@@ -25,8 +26,6 @@ use std::time::Duration;
 const ROUND_EVERY: Duration = Duration::from_millis(500);
 /// While slots move: each that has arrived makes room for another one.
 const BUSY_ROUND_EVERY: Duration = Duration::from_millis(100);
-/// Who has not looked for so long was stopped itself: what it has not seen meanwhile says nothing about disks.
-const STANDSTILL: Duration = Duration::from_secs(10);
 /// Moves that begin in one round: each is an entry of the root.
 const BEGUN_AT_ONCE: usize = 64;
 
@@ -152,31 +151,6 @@ impl Mover {
                 false
             }
         }
-    }
-}
-
-/// Since when this node leads the root and has watched all the time: what was away before is not known here, its time
-/// begins anew.
-#[derive(Debug)]
-struct Watch {
-    looked: Monotonic,
-    since: Option<Monotonic>,
-}
-
-impl Watch {
-    fn begin(now: Monotonic) -> Self {
-        Self { looked: now, since: None }
-    }
-
-    /// Looks now. `None`: this node does not lead, or has stood still.
-    fn look(&mut self, now: Monotonic, leads: bool) -> Option<Monotonic> {
-        let has_stood_still = now - self.looked >= STANDSTILL;
-        self.looked = now;
-        self.since = match has_stood_still || !leads {
-            true => None,
-            false => Some(self.since.unwrap_or(now)),
-        };
-        self.since
     }
 }
 

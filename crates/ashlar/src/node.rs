@@ -16,6 +16,7 @@ use crate::operator::OperatorService;
 use crate::reads::ReadsService;
 use crate::recode::Recoder;
 use crate::repair::Repairer;
+use crate::replicas::Replicator;
 use crate::sessions::SessionEnds;
 use crate::splits::Splitter;
 use anyhow::{Context, Result, bail};
@@ -24,7 +25,7 @@ use ashlar_admin::{AdminState, Readiness};
 use ashlar_client::{Client, ClientConfig};
 use ashlar_gateway::Gateway;
 use ashlar_host::{Host, Listener, TaskHandle, TaskKind};
-use ashlar_meta::{Formation, MetaConfig, MetaNode};
+use ashlar_meta::{Beginning, Formation, MetaConfig, MetaNode};
 use ashlar_node::{DataConfig, DataNode};
 use ashlar_placement::MoveLimits;
 use ashlar_s3::Backend;
@@ -33,7 +34,7 @@ use ashlar_wire::proto::gateway_server::GatewayServer;
 use ashlar_wire::proto::membership_server::MembershipServer;
 use ashlar_wire::proto::operator_server::OperatorServer;
 use ashlar_wire::{Authority, Dialer, Security};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -88,7 +89,7 @@ impl RunningNode {
         let enrolled = enroll(&host, &config, &dir, &address).await?;
         let identity = enrolled.identity.clone();
         let dialer = Dialer::new(host.clone(), &enrolled.security);
-        let book = address_book(enrolled.founding.as_ref());
+        let book = address_book(enrolled.founding.as_ref(), &dir)?;
 
         let data = start_data(&host, &config, &identity, &dir).await?;
         let meta = start_meta(&host, &config, &enrolled, &dialer, &book).await?;
@@ -161,6 +162,14 @@ impl RunningNode {
                 objects_max: config.meta.range_objects_max,
             };
             background("split ranges", until_stop(&host, splitter.run()));
+            let replicator = Replicator {
+                host: host.clone(),
+                client: client.clone(),
+                leading: leading.clone(),
+                count: config.meta.replicas,
+                lost_after: Duration::from_secs(config.meta.node_lost_after_seconds),
+            };
+            background("move replicas", until_stop(&host, replicator.run()));
             let ends = SessionEnds {
                 host: host.clone(),
                 client: client.clone(),
@@ -280,6 +289,11 @@ impl RunningNode {
         }
         parts.push(format!("admin on {}", self.config.admin.listen));
         parts.join(", ")
+    }
+
+    /// Its id.
+    pub fn node(&self) -> NodeId {
+        self.identity.node()
     }
 
     /// The client that this node's own duties use.
@@ -402,15 +416,13 @@ async fn enroll(
             key
         }
     };
-    let seeds = match &founding {
-        Some(list) => list
-            .nodes
-            .iter()
-            .filter(|node| node.roles.contains(&Role::Meta))
-            .map(|node| node.address.clone())
-            .collect(),
-        None => dir.seeds()?,
-    };
+    let founders = founding.as_ref().map_or(&[][..], |list| &list.nodes[..]);
+    let founders = founders.iter().filter(|node| node.roles.contains(&Role::Meta));
+    // the founders may all have been replaced since
+    let mut seeds: BTreeSet<String> = founders.map(|node| node.address.clone()).collect();
+    seeds.extend(dir.seeds()?);
+    seeds.extend(dir.members()?.into_values());
+    let seeds = seeds.into_iter().collect();
     let (security, authority) = (dir.security(config.internal.tls)?, dir.authority()?);
     Ok(Enrolled { identity, founding, seeds, security, root_key, new_root_key, authority })
 }
@@ -465,10 +477,13 @@ fn founder_identity(list: &Founding, config: &NodeConfig) -> Result<Identity> {
     Ok(Identity::new(cluster, own.id()))
 }
 
-fn address_book(founding: Option<&Founding>) -> AddressBook {
-    let founders = founding
-        .map(|list| list.nodes.iter().map(|node| (node.id(), node.address.clone())).collect());
-    Arc::new(ArcSwap::from_pointee(founders.unwrap_or_default()))
+/// Where the others were last, so that they find each other also when none of them has the map yet.
+fn address_book(founding: Option<&Founding>, dir: &NodeDir) -> Result<AddressBook> {
+    let founders = founding.map_or(&[][..], |list| &list.nodes[..]);
+    let mut book: BTreeMap<NodeId, String> =
+        founders.iter().map(|node| (node.id(), node.address.clone())).collect();
+    book.extend(dir.members()?);
+    Ok(Arc::new(ArcSwap::from_pointee(book)))
 }
 
 /// What the address book becomes when the map is known.
@@ -518,21 +533,13 @@ async fn start_meta(
     dialer: &Dialer,
     book: &AddressBook,
 ) -> Result<Option<Arc<MetaNode>>> {
-    let voters = |list: &Founding| {
-        list.nodes.iter().filter(|node| node.roles.contains(&Role::Meta)).map(Founder::id).collect()
-    };
-    let Some(list) = enrolled.founding.as_ref().filter(|_| config.has(Role::Meta)) else {
-        if config.has(Role::Meta) {
-            tracing::info!("the founders hold the metadata; this node serves shards and S3");
-        }
+    if !config.has(Role::Meta) {
         return Ok(None);
-    };
-    let formation = Formation {
-        cluster: enrolled.identity.cluster,
-        nodes: list.nodes.iter().map(member).collect(),
-        voters: voters(list),
-        region: config.s3.region.clone(),
-        ranges: list.ranges,
+    }
+    let cluster = enrolled.identity.cluster;
+    let beginning = match &enrolled.founding {
+        Some(list) => Beginning::Founder(formation(list, cluster, &config.s3.region)),
+        None => Beginning::Joined(cluster),
     };
     let meta = MetaConfig {
         node: enrolled.identity.node(),
@@ -546,7 +553,18 @@ async fn start_meta(
     };
     let book = book.clone();
     let addresses = Arc::new(move |node: NodeId| book.load().get(&node).cloned());
-    Ok(Some(MetaNode::start(host.clone(), dialer.clone(), meta, addresses, Some(formation)).await?))
+    Ok(Some(MetaNode::start(host.clone(), dialer.clone(), meta, addresses, beginning).await?))
+}
+
+fn formation(list: &Founding, cluster: ClusterId, region: &str) -> Formation {
+    let voters = list.nodes.iter().filter(|node| node.roles.contains(&Role::Meta));
+    Formation {
+        cluster,
+        voters: voters.map(Founder::id).collect(),
+        nodes: list.nodes.iter().map(member).collect(),
+        region: region.to_owned(),
+        ranges: list.ranges,
+    }
 }
 
 fn member(founder: &Founder) -> Node {

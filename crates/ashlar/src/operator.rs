@@ -7,18 +7,20 @@ use crate::audit::{AuditReport, Auditor};
 use crate::config::NodeConfig;
 use crate::disk_change::{ChangeDisks, DisksChange, OfNode, change_disks};
 use crate::identity::NodeDir;
+use crate::replica_change::{ChangeReplicas, change_replicas};
 use anyhow::{Context, Result, anyhow, bail};
 use ashlar_client::{Client, Failure};
 use ashlar_host::Host;
 use ashlar_types::{
-    BucketName, ClusterMap, DiskId, KeyPoint, NodeId, ObjectKey, RangeDescriptor, RangeId,
+    BucketName, ClusterMap, DiskId, KeyPoint, NodeId, ObjectKey, RangeId, ReplicaDirectory,
     RootAnswer, RootQuery, SPLIT_APPLY_VERSION, SplitState, Versioned, decode, encode,
 };
 use ashlar_wire::proto::operator_client::OperatorClient;
 use ashlar_wire::proto::operator_server::Operator;
 use ashlar_wire::proto::{
-    AuditReply, AuditRequest, ChangeDisksReply, ChangeDisksRequest, OverviewReply, OverviewRequest,
-    PingReply, RangesReply, RangesRequest, SplitRangeReply, SplitRangeRequest,
+    AuditReply, AuditRequest, ChangeDisksReply, ChangeDisksRequest, ChangeReplicasReply,
+    ChangeReplicasRequest, OverviewReply, OverviewRequest, PingReply, ReplicasReply,
+    ReplicasRequest, SplitRangeReply, SplitRangeRequest,
 };
 use ashlar_wire::{Class, Dialer, Security};
 use serde::{Deserialize, Serialize};
@@ -66,9 +68,25 @@ impl Operator for OperatorService {
         Ok(Response::new(AuditReply { report }))
     }
 
-    async fn ranges(&self, _: Request<RangesRequest>) -> Result<Response<RangesReply>, Status> {
-        let ranges = self.client.ranges_now().await.map_err(|failure| not_answered(&failure))?;
-        Ok(Response::new(RangesReply { answer: encode(&RootAnswer::Ranges(ranges)).into() }))
+    async fn replicas(
+        &self,
+        _: Request<ReplicasRequest>,
+    ) -> Result<Response<ReplicasReply>, Status> {
+        let replicas =
+            self.client.replicas_now().await.map_err(|failure| not_answered(&failure))?;
+        Ok(Response::new(ReplicasReply { answer: encode(&RootAnswer::Replicas(replicas)).into() }))
+    }
+
+    async fn change_replicas(
+        &self,
+        request: Request<ChangeReplicasRequest>,
+    ) -> Result<Response<ChangeReplicasReply>, Status> {
+        let asked: ChangeReplicas = decode(&request.into_inner().body)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let changed = change_replicas(&self.client, &asked).await;
+        changed.map_err(|failure| not_answered(&failure))?;
+        tracing::info!(?asked, "an operator has changed who holds what");
+        Ok(Response::new(ChangeReplicasReply {}))
     }
 
     async fn split_range(
@@ -267,14 +285,21 @@ impl Member {
         decode(&reply.report).context("the member's answer is not understood")
     }
 
-    /// The range directory, in the order of keys.
-    pub async fn ranges(&self) -> Result<Vec<RangeDescriptor>> {
+    /// Which nodes hold which range: the root, then the others in the order of keys.
+    pub async fn replicas(&self) -> Result<ReplicaDirectory> {
         let mut member = self.client();
-        let reply = self.answer(member.ranges(RangesRequest {})).await?;
+        let reply = self.answer(member.replicas(ReplicasRequest {})).await?;
         match decode(&reply.answer).context("the member's answer is not understood")? {
-            RootAnswer::Ranges(ranges) => Ok(ranges),
+            RootAnswer::Replicas(replicas) => Ok(replicas),
             _ => bail!("the member at {} answered something else than ranges", self.address),
         }
+    }
+
+    /// Moves replicas, or strikes a node off. An error says whether it may have been done (C7).
+    pub async fn change_replicas(&self, change: &ChangeReplicas) -> Result<()> {
+        let mut member = self.client();
+        let call = member.change_replicas(ChangeReplicasRequest { body: encode(change).into() });
+        self.change(ANSWER_PATIENCE, call).await.map(|_| ())
     }
 
     /// Begins to split a range; gives what the right side will be called.
@@ -288,22 +313,36 @@ impl Member {
     pub async fn change_disks(&self, change: &ChangeDisks) -> Result<DisksChange> {
         let mut member = self.client();
         let call = member.change_disks(ChangeDisksRequest { body: encode(change).into() });
-        let unknown = |why: String| match change.dry_run {
-            true => anyhow!("the member at {}: {why}", self.address),
-            false => anyhow!(
-                "whether it was done is not known: say the same again, what was done is not done twice (the member at {}: {why})",
-                self.address
-            ),
-        };
-        match self.host.clock.timeout(CHANGE_PATIENCE, call).await {
-            Ok(Ok(reply)) => decode(&reply.into_inner().body)
-                .map_err(|error| unknown(format!("its answer is not understood: {error}"))),
+        if change.dry_run {
+            let reply = self.answer_within(CHANGE_PATIENCE, call).await?;
+            return decode(&reply.body).context("the member's answer is not understood");
+        }
+        let reply = self.change(CHANGE_PATIENCE, call).await?;
+        decode(&reply.body)
+            .map_err(|error| self.unknown(&format!("its answer is not understood: {error}")))
+    }
+
+    /// Waits for the answer to something that changes the cluster. An error says whether it may have been done (C7).
+    async fn change<T>(
+        &self,
+        patience: Duration,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T> {
+        match self.host.clock.timeout(patience, call).await {
+            Ok(Ok(reply)) => Ok(reply.into_inner()),
             Ok(Err(status)) if is_refusal(status.code()) => {
                 bail!("the member at {}: nothing was changed: {}", self.address, status.message())
             }
-            Ok(Err(status)) => Err(unknown(status.message().to_owned())),
-            Err(_) => Err(unknown("it did not answer: does it run?".to_owned())),
+            Ok(Err(status)) => Err(self.unknown(status.message())),
+            Err(_) => Err(self.unknown("it did not answer: does it run?")),
         }
+    }
+
+    fn unknown(&self, why: &str) -> anyhow::Error {
+        anyhow!(
+            "whether it was done is not known: say the same again, what was done is not done twice (the member at {}: {why})",
+            self.address
+        )
     }
 
     fn client(&self) -> OperatorClient<Channel> {

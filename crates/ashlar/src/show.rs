@@ -6,7 +6,8 @@ use anyhow::Result;
 use ashlar::disk_change::{DiskStep, DisksChange, slots_on};
 use ashlar::operator::Overview;
 use ashlar_types::{
-    ClusterMap, Disk, DiskId, DiskState, KeyPoint, Node, PlacementGroup, RangeDescriptor, Role,
+    ClusterMap, Disk, DiskId, DiskState, KeyPoint, Node, NodeId, PlacementGroup, RangeId,
+    RangeReplicas, ReplicaDirectory, Role,
 };
 use ashlar_wire::proto::{DiskStatus, PingReply};
 use serde::Serialize;
@@ -54,6 +55,15 @@ struct RangeLine {
     /// The first point behind; `None`: it goes to the end of all keys.
     to: Option<PointLine>,
     voters: Vec<String>,
+    /// What is changing of them.
+    moving: Option<MovingLine>,
+}
+
+/// Nodes that come and go.
+#[derive(Debug, Serialize)]
+struct MovingLine {
+    from: Vec<String>,
+    to: Vec<String>,
 }
 
 /// A point between keys: the first keys behind it are those of `bucket` from `key` on.
@@ -79,9 +89,9 @@ impl PointLine {
     }
 }
 
-/// All ranges, in the order of keys.
-pub(crate) fn ranges(ranges: &[RangeDescriptor], json: bool) -> Result<String> {
-    let lines: Vec<RangeLine> = ranges.iter().map(range_line).collect();
+/// All ranges: the root, then the others in the order of keys.
+pub(crate) fn ranges(directory: &ReplicaDirectory, json: bool) -> Result<String> {
+    let lines: Vec<RangeLine> = directory.ranges.iter().map(range_line).collect();
     if json {
         return as_json(&lines);
     }
@@ -89,25 +99,59 @@ pub(crate) fn ranges(ranges: &[RangeDescriptor], json: bool) -> Result<String> {
         point.as_ref().map_or_else(|| none.to_owned(), PointLine::text)
     };
     let rows = lines.iter().map(|line| {
+        let of_keys = line.range != ROOT;
+        let none = |none: &'static str| if of_keys { none } else { "-" };
+        let moving = line.moving.as_ref();
         vec![
             line.range.clone(),
             line.epoch.to_string(),
-            point(&line.from, "(start)"),
-            point(&line.to, "(end)"),
+            point(&line.from, none("(start)")),
+            point(&line.to, none("(end)")),
             line.voters.join(","),
+            moving.map_or_else(|| "-".to_owned(), MovingLine::text),
         ]
     });
-    Ok(table(&["RANGE", "EPOCH", "FROM", "TO", "VOTERS"], rows))
+    Ok(table(&["RANGE", "EPOCH", "FROM", "TO", "VOTERS", "MOVING"], rows))
 }
 
-fn range_line(range: &RangeDescriptor) -> RangeLine {
+/// What the range of the cluster map and of the directories is called.
+const ROOT: &str = "root";
+
+impl MovingLine {
+    fn text(&self) -> String {
+        let (from, to) = (self.from.join(","), self.to.join(","));
+        match (from.is_empty(), to.is_empty()) {
+            (true, _) => format!("+ {to}"),
+            (_, true) => format!("- {from}"),
+            _ => format!("{from} > {to}"),
+        }
+    }
+}
+
+/// The nodes that hold a range.
+pub(crate) fn nodes_of(one: &RangeReplicas) -> String {
+    names(&one.range.voters).join(",")
+}
+
+fn names(nodes: &[NodeId]) -> Vec<String> {
+    nodes.iter().map(ToString::to_string).collect()
+}
+
+fn range_line(one: &RangeReplicas) -> RangeLine {
+    let range = &one.range;
+    let of_keys = range.id != RangeId::ROOT;
+    let point = |point: &KeyPoint| of_keys.then(|| PointLine::of(point));
     let start = &range.interval.start;
     RangeLine {
-        range: range.id.to_string(),
+        range: if of_keys { range.id.to_string() } else { ROOT.to_owned() },
         epoch: range.epoch.0,
-        from: (*start != KeyPoint::least()).then(|| PointLine::of(start)),
-        to: range.interval.end.as_ref().map(PointLine::of),
-        voters: range.voters.iter().map(ToString::to_string).collect(),
+        from: point(start).filter(|_| *start != KeyPoint::least()),
+        to: range.interval.end.as_ref().and_then(point),
+        voters: names(&range.voters),
+        moving: one
+            .moving
+            .as_ref()
+            .map(|step| MovingLine { from: names(&step.from), to: names(&step.to) }),
     }
 }
 
@@ -381,34 +425,40 @@ mod tests {
 
     #[test]
     fn ranges_are_shown_with_the_keys_between_which_they_lie() {
-        use ashlar_types::{BucketId, Epoch, Interval, NodeId, RangeId};
+        use ashlar_types::{BucketId, Epoch, Interval, RangeDescriptor, ReplicaMove};
         let between = KeyPoint::new(BucketId(7), *b"a b");
-        let range = |id, epoch, start, end| RangeDescriptor {
-            id: RangeId(id),
-            epoch: Epoch(epoch),
-            interval: Interval { start, end },
-            voters: vec![NodeId(1), NodeId(2)],
+        let voters = vec![NodeId(1), NodeId(2)];
+        let range = |id, epoch, start, end| {
+            let (id, epoch, interval) = (RangeId(id), Epoch(epoch), Interval { start, end });
+            let range = RangeDescriptor { id, epoch, interval, voters: voters.clone() };
+            RangeReplicas { range, moving: None }
         };
-        let both =
-            [range(1, 2, KeyPoint::least(), Some(between.clone())), range(9, 1, between, None)];
+        let root = RangeReplicas { range: RangeDescriptor::root(voters.clone()), moving: None };
+        let mut last = range(9, 1, between.clone(), None);
+        let (from, to) = (vec![NodeId(2)], vec![NodeId(4)]);
+        last.moving = Some(ReplicaMove { range: RangeId(9), from, to });
+        let first = range(1, 2, KeyPoint::least(), Some(between));
+        let all = ReplicaDirectory { ranges: vec![root, first, last], drained: Vec::new() };
         let expected = "\
-RANGE    EPOCH  FROM            TO              VOTERS
-range-1  2      (start)         bucket-7 \"a b\"  node-1,node-2
-range-9  1      bucket-7 \"a b\"  (end)           node-1,node-2
+RANGE    EPOCH  FROM            TO              VOTERS         MOVING
+root     0      -               -               node-1,node-2  -
+range-1  2      (start)         bucket-7 \"a b\"  node-1,node-2  -
+range-9  1      bucket-7 \"a b\"  (end)           node-1,node-2  node-2 > node-4
 ";
-        assert_eq!(ranges(&both, false).expect("a table"), expected);
+        assert_eq!(ranges(&all, false).expect("a table"), expected);
         let json: serde_json::Value =
-            serde_json::from_str(&ranges(&both, true).expect("JSON")).expect("JSON");
-        assert_eq!(json[0]["from"], serde_json::Value::Null);
-        assert_eq!(json[0]["to"]["key"], "a b");
-        assert_eq!(json[1]["from"]["bucket"], "bucket-7");
+            serde_json::from_str(&ranges(&all, true).expect("JSON")).expect("JSON");
+        assert_eq!(json[1]["from"], serde_json::Value::Null);
+        assert_eq!(json[1]["to"]["key"], "a b");
+        assert_eq!(json[2]["from"]["bucket"], "bucket-7");
+        assert_eq!(json[2]["moving"]["to"][0], "node-4");
     }
 
     #[test]
     fn what_the_root_has_decided_of_a_disk_comes_before_what_its_node_says() {
         let disk = |state| Disk {
             id: DiskId(1),
-            node: ashlar_types::NodeId(1),
+            node: NodeId(1),
             capacity_bytes: 1,
             incarnation: 1,
             state,

@@ -37,27 +37,9 @@ impl From<Failure> for NotNow {
 }
 
 impl Splitter {
-    /// Goes on until it is dropped.
+    /// Goes on until it is dropped. Each range by itself: what is slow, or waits for somebody, is only passed over until it is
+    /// done. So the steps of one never hold up the telling of another, for which requests wait.
     pub(crate) async fn run(self) {
-        tokio::join!(self.note_directory(), self.look_after_all());
-    }
-
-    /// Lets this node ask for what the root's directory gives it, whatever its own ranges are at.
-    async fn note_directory(&self) {
-        loop {
-            self.host.clock.sleep(ROUND_EVERY).await;
-            match self.client.ranges_now().await {
-                Ok(directory) => self.leading.meta.note_directory(&directory),
-                Err(failure) => {
-                    tracing::debug!(%failure, "the root does not say what ranges there are");
-                }
-            }
-        }
-    }
-
-    /// Each range by itself: what is slow, or waits for somebody, is only passed over until it is done. So the steps of one
-    /// never hold up the telling of another, for which requests wait.
-    async fn look_after_all(&self) {
         let (mut looks, mut looked_after) = (FuturesUnordered::new(), BTreeSet::new());
         loop {
             let mut pause = self.host.clock.sleep(ROUND_EVERY);

@@ -10,9 +10,9 @@ use crate::{CatalogError, KeySpan, View, Writes};
 use ashlar_types::{
     Applied, Bucket, BucketId, BucketName, BucketRow, BucketState, ClusterId, ClusterMap, Disk,
     DiskId, DiskState, Epoch, Interval, KeyPoint, LivingSession, Node, NodeId, PAGE_ENTRIES_MAX,
-    PlacementDiff, PlacementGroup, Profile, RangeDescriptor, RangeId, ReplicaMove, Role, RootAnswer, RootBatch,
-    RootCommand, RootOp, RootOutcome, RootQuery, RootRefusal, SessionId, SplitDone, Versioned,
-    Versioning, decode, encode,
+    PlacementDiff, PlacementGroup, Profile, RangeDescriptor, RangeId, ReplicaMove, Role,
+    RootAnswer, RootBatch, RootCommand, RootOp, RootOutcome, RootQuery, RootRefusal, SessionId,
+    SplitDone, Versioned, Versioning, decode, encode,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -39,6 +39,7 @@ mod field {
     pub(super) const SESSION_FLOOR: u8 = 9;
     pub(super) const REPLICA_MOVE: u8 = 10;
     pub(super) const ROOT_VOTERS: u8 = 11;
+    pub(super) const DRAINED: u8 = 12;
     pub(super) const HASH: u8 = 255;
 }
 
@@ -79,6 +80,8 @@ struct SessionFloorRow(SessionId);
 #[derive(Serialize, Deserialize)]
 struct RootVotersRow(Vec<NodeId>);
 #[derive(Serialize, Deserialize)]
+struct DrainedRow(NodeId);
+#[derive(Serialize, Deserialize)]
 struct RootHash(u128);
 
 macro_rules! rows {
@@ -100,6 +103,7 @@ rows! {
     TokenRow: "join token row",
     SessionFloorRow: "root session floor row",
     RootVotersRow: "root voters row",
+    DrainedRow: "drained node row",
     RootHash: "root hash row",
 }
 
@@ -115,6 +119,8 @@ pub struct Root {
     moves: BTreeMap<RangeId, ReplicaMove>,
     /// `None`: nothing has moved yet, and they are those of every range.
     root_voters: Option<Vec<NodeId>>,
+    /// Nodes that are to hold no replicas.
+    drained: BTreeSet<NodeId>,
     sessions: BTreeMap<SessionId, Session>,
     /// Every session that was opened lies below it.
     session_floor: SessionId,
@@ -254,6 +260,7 @@ impl Root {
             ranges: BTreeMap::new(),
             moves: BTreeMap::new(),
             root_voters: None,
+            drained: BTreeSet::new(),
             sessions: BTreeMap::new(),
             session_floor: SessionId(0),
             tokens: BTreeMap::new(),
@@ -298,6 +305,9 @@ impl Root {
             field::REPLICA_MOVE => {
                 let step: ReplicaMove = decode(value)?;
                 self.moves.insert(step.range, step);
+            }
+            field::DRAINED => {
+                self.drained.insert(decode::<DrainedRow>(value)?.0);
             }
             field::ROOT_VOTERS => self.root_voters = Some(decode::<RootVotersRow>(value)?.0),
             field::SESSION_FLOOR => self.session_floor = decode::<SessionFloorRow>(value)?.0,
@@ -396,6 +406,8 @@ impl Root {
             RootOp::BeginReplicaMove { voters, step } => self.begin_replica_move(txn, voters, step),
             RootOp::EndReplicaMove(step) => self.end_replica_move(txn, step),
             RootOp::CancelReplicaMove(step) => self.cancel_replica_move(txn, step),
+            RootOp::DrainReplicas { node, drain } => self.drain_replicas(txn, *node, *drain),
+            RootOp::RemoveNode(node) => self.remove_node(txn, *node),
         }
     }
 
@@ -761,7 +773,7 @@ impl Root {
             self.put_range(txn, RangeDescriptor { voters: voters.clone(), ..side.clone() });
         }
         // whether the members of the right side are those of before the move or behind it, its leader finds out
-        if let Some(step) = self.moves.get(&left.id).copied() {
+        if let Some(step) = self.moves.get(&left.id).cloned() {
             self.put_move(txn, ReplicaMove { range: right.id, ..step });
         }
         Ok(self::done())

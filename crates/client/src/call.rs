@@ -6,9 +6,10 @@
 //! | body | done |
 //! | leader | ask that node |
 //! | epoch | read the range directory again |
-//! | busy, no connection | surely not proposed by this try: wait, ask again |
+//! | busy, no connection | surely not proposed by this try: wait, ask again; where no leader is known, another node |
 //! | unknown, broken, late | it may have been proposed: the same bytes again (session and seq make it happen once) |
 //! | none, and the node is silent | the same, at another node: a silent one is asked only where there is no other |
+//! | none of any that is known to hold the range | read the directory, if the root answers soon: others may hold it by now |
 //!
 //! Reads go the same way; for them "may have been received" means nothing.
 
@@ -38,6 +39,8 @@ const WAIT_MIN: Duration = Duration::from_millis(4);
 const WAIT_MAX: Duration = Duration::from_millis(200);
 /// So many redirections in a row are followed at once: two nodes may each believe in the other.
 const REDIRECTS_AT_ONCE: u32 = 3;
+/// How long the root may take to say who holds a range of which nobody answers: they may be about to.
+const LOOK_PATIENCE: Duration = Duration::from_millis(500);
 /// Pages, pieces with inline bytes and the cluster map are larger than tonic's default of 4 MiB.
 const MESSAGE_BYTES_MAX: usize = 64 << 20;
 
@@ -86,6 +89,8 @@ pub(crate) struct Attempt {
     redirects: u32,
     /// Which candidate is asked next when no leader is known.
     turn: usize,
+    /// Tries without an answer since the directory was read.
+    in_vain: usize,
 }
 
 /// An answered call.
@@ -104,6 +109,7 @@ impl Attempt {
             wait: WAIT_MIN,
             redirects: 0,
             turn: usize::try_from(inner.host.random.next_u64() % 1024).unwrap_or(0),
+            in_vain: 0,
         }
     }
 
@@ -166,6 +172,10 @@ impl Inner {
                 Next::Again => Duration::ZERO,
                 Next::Wait(pause, why) => {
                     reason = why;
+                    if range.as_deref().is_some_and(|range| attempt.in_vain > range.voters.len()) {
+                        attempt.in_vain = 0;
+                        self.look_for_others(attempt.deadline).await;
+                    }
                     if !attempt.pause(self, pause).await {
                         return Err(reason.into());
                     }
@@ -203,6 +213,7 @@ impl Inner {
         let failed = |attempt: &mut Attempt, why: String| {
             self.directory.set_leader(id, None);
             attempt.turn += 1;
+            attempt.in_vain += 1;
             Next::wait(format!("{address}: {why}"))
         };
         match answer {
@@ -222,6 +233,9 @@ impl Inner {
                 }
                 Some(Reply::Leader(node)) => {
                     self.directory.set_leader(id, Some(NodeId(node)));
+                    if !reply.leader_address.is_empty() {
+                        self.directory.set_address(NodeId(node), reply.leader_address);
+                    }
                     attempt.redirects += 1;
                     if attempt.redirects <= REDIRECTS_AT_ONCE {
                         return Next::Again;
@@ -239,6 +253,11 @@ impl Inner {
                 }
                 Some(Reply::Epoch(_)) => Next::Refresh(sent),
                 Some(Reply::Busy(busy)) => {
+                    // one that knows no leader says so too: it may be no member any more, and never know one
+                    if self.directory.leader(id).is_none() {
+                        attempt.turn += 1;
+                        attempt.in_vain += 1;
+                    }
                     let pause = Duration::from_millis(u64::from(busy.retry_after_ms));
                     Next::Wait(pause, format!("{address}: busy: {}", busy.reason))
                 }
@@ -289,7 +308,7 @@ impl Inner {
         }
     }
 
-    async fn send(
+    pub(crate) async fn send(
         &self,
         address: &str,
         verb: Verb,
@@ -315,7 +334,10 @@ impl Inner {
     /// The leader if it is known, else each voter in turn; for the root also the seeds. Silent ones only if all are.
     fn whom_to_ask(&self, range: Option<&RangeDescriptor>, attempt: &Attempt) -> Option<String> {
         let (map, now) = (self.map.load(), self.host.clock.now());
-        let address_of = |id: &NodeId| map.nodes.get(id).map(|node| node.address.clone());
+        let address_of = |id: &NodeId| {
+            let known = map.nodes.get(id).map(|node| node.address.clone());
+            known.or_else(|| self.directory.address(*id))
+        };
         let is_heard = |address: &String| !self.silence.is_silent(address, now);
         let id = range.map_or(RangeId::ROOT, |range| range.id);
         let leader = self.directory.leader(id).as_ref().and_then(address_of);
@@ -338,6 +360,15 @@ impl Inner {
         let asked = if heard.is_empty() { candidates } else { heard };
         let count = asked.len();
         (count > 0).then(|| asked.into_iter().nth(attempt.turn % count)).flatten()
+    }
+
+    /// All that are known to hold a range are away, or say that others lead it: they may have been replaced.
+    async fn look_for_others(&self, deadline: Monotonic) {
+        let now = self.host.clock.now();
+        let soon = deadline.min(now + LOOK_PATIENCE);
+        if let Err(why) = Box::pin(self.refresh_directory(now, soon)).await {
+            tracing::debug!(why, "who holds the range is not known anew");
+        }
     }
 
     /// Reads the range directory from the root, unless somebody has done so since `seen`.

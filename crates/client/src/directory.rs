@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 pub(crate) struct Directory {
     ranges: Mutex<BTreeMap<KeyPoint, Arc<RangeDescriptor>>>,
     leaders: Mutex<BTreeMap<RangeId, NodeId>>,
+    /// Where leaders are that the map does not have, as those who named them have said.
+    addresses: Mutex<BTreeMap<NodeId, String>>,
     /// The highest log index of each range that an answer has named: `base_index` of the next command.
     indexes: Mutex<BTreeMap<RangeId, u64>>,
 }
@@ -42,6 +44,15 @@ impl Directory {
             Some(node) => leaders.insert(range, node),
             None => leaders.remove(&range),
         };
+    }
+
+    /// Where a leader is that the map does not have.
+    pub(crate) fn address(&self, node: NodeId) -> Option<String> {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned()
+    }
+
+    pub(crate) fn set_address(&self, node: NodeId, address: String) {
+        self.addresses.lock().unwrap_or_else(PoisonError::into_inner).insert(node, address);
     }
 
     pub(crate) fn index(&self, range: RangeId) -> u64 {

@@ -28,6 +28,7 @@ mod query;
 mod reader;
 mod rebuild;
 mod recode;
+mod replicas;
 mod session;
 mod shard;
 mod silence;

@@ -93,6 +93,9 @@ fn root(refusal: &RootRefusal) -> Failure {
         | RootRefusal::StaleGroup { .. }
         | RootRefusal::AlreadyMoving(_)
         | RootRefusal::BadDiskState { .. }
+        | RootRefusal::StaleReplicaMove { .. }
+        | RootRefusal::BadReplicas { .. }
+        | RootRefusal::NodeInUse { .. }
         | RootRefusal::DiskInUse(_) => Failure::Internal(refusal.to_string()),
     }
 }

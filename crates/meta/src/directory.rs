@@ -54,7 +54,7 @@ impl Directory {
     /// Who may lead a range.
     pub(crate) fn holders(&self, range: RangeId) -> Option<Vec<NodeId>> {
         let one = self.find(range)?;
-        let to = one.moving.and_then(|step| step.to);
+        let to = one.moving.map_or_else(Vec::new, |step| step.to);
         Some(one.range.voters.into_iter().chain(to).collect())
     }
 }
@@ -70,7 +70,7 @@ mod tests {
         let directory = Directory::default();
         assert_eq!(directory.wanted(RangeId::ROOT), None);
         let (range, voters) = (RangeId::ROOT, vec![NodeId(1), NodeId(2)]);
-        let moving = Some(ReplicaMove { range, from: Some(NodeId(1)), to: Some(NodeId(3)) });
+        let moving = Some(ReplicaMove { range, from: vec![NodeId(1)], to: vec![NodeId(3)] });
         let one = RangeReplicas { range: RangeDescriptor::root(voters), moving };
         directory.note(&[one], at(10));
         let wanted = Some(vec![NodeId(2), NodeId(3)]);

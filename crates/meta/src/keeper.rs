@@ -2,8 +2,8 @@
 //! changed, metrics.
 
 use crate::group::Group;
-use crate::node::Inner;
 use crate::members;
+use crate::node::Inner;
 use ashlar_wal::GroupHealth;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};

@@ -279,7 +279,9 @@ impl Standing {
                 (false, _) => Some(Due::Vote(self.wanted.clone())),
             };
         }
-        if !come.is_empty() {
+        // two of which one is missing survive less than the one did alone, and four no more than three
+        let is_odd = (self.voters.len() + come.len()) % 2 == 1;
+        if !come.is_empty() && (has_all || is_odd) {
             return Some(Due::Come(come));
         }
         let is_over = |id: &&u64| self.is_fresh && goes(id);
@@ -292,12 +294,13 @@ pub(crate) async fn settled(inner: &Inner) -> Vec<ReplicaMove> {
     let mut settled = Vec::new();
     for group in inner.groups() {
         let Some(known) = inner.directory.find(group.range) else { continue };
+        let wanted: BTreeSet<u64> = known.wanted().iter().map(|id| id.0).collect();
         let Some(step) = known.moving.filter(|_| group.leader() == Some(inner.node)) else {
             continue;
         };
-        let wanted: BTreeSet<u64> = known.wanted().iter().map(|id| id.0).collect();
         let is_wanted = |members: &StoredMembership| {
-            !is_joint(members) && members.membership().voter_ids().collect::<BTreeSet<_>>() == wanted
+            !is_joint(members)
+                && members.membership().voter_ids().collect::<BTreeSet<_>>() == wanted
         };
         // most of the time it is not, and nobody need be asked
         if !is_wanted(&members(&group.raft)) {
@@ -349,13 +352,23 @@ mod tests {
         // 3 begins anew after a loss while 2 moves to 4
         assert_eq!(standing(&[1, 2], &[4], &[1, 3, 4]).due(), Some(Due::Come(set([4]))));
         assert_eq!(standing(&[1, 2], &[], &[1, 3, 4]).due(), None);
-        assert_eq!(
-            standing(&[1, 2, 4], &[3], &[1, 3, 4]).due(),
-            Some(Due::Vote(set([1, 3, 4])))
-        );
+        assert_eq!(standing(&[1, 2, 4], &[3], &[1, 3, 4]).due(), Some(Due::Vote(set([1, 3, 4]))));
         let old = Standing { is_fresh: false, ..standing(&[1, 2, 3], &[5], &[1, 2]) };
         assert_eq!(old.due(), None);
         assert_eq!(standing(&[1, 2], &[], &[]).due(), None, "a range that nobody holds is none");
+    }
+
+    #[test]
+    fn one_becomes_three_and_is_never_two() {
+        let mut one = standing(&[1], &[2], &[1, 2, 3]);
+        one.learners.insert(3);
+        assert_eq!(one.due(), None);
+        assert_eq!(standing(&[1], &[2, 3], &[1, 2, 3]).due(), Some(Due::Come(set([2, 3]))));
+        assert_eq!(
+            standing(&[1], &[2], &[1, 2]).due(),
+            Some(Due::Come(set([2]))),
+            "as it was said"
+        );
     }
 
     #[test]

@@ -6,12 +6,12 @@ use crate::codec::{
     vote_bytes, vote_response_bytes, wrong_boot_bytes,
 };
 use crate::group::{Group, NotDone};
+use crate::members;
 use crate::network::FRAME_BYTES_MAX;
 use crate::node::Inner;
 use crate::raft::{
     AppendEntriesRequest, BoxStream, Snapshot, SnapshotMeta, StreamAppendResult, Types,
 };
-use crate::members;
 use crate::snapshot::SnapshotError;
 use ashlar_types::{Epoch, NodeId, RangeId, Versioned, decode, encode};
 use ashlar_wire::proto::metadata_reply::Result as ReplyResult;
@@ -304,17 +304,24 @@ fn snapshot_bytes(mut body: Bytes, at: u64) -> Result<Bytes, Status> {
 /// Commands and reads.
 pub(crate) struct MetadataService(pub(crate) Arc<Inner>);
 
-fn reply(result: Result<Bytes, NotDone>) -> Response<MetadataReply> {
-    let result = match result {
-        Ok(body) => ReplyResult::Body(body),
-        Err(NotDone::Leader(node)) => ReplyResult::Leader(node.map_or(0, |node| node.0)),
-        Err(NotDone::Epoch(epoch)) => ReplyResult::Epoch(epoch.map_or(0, |epoch| epoch.0)),
-        Err(NotDone::Busy { retry_after_ms, reason }) => {
-            ReplyResult::Busy(Busy { retry_after_ms, reason })
-        }
-        Err(NotDone::Unknown(why)) => ReplyResult::Unknown(why),
-    };
-    Response::new(MetadataReply { result: Some(result) })
+impl MetadataService {
+    fn reply(&self, result: Result<Bytes, NotDone>) -> Response<MetadataReply> {
+        let mut leader_address = String::new();
+        let result = match result {
+            Ok(body) => ReplyResult::Body(body),
+            Err(NotDone::Leader(node)) => {
+                let address = node.and_then(|node| (self.0.sender.addresses)(node));
+                leader_address = address.unwrap_or_default();
+                ReplyResult::Leader(node.map_or(0, |node| node.0))
+            }
+            Err(NotDone::Epoch(epoch)) => ReplyResult::Epoch(epoch.map_or(0, |epoch| epoch.0)),
+            Err(NotDone::Busy { retry_after_ms, reason }) => {
+                ReplyResult::Busy(Busy { retry_after_ms, reason })
+            }
+            Err(NotDone::Unknown(why)) => ReplyResult::Unknown(why),
+        };
+        Response::new(MetadataReply { result: Some(result), leader_address })
+    }
 }
 
 fn read_body<T: Versioned>(body: &[u8]) -> Result<T, Status> {
@@ -341,7 +348,7 @@ impl metadata_server::Metadata for MetadataService {
                 .await
                 .map(|outcome| write_body(&outcome))
         };
-        Ok(reply(result))
+        Ok(self.reply(result))
     }
 
     async fn query(
@@ -357,7 +364,7 @@ impl metadata_server::Metadata for MetadataService {
                 .await
                 .map(|answer| write_body(&answer))
         };
-        Ok(reply(result))
+        Ok(self.reply(result))
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! - [`extend`] and [`rebalance`] compute a difference of the tables; the root commits it, nobody recomputes it.
 //! - [`schedule`] says which slots may begin to move now, the most urgent first.
+//! - [`plan_replicas`] says which replicas of ranges are to move.
 //! - [`drain_forecast`] says what it would mean to empty disks.
 //! - [`validate`] is what the root's apply asks of a table.
 //! - [`Chooser`] is what a gateway asks for each extent.
@@ -12,6 +13,7 @@ mod choose;
 mod domains;
 mod drain;
 mod plan;
+mod replicas;
 mod ring;
 mod schedule;
 mod solver;
@@ -20,5 +22,6 @@ mod validate;
 pub use choose::{Chooser, PerMille};
 pub use drain::{DrainForecast, Survival, drain_forecast};
 pub use plan::{Settings, extend, profiles, rebalance};
+pub use replicas::{ReplicaNode, ReplicaNodeState, ReplicaStep, plan_replicas};
 pub use schedule::{MoveLimits, Reach, are_moves_left, schedule, settled};
 pub use validate::{BadPlacement, validate, validate_group};

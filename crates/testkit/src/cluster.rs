@@ -105,7 +105,7 @@ impl TestCluster {
         Ok(cluster)
     }
 
-    /// Adds a node that holds shards only; it serves when this returns. Its index is that of the last one.
+    /// Adds a node; it serves when this returns. Its index is that of the last one.
     pub async fn add_node(&mut self, wish: &NewNode) -> Result<usize> {
         let live = self.nodes.iter().filter(|node| node.life.is_some());
         let member = live.into_iter().find(|node| node.has(Role::Meta));
@@ -228,6 +228,8 @@ pub struct NewNode {
     pub zone: String,
     /// How many disks it has.
     pub disks: usize,
+    /// What it does.
+    pub roles: Vec<Role>,
 }
 
 fn remove_all(disk: &WatchedDisk, dir: &Path) -> Result<()> {

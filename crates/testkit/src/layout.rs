@@ -10,7 +10,6 @@ use ashlar::config::{JoinConfig, NodeConfig};
 use ashlar::demo::{DemoWish, lay_out};
 use ashlar::identity::{NodeDir, RootKey};
 use ashlar_host::{Disk, Host, OpenMode, SimDisk};
-use ashlar_types::Role;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -78,7 +77,7 @@ pub(crate) fn single(host: &Host, dir: &Path, disks: usize) -> Result<(Laid, Roo
     Ok((Laid { config, disk }, root_key))
 }
 
-/// A node that holds shards only, and joins by a token.
+/// A node that joins by a token.
 pub(crate) fn joiner(
     dir: &Path,
     like: &NodeConfig,
@@ -91,7 +90,7 @@ pub(crate) fn joiner(
     config.dir = own.join("node");
     config.name = Some(wish.name.clone());
     config.zone.clone_from(&wish.zone);
-    config.roles = vec![Role::Data];
+    config.roles.clone_from(&wish.roles);
     config.internal.listen = format!("127.0.0.1:{}", free_port()?);
     config.admin.listen = format!("127.0.0.1:{}", free_port()?);
     config.s3.listen = format!("127.0.0.1:{}", free_port()?);

@@ -397,7 +397,12 @@ async fn d2_what_is_left_in_groups_without_parity_is_counted_before_their_disk_i
         ledger.put(&client, 0, key, Bytes::of_key(key, 0, len)).await;
     }
     for name in ["second", "third"] {
-        let wish = NewNode { name: name.to_owned(), zone: name.to_owned(), disks: 1 };
+        let wish = NewNode {
+            name: name.to_owned(),
+            zone: name.to_owned(),
+            disks: 1,
+            roles: vec![Role::Data],
+        };
         cluster.add_node(&wish).await.unwrap();
     }
     let map_now = async || running(&cluster).next().unwrap().client().map_now().await.unwrap();

@@ -6,15 +6,13 @@
 mod common;
 
 use ashlar::disk_change::{ChangeDisks, DiskStep, DisksChange};
-use ashlar::operator::Member;
-use ashlar_host::{CutStyle, Host};
+use ashlar_host::CutStyle;
 use ashlar_load::{Client as S3, Content};
 use ashlar_testkit::{NewNode, TestCluster, TestNode};
 use ashlar_types::{
     ClusterMap, DiskId, DiskState, Epoch, ExtentId, PgId, PlacementGroup, Role, RootOp, Slot,
 };
-use ashlar_wire::Security;
-use common::{BUCKET, Ledger, client_of};
+use common::{BUCKET, Ledger, Load, client_of, member};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -159,27 +157,8 @@ async fn use_it(client: S3, prefix: String, stop: Arc<AtomicBool>) -> Ledger {
     ledger
 }
 
-struct Load {
-    stop: Arc<AtomicBool>,
-    users: Vec<tokio::task::JoinHandle<Ledger>>,
-}
-
-impl Load {
-    fn start(cluster: &TestCluster) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let user =
-            |number| tokio::spawn(use_it(client_of(cluster), format!("u{number}"), stop.clone()));
-        Self { users: (0..2).map(user).collect(), stop }
-    }
-
-    async fn end(self) -> Ledger {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut all = Ledger::default();
-        for user in self.users {
-            all.join(user.await.unwrap());
-        }
-        all
-    }
+fn load(cluster: &TestCluster) -> Load {
+    Load::start(2, |number, stop| use_it(client_of(cluster), format!("u{number}"), stop))
 }
 
 fn moved_slots(before: &ClusterMap, after: &ClusterMap) -> usize {
@@ -231,8 +210,8 @@ async fn data_moves_to_a_new_node_while_it_is_used() {
     let mut ledger = fill(&cluster).await;
     let zone = cluster.nodes()[0].config().zone.clone();
     let before = map_of(&cluster).await;
-    let load = Load::start(&cluster);
-    let wish = NewNode { name: "new".to_owned(), zone, disks: 2 };
+    let load = load(&cluster);
+    let wish = NewNode { name: "new".to_owned(), zone, disks: 2, roles: vec![Role::Data] };
     let new = cluster.add_node(&wish).await.unwrap();
     let disks: Vec<DiskId> =
         cluster.nodes()[new].running().unwrap().data().unwrap().stores().keys().copied().collect();
@@ -264,7 +243,7 @@ async fn d4_what_a_disk_that_takes_no_writes_has_moves_elsewhere() {
     let bad = disks_of(&cluster, node)[0];
     let dir =
         cluster.nodes()[node].running().unwrap().data().unwrap().stores()[&bad].dir().to_owned();
-    let load = Load::start(&cluster);
+    let load = load(&cluster);
     cluster.nodes()[node].disk().fail_syncs(Some(&dir));
     let map = settled(&cluster, |map| is_empty(map, bad)).await;
     assert_eq!(map.disks[&bad].state, DiskState::Suspect);
@@ -316,11 +295,6 @@ async fn a_directory_that_is_added_to_a_node_is_a_new_disk_at_its_next_start() {
 }
 
 /// A member that an operator asks.
-fn member(cluster: &TestCluster) -> Member {
-    let address = cluster.nodes()[0].config().address();
-    Member::at(&Host::real(), &address, &Security::Plain)
-}
-
 async fn change(cluster: &TestCluster, disks: &[DiskId], step: DiskStep) -> DisksChange {
     let change = ChangeDisks { disks: disks.to_vec(), step, dry_run: false };
     member(cluster).change_disks(&change).await.unwrap()
@@ -357,7 +331,7 @@ async fn a_node_is_drained_to_empty_under_load() {
     let is_first = |group: &PlacementGroup| group.epoch == Epoch(1);
     assert!(before.groups.values().all(is_first), "an ordinary cluster moves nothing by itself");
     let ideal: u64 = disks.iter().map(|&disk| data_bytes(&cluster, disk)).sum();
-    let load = Load::start(&cluster);
+    let load = load(&cluster);
     let drained = change(&cluster, &disks, DiskStep::Drain).await;
     assert!(drained.done, "{drained:?}");
     let map = settled(&cluster, |map| disks.iter().all(|disk| is_empty(map, *disk))).await;

@@ -5,15 +5,12 @@
 
 mod common;
 
-use ashlar::operator::{Member, SplitRange};
-use ashlar_host::{CutStyle, Host};
-use ashlar_load::{Client as S3, Content};
+use ashlar::operator::SplitRange;
+use ashlar_host::CutStyle;
+use ashlar_load::Content;
 use ashlar_testkit::{TestCluster, TestNode};
 use ashlar_types::{BucketName, KeyPoint, RangeDescriptor};
-use ashlar_wire::Security;
-use common::{BUCKET, Ledger, client_of};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use common::{BUCKET, Ledger, audit_finds_nothing, client_of, member, small_objects};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -46,59 +43,6 @@ fn cover_all(ranges: &[RangeDescriptor]) {
     assert_eq!(next, None);
 }
 
-fn member(cluster: &TestCluster) -> Member {
-    let address = cluster.nodes()[0].config().address();
-    Member::at(&Host::real(), &address, &Security::Plain)
-}
-
-/// Small objects, overwritten, deleted and read. Every request must succeed.
-async fn use_it(client: S3, prefix: String, stop: Arc<AtomicBool>) -> Ledger {
-    let mut ledger = Ledger::default();
-    for number in 0..usize::MAX {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
-        let gateway = number % 2;
-        // they fall into all parts of the key space
-        let key = format!("{:02}/{prefix}/{number:05}", number * 37 % 100);
-        ledger.put(&client, gateway, &key, Content::of_key(&key, 0, 900)).await;
-        if number % 3 == 0 {
-            ledger.put(&client, gateway, &key, Content::of_key(&key, 1, 30_000)).await;
-        }
-        if number % 7 == 6 {
-            ledger.delete(&client, gateway, &key).await;
-        }
-        if number % 16 == 15 {
-            assert_eq!(ledger.losses_of(&client, 4).await, Vec::<String>::new());
-        }
-    }
-    ledger
-}
-
-struct Load {
-    stop: Arc<AtomicBool>,
-    users: Vec<tokio::task::JoinHandle<Ledger>>,
-}
-
-impl Load {
-    fn start(cluster: &TestCluster, name: &str) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let user = |number| {
-            tokio::spawn(use_it(client_of(cluster), format!("{name}{number}"), stop.clone()))
-        };
-        Self { users: (0..4).map(user).collect(), stop }
-    }
-
-    async fn end(self) -> Ledger {
-        self.stop.store(true, Ordering::Relaxed);
-        let mut all = Ledger::default();
-        for user in self.users {
-            all.join(user.await.unwrap());
-        }
-        all
-    }
-}
-
 /// Begins a split as an operator does, as soon as the range has done with its last one.
 async fn split_before(cluster: &TestCluster, key: &str) {
     let bucket = BucketName::parse(BUCKET).unwrap();
@@ -113,23 +57,12 @@ async fn split_before(cluster: &TestCluster, key: &str) {
     tokio::time::timeout(PATIENCE, asking).await.unwrap();
 }
 
-/// The ranges name exactly what the disks hold, and every session is known to all of them (D2, D3).
-async fn audit_finds_nothing(cluster: &TestCluster) {
-    let report = member(cluster).audit(Duration::ZERO).await.unwrap();
-    assert_eq!((report.shards.lost, report.shards.missing), (0, 0), "{report:?}");
-    assert_eq!(report.durability.lost.objects, 0, "{report:?}");
-    let metas = cluster.nodes().iter().filter_map(TestNode::running).filter_map(|node| node.meta());
-    for (range, recount) in metas.flat_map(|meta| meta.recount().unwrap()) {
-        assert!(recount.is_right(), "{range}: {recount:?}");
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ranges_split_while_they_are_used_and_no_request_fails() {
     let mut cluster =
         TestCluster::demo_with(|config| config.meta.range_objects_max = 60).await.unwrap();
     client_of(&cluster).create_bucket(BUCKET).await.unwrap();
-    let load = Load::start(&cluster, "before");
+    let load = small_objects(&cluster, "before");
     until_ranges(&cluster, FOUNDED + 6).await;
     let mut ledger = load.end().await;
     cover_all(&ranges(&cluster).await);
@@ -145,7 +78,7 @@ async fn ranges_split_while_they_are_used_and_no_request_fails() {
     assert_eq!(ledger.losses(&client_of(&cluster)).await, Vec::<String>::new());
     until_ranges(&cluster, before + 1).await;
 
-    let load = Load::start(&cluster, "behind");
+    let load = small_objects(&cluster, "behind");
     until_ranges(&cluster, before + 4).await;
     ledger.join(load.end().await);
     cover_all(&ranges(&cluster).await);

@@ -1,25 +1,25 @@
 //! Which nodes hold a range, and how that changes (`docs/adr/0021`).
 
-use crate::{Interval, KeyPoint, NodeId, RangeDescriptor, RangeId, Epoch, Versioned};
+use crate::{Epoch, Interval, KeyPoint, NodeId, RangeDescriptor, RangeId, Versioned};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A change of the nodes that hold a range: one comes, one goes, or one takes the place of another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+/// A change of the nodes that hold a range: some come, some go, or some take the place of others. It is made as one.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ReplicaMove {
     /// The range.
     pub range: RangeId,
-    /// A voter that is not to be one any more.
-    pub from: Option<NodeId>,
-    /// A node that is to be a voter.
-    pub to: Option<NodeId>,
+    /// Voters that are not to be any more.
+    pub from: Vec<NodeId>,
+    /// Nodes that are to be voters.
+    pub to: Vec<NodeId>,
 }
 
 impl ReplicaMove {
     /// The voters when it is done.
     pub fn done_to(&self, voters: &[NodeId]) -> Vec<NodeId> {
-        let stay = voters.iter().copied().filter(|&voter| Some(voter) != self.from);
-        let mut voters: Vec<NodeId> = stay.chain(self.to).collect();
+        let stay = voters.iter().filter(|voter| !self.from.contains(voter));
+        let mut voters: Vec<NodeId> = stay.chain(&self.to).copied().collect();
         voters.sort_unstable();
         voters.dedup();
         voters
@@ -28,11 +28,13 @@ impl ReplicaMove {
 
 impl fmt::Display for ReplicaMove {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.from, self.to) {
-            (Some(from), Some(to)) => write!(f, "{}: from {from} to {to}", self.range),
-            (None, Some(to)) => write!(f, "{}: {to} is added", self.range),
-            (Some(from), None) => write!(f, "{}: {from} is taken out", self.range),
-            (None, None) => write!(f, "{}: nothing", self.range),
+        let list = |nodes: &[NodeId]| {
+            nodes.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+        };
+        match (list(&self.from), list(&self.to)) {
+            (from, to) if from.is_empty() => write!(f, "{}: {to} come", self.range),
+            (from, to) if to.is_empty() => write!(f, "{}: {from} go", self.range),
+            (from, to) => write!(f, "{}: from {from} to {to}", self.range),
         }
     }
 }
@@ -58,8 +60,17 @@ impl RangeReplicas {
     /// Whether a node has a replica, or is to have one.
     pub fn names(&self, node: NodeId) -> bool {
         self.range.voters.contains(&node)
-            || self.moving.is_some_and(|step| step.to == Some(node))
+            || self.moving.as_ref().is_some_and(|step| step.to.contains(&node))
     }
+}
+
+/// Where replicas are, and are to be.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct ReplicaDirectory {
+    /// The root, then the ranges of data by interval.
+    pub ranges: Vec<RangeReplicas>,
+    /// Nodes that are to hold none.
+    pub drained: Vec<NodeId>,
 }
 
 impl RangeDescriptor {
@@ -79,18 +90,21 @@ impl Versioned for ReplicaMove {
 mod tests {
     use super::*;
 
-    fn step(from: Option<u64>, to: Option<u64>) -> ReplicaMove {
-        ReplicaMove { range: RangeId(1), from: from.map(NodeId), to: to.map(NodeId) }
-    }
-
     #[test]
     fn what_a_move_makes_of_the_voters() {
-        let voters = [1, 2, 3].map(NodeId);
-        let done = |from, to| step(from, to).done_to(&voters).into_iter().map(|id| id.0).collect::<Vec<_>>();
-        assert_eq!(done(Some(2), Some(9)), [1, 3, 9]);
-        assert_eq!(done(Some(2), Some(0)), [0, 1, 3], "in the order of ids");
-        assert_eq!(done(None, Some(4)), [1, 2, 3, 4]);
-        assert_eq!(done(Some(3), None), [1, 2]);
-        assert_eq!(done(Some(7), Some(3)), [1, 2, 3], "done already");
+        let ids = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
+        let step = |from: &[u64], to: &[u64]| ReplicaMove {
+            range: RangeId(1),
+            from: ids(from),
+            to: ids(to),
+        };
+        let done = |from: &[u64], to: &[u64]| step(from, to).done_to(&ids(&[1, 2, 3]));
+        assert_eq!(done(&[2], &[9]), ids(&[1, 3, 9]));
+        assert_eq!(done(&[2], &[0]), ids(&[0, 1, 3]), "in the order of ids");
+        assert_eq!(done(&[], &[5, 4]), ids(&[1, 2, 3, 4, 5]));
+        assert_eq!(done(&[3, 1], &[]), ids(&[2]));
+        assert_eq!(done(&[7], &[3]), ids(&[1, 2, 3]), "done already");
+        assert_eq!(step(&[1], &[2]).to_string(), "range-1: from node-1 to node-2");
+        assert_eq!(step(&[], &[2, 3]).to_string(), "range-1: node-2 and node-3 come");
     }
 }

@@ -2,8 +2,8 @@
 
 use crate::{
     Applied, BucketId, BucketName, BucketRow, BucketState, ClusterId, ClusterMap, Disk, DiskId,
-    DiskState, Epoch, Node, NodeId, PgId, PlacementDiff, RangeDescriptor, RangeId, RangeReplicas,
-    ReplicaMove, Role, SessionId, SlotMove, SplitDone, Versioned,
+    DiskState, Epoch, Node, NodeId, PgId, PlacementDiff, RangeDescriptor, RangeId,
+    ReplicaDirectory, ReplicaMove, Role, SessionId, SlotMove, SplitDone, Versioned,
 };
 use serde::{Deserialize, Serialize};
 
@@ -158,6 +158,15 @@ pub enum RootOp {
     EndReplicaMove(ReplicaMove),
     /// The move is given up: the voters remain what they were.
     CancelReplicaMove(ReplicaMove),
+    /// From now on a node is to hold no replicas; or it may again.
+    DrainReplicas {
+        /// The node.
+        node: NodeId,
+        /// Whether they are to leave it.
+        drain: bool,
+    },
+    /// A node is struck off for good. Refused while it has disks or replicas.
+    RemoveNode(NodeId),
 }
 
 /// One command to the root.
@@ -265,7 +274,7 @@ pub enum RootRefusal {
     #[error("disk {0} still has slots: drain it first")]
     DiskInUse(DiskId),
     /// Another replica of the range moves, its voters have changed since the step was decided, or it is over already.
-    #[error("{range} has the voters {voters:?} and moves {moving:?}: this was decided from something else")]
+    #[error("{}: this was decided from something else", held(*range, voters, moving.as_ref()))]
     StaleReplicaMove {
         /// The range.
         range: RangeId,
@@ -273,6 +282,14 @@ pub enum RootRefusal {
         voters: Vec<NodeId>,
         /// What moves.
         moving: Option<ReplicaMove>,
+    },
+    /// The node has something that others would miss.
+    #[error("{node} still has {what}: drain it first")]
+    NodeInUse {
+        /// The node.
+        node: NodeId,
+        /// What it has.
+        what: String,
     },
     /// The members would not be ones that a range can have.
     #[error("{range} cannot have these replicas: {why}")]
@@ -282,6 +299,15 @@ pub enum RootRefusal {
         /// Why.
         why: String,
     },
+}
+
+fn held(range: RangeId, voters: &[NodeId], moving: Option<&ReplicaMove>) -> String {
+    let voters: Vec<String> = voters.iter().map(ToString::to_string).collect();
+    let moving = moving.map_or_else(
+        || "nothing of it moves".to_owned(),
+        |step| format!("replicas of it move ({step})"),
+    );
+    format!("{range} is held by {}, and {moving}", voters.join(", "))
 }
 
 /// A bucket as the root's directory knows it.
@@ -364,8 +390,8 @@ pub enum RootAnswer {
         /// Those that are open, by id.
         sessions: Vec<LivingSession>,
     },
-    /// The root, then the ranges of data by interval.
-    Replicas(Vec<RangeReplicas>),
+    /// Where replicas are.
+    Replicas(ReplicaDirectory),
 }
 
 /// A session that is open.

@@ -144,6 +144,19 @@ impl Table {
         self.notes.insert(key, note);
     }
 
+    /// Whether these may be submitted, together. What follows the creation of a group that was dropped is for the new one.
+    pub(crate) fn check_all(&self, id: RangeId, records: &[Record]) -> Result<(), WalError> {
+        let mut is_created = false;
+        for record in records {
+            match self.check(id, record) {
+                Err(WalError::Dropped { .. }) if is_created => {}
+                checked => checked?,
+            }
+            is_created |= matches!(record, Record::Created { .. });
+        }
+        Ok(())
+    }
+
     /// Whether `record` may be submitted.
     pub(crate) fn check(&self, id: RangeId, record: &Record) -> Result<(), WalError> {
         let bytes = largest_payload(record);

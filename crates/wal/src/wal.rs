@@ -188,7 +188,8 @@ impl Wal {
     }
 
     /// As `submit`, for records that go into one batch, in this order: one sync makes all of them durable, and a cut
-    /// keeps all of them or none. Each is judged by the log as it is before the first, so none may need another.
+    /// keeps all of them or none. Each is judged by the log as it is before the first, so none may need another; but for
+    /// what follows the creation of a group that was dropped.
     pub fn submit_all(
         &self,
         group: RangeId,
@@ -197,9 +198,7 @@ impl Wal {
     ) -> Result<(), WalError> {
         let bytes = records.iter().map(writer::queued_bytes).sum();
         self.enqueue(bytes, done, |table| {
-            for record in &records {
-                table.check(group, record)?;
-            }
+            table.check_all(group, &records)?;
             let take_in = |record: Record| {
                 let first_sequence = table.submit(group, &record);
                 Item::Record { group, record, first_sequence }

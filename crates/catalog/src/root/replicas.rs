@@ -3,22 +3,24 @@
 //! The directory says who is to hold a range; its leader makes the members so, and only then the directory takes the
 //! new ones for its voters. One move a range at a time, each judged by the voters from which it was decided.
 
-use super::{Judged, Root, RootVotersRow, done, field, row_key};
+use super::{DrainedRow, Judged, Root, RootVotersRow, done, field, row_key};
 use crate::txn::Txn;
 use ashlar_types::{
-    NodeId, RangeDescriptor, RangeId, RangeReplicas, ReplicaMove, Role, RootRefusal,
+    Disk, DiskState, NodeId, RangeDescriptor, RangeId, RangeReplicas, ReplicaDirectory,
+    ReplicaMove, Role, RootRefusal,
 };
 
 /// More replicas would make every write wait for more nodes, and survive no fault that these do not.
 const VOTERS_MAX: usize = 7;
 
 impl Root {
-    pub(super) fn replicas(&self) -> Vec<RangeReplicas> {
+    pub(super) fn replicas(&self) -> ReplicaDirectory {
         let mut ranges: Vec<_> = self.ranges.values().cloned().collect();
         ranges.sort_by(|left, right| left.interval.start.cmp(&right.interval.start));
         let all = std::iter::once(RangeDescriptor::root(self.root_voters())).chain(ranges);
-        let moving = |range: &RangeDescriptor| self.moves.get(&range.id).copied();
-        all.map(|range| RangeReplicas { moving: moving(&range), range }).collect()
+        let moving = |range: &RangeDescriptor| self.moves.get(&range.id).cloned();
+        let ranges = all.map(|range| RangeReplicas { moving: moving(&range), range }).collect();
+        ReplicaDirectory { ranges, drained: self.drained.iter().copied().collect() }
     }
 
     /// Those of all ranges, until the first move begins.
@@ -63,26 +65,31 @@ impl Root {
             let voters = self.root_voters();
             self.put_voters(txn, RangeId::ROOT, voters);
         }
-        self.put_move(txn, *step);
+        self.put_move(txn, step.clone());
         Ok(done())
     }
 
     fn check(&self, step: &ReplicaMove, voters: &[NodeId]) -> Result<(), RootRefusal> {
         let bad = |why: String| Err(RootRefusal::BadReplicas { range: step.range, why });
-        if let Some(from) = step.from.filter(|from| !voters.contains(from)) {
+        if let Some(from) = step.from.iter().find(|from| !voters.contains(from)) {
             return bad(format!("{from} holds none of it"));
         }
-        if let Some(to) = step.to {
+        for &to in &step.to {
             let node = self.map.nodes.get(&to).ok_or(RootRefusal::NoSuchNode(to))?;
             if !node.roles.contains(&Role::Meta) {
                 return bad(format!("{to} has not the role meta"));
+            }
+            if self.drained.contains(&to) {
+                return bad(format!("{to} is being drained"));
             }
             if voters.contains(&to) {
                 return bad(format!("{to} holds it already"));
             }
         }
         match step.done_to(voters).len() {
-            _ if (step.from, step.to) == (None, None) => bad("nothing was to move".to_owned()),
+            _ if step.from.is_empty() && step.to.is_empty() => {
+                bad("nothing was to move".to_owned())
+            }
             0 => bad("none would be left".to_owned()),
             1..=VOTERS_MAX => Ok(()),
             count => bad(format!("{count} are more than {VOTERS_MAX}")),
@@ -112,8 +119,47 @@ impl Root {
         Ok(done())
     }
 
+    pub(super) fn drain_replicas(
+        &mut self,
+        txn: &mut Txn<'_>,
+        node: NodeId,
+        drain: bool,
+    ) -> Judged {
+        if !self.map.nodes.contains_key(&node) {
+            return Err(RootRefusal::NoSuchNode(node));
+        }
+        let row = row_key(field::DRAINED, &node.0.to_be_bytes());
+        if drain && self.drained.insert(node) {
+            txn.put(row, &DrainedRow(node));
+        } else if !drain && self.drained.remove(&node) {
+            txn.remove(row);
+        }
+        Ok(done())
+    }
+
+    /// It never comes back as itself: its id is never given again, and a boot of it is refused.
+    pub(super) fn remove_node(&mut self, txn: &mut Txn<'_>, node: NodeId) -> Judged {
+        if !self.map.nodes.contains_key(&node) {
+            return Err(RootRefusal::NoSuchNode(node));
+        }
+        let in_use = |what: String| Err(RootRefusal::NodeInUse { node, what });
+        let has = |one: &RangeReplicas| one.names(node);
+        if let Some(one) = self.replicas().ranges.iter().find(|one| has(one)) {
+            return in_use(format!("a replica of {}", one.range.id));
+        }
+        let is_there = |disk: &&Disk| disk.node == node && disk.state != DiskState::Removed;
+        if let Some(disk) = self.map.disks.values().find(is_there) {
+            return in_use(format!("the disk {}", disk.id));
+        }
+        self.drain_replicas(txn, node, false)?;
+        self.end_earlier_sessions(txn, node, u64::MAX);
+        txn.remove(row_key(field::NODE, &node.0.to_be_bytes()));
+        self.change_map().nodes.remove(&node);
+        Ok(done())
+    }
+
     fn stale(&self, range: RangeId) -> RootRefusal {
         let voters = self.voters(range).unwrap_or_default();
-        RootRefusal::StaleReplicaMove { range, voters, moving: self.moves.get(&range).copied() }
+        RootRefusal::StaleReplicaMove { range, voters, moving: self.moves.get(&range).cloned() }
     }
 }

@@ -555,7 +555,7 @@ fn with_members(roles: &[Role]) -> (Roots, Vec<NodeId>) {
 
 fn replicas(root: &Roots) -> Vec<(u64, Vec<NodeId>, Option<ReplicaMove>)> {
     let RootAnswer::Replicas(all) = root.root.query(&RootQuery::Replicas) else { panic!() };
-    all.into_iter().map(|one| (one.range.id.0, one.range.voters, one.moving)).collect()
+    all.ranges.into_iter().map(|one| (one.range.id.0, one.range.voters, one.moving)).collect()
 }
 
 fn begin(step: ReplicaMove, voters: &[NodeId]) -> RootOp {
@@ -566,43 +566,55 @@ fn begin(step: ReplicaMove, voters: &[NodeId]) -> RootOp {
 fn the_voters_of_a_range_change_when_its_move_has_ended() {
     let (mut root, joined) = with_members(&[Role::Meta, Role::Meta]);
     let (first, one) = (NodeId(1), joined[0]);
-    let step = ReplicaMove { range: RangeId(2), from: Some(first), to: Some(one) };
+    let step = ReplicaMove { range: RangeId(2), from: vec![first], to: vec![one] };
     for _ in 0..2 {
-        assert_eq!(root.send(begin(step, &[first])), done(), "told twice");
+        assert_eq!(root.send(begin(step.clone(), &[first])), done(), "told twice");
     }
-    let moving = Some(step);
+    let moving = Some(step.clone());
     assert_eq!(
         replicas(&root),
-        [(0, vec![first], None), (1, vec![first], None), (2, vec![first], moving)]
+        [(0, vec![first], None), (1, vec![first], None), (2, vec![first], moving.clone())]
     );
-    let other = ReplicaMove { to: Some(joined[1]), ..step };
+    let other = ReplicaMove { to: vec![joined[1]], ..step.clone() };
     let stale = |voters: &[NodeId], moving| {
-        refused(RootRefusal::StaleReplicaMove { range: RangeId(2), voters: voters.to_vec(), moving })
+        refused(RootRefusal::StaleReplicaMove {
+            range: RangeId(2),
+            voters: voters.to_vec(),
+            moving,
+        })
     };
-    assert_eq!(root.send(begin(other, &[first])), stale(&[first], moving), "one at a time");
-    assert_eq!(root.send(RootOp::EndReplicaMove(other)), stale(&[first], moving));
+    assert_eq!(
+        root.send(begin(other.clone(), &[first])),
+        stale(&[first], moving.clone()),
+        "one at a time"
+    );
+    assert_eq!(root.send(RootOp::EndReplicaMove(other.clone())), stale(&[first], moving.clone()));
     for _ in 0..2 {
-        assert_eq!(root.send(RootOp::EndReplicaMove(step)), done(), "told twice");
+        assert_eq!(root.send(RootOp::EndReplicaMove(step.clone())), done(), "told twice");
     }
     assert_eq!(
         replicas(&root),
         [(0, vec![first], None), (1, vec![first], None), (2, vec![one], None)]
     );
-    assert_eq!(root.send(begin(other, &[first])), stale(&[one], None), "decided from before");
-    assert_eq!(root.send(RootOp::CancelReplicaMove(step)), stale(&[one], None), "too late");
+    assert_eq!(
+        root.send(begin(other.clone(), &[first])),
+        stale(&[one], None),
+        "decided from before"
+    );
+    assert_eq!(root.send(RootOp::CancelReplicaMove(step.clone())), stale(&[one], None), "too late");
 }
 
 #[test]
 fn a_move_that_is_given_up_leaves_the_voters() {
     let (mut root, joined) = with_members(&[Role::Meta]);
-    let step = ReplicaMove { range: RangeId::ROOT, from: None, to: Some(joined[0]) };
-    assert_eq!(root.send(begin(step, &[NodeId(1)])), done());
-    assert_eq!(root.send(RootOp::CancelReplicaMove(step)), done());
+    let step = ReplicaMove { range: RangeId::ROOT, from: vec![], to: vec![joined[0]] };
+    assert_eq!(root.send(begin(step.clone(), &[NodeId(1)])), done());
+    assert_eq!(root.send(RootOp::CancelReplicaMove(step.clone())), done());
     assert!(replicas(&root).iter().all(|one| one.1 == [NodeId(1)] && one.2.is_none()));
-    let late = root.send(RootOp::EndReplicaMove(step));
+    let late = root.send(RootOp::EndReplicaMove(step.clone()));
     assert!(matches!(late, RootOutcome::Refused(RootRefusal::StaleReplicaMove { .. })));
-    assert_eq!(root.send(begin(step, &[NodeId(1)])), done());
-    assert_eq!(root.send(RootOp::EndReplicaMove(step)), done());
+    assert_eq!(root.send(begin(step.clone(), &[NodeId(1)])), done());
+    assert_eq!(root.send(RootOp::EndReplicaMove(step.clone())), done());
     let voters: Vec<usize> = replicas(&root).iter().map(|one| one.1.len()).collect();
     assert_eq!(voters, [2, 1, 1], "those of the root are its own from the first move on");
 }
@@ -611,17 +623,20 @@ fn a_move_that_is_given_up_leaves_the_voters() {
 fn a_range_gets_no_replicas_that_it_cannot_have() {
     let (mut root, joined) = with_members(&[Role::Meta, Role::Gateway]);
     let (first, range) = (NodeId(1), RangeId(1));
-    let mut why = |from, to| match root.send(begin(ReplicaMove { range, from, to }, &[first])) {
-        RootOutcome::Refused(refusal) => refusal.to_string(),
-        other => format!("{other:?}"),
+    let mut why = |from: &[NodeId], to: &[NodeId]| {
+        let step = ReplicaMove { range, from: from.to_vec(), to: to.to_vec() };
+        match root.send(begin(step, &[first])) {
+            RootOutcome::Refused(refusal) => refusal.to_string(),
+            other => format!("{other:?}"),
+        }
     };
-    assert!(why(None, None).contains("nothing was to move"));
-    assert!(why(Some(first), None).contains("none would be left"));
-    assert!(why(Some(joined[0]), None).contains("holds none of it"));
-    assert!(why(None, Some(first)).contains("holds it already"));
-    assert!(why(None, Some(joined[1])).contains("has not the role meta"));
-    assert!(why(None, Some(NodeId(77))).contains("not a member"));
-    let unknown = ReplicaMove { range: RangeId(9), from: None, to: Some(joined[0]) };
+    assert!(why(&[], &[]).contains("nothing was to move"));
+    assert!(why(&[first], &[]).contains("none would be left"));
+    assert!(why(&[joined[0]], &[]).contains("holds none of it"));
+    assert!(why(&[], &[first]).contains("holds it already"));
+    assert!(why(&[], &[joined[1]]).contains("has not the role meta"));
+    assert!(why(&[], &[NodeId(77)]).contains("not a member"));
+    let unknown = ReplicaMove { range: RangeId(9), from: vec![], to: vec![joined[0]] };
     assert_eq!(root.send(begin(unknown, &[first])), refused(RootRefusal::NoSuchRange));
 }
 
@@ -630,7 +645,7 @@ fn both_sides_of_a_split_have_the_voters_of_the_directory_and_the_move_that_has_
     let (mut root, joined) = with_members(&[Role::Meta, Role::Meta]);
     let (first, one, two) = (NodeId(1), joined[0], joined[1]);
     let RootOutcome::Range(child) = root.send(RootOp::ReserveRange) else { panic!("no id") };
-    let step = |to| ReplicaMove { range: RangeId(2), from: None, to: Some(to) };
+    let step = |to| ReplicaMove { range: RangeId(2), from: vec![], to: vec![to] };
     root.send(begin(step(one), &[first]));
     root.send(RootOp::EndReplicaMove(step(one)));
     root.send(begin(step(two), &[first, one]));
@@ -646,4 +661,31 @@ fn both_sides_of_a_split_have_the_voters_of_the_directory_and_the_move_that_has_
         (id, vec![first, one], moving)
     });
     assert_eq!(replicas(&root)[2..], sides);
+}
+
+#[test]
+fn a_node_is_struck_off_when_nothing_of_it_would_be_missed() {
+    let (mut root, joined) = with_members(&[Role::Meta]);
+    let (first, new) = (NodeId(1), joined[0]);
+    let step = ReplicaMove { range: RangeId(1), from: vec![], to: vec![new] };
+    root.send(begin(step.clone(), &[first]));
+    let in_use = |what: &str| refused(RootRefusal::NodeInUse { node: new, what: what.into() });
+    let comes = in_use("a replica of range-1");
+    assert_eq!(root.send(RootOp::RemoveNode(new)), comes, "one that is on its way counts");
+    root.send(RootOp::CancelReplicaMove(step.clone()));
+    let own = Disk { node: new, ..disk(9, 1) };
+    let (address, disks) = ("a:2".to_owned(), vec![own.clone()]);
+    root.send(RootOp::Boot { node: new, incarnation: 1, address: address.clone(), disks });
+    assert_eq!(root.send(RootOp::RemoveNode(new)), in_use(&format!("the disk {}", own.id)));
+    root.send(RootOp::SetDiskState { disk: own.id, state: DiskState::Removed });
+    let drain = |drain| RootOp::DrainReplicas { node: new, drain };
+    assert_eq!(root.send(drain(true)), done());
+    let late = root.send(begin(step.clone(), &[first]));
+    assert!(matches!(late, RootOutcome::Refused(RootRefusal::BadReplicas { .. })), "{late:?}");
+    assert_eq!(root.send(RootOp::RemoveNode(new)), done());
+    let unknown = refused(RootRefusal::NoSuchNode(new));
+    let back = RootOp::Boot { node: new, incarnation: 2, address, disks: Vec::new() };
+    for gone in [RootOp::RemoveNode(new), drain(true), back] {
+        assert_eq!(root.send(gone), unknown);
+    }
 }

@@ -380,7 +380,7 @@ impl Data for FakeNode {
 type Rpc = Result<tonic::Response<MetadataReply>, Status>;
 
 fn reply(result: Reply) -> Rpc {
-    Ok(tonic::Response::new(MetadataReply { result: Some(result) }))
+    Ok(tonic::Response::new(MetadataReply { result: Some(result), ..MetadataReply::default() }))
 }
 
 fn body<T: Versioned>(value: &T) -> Rpc {
@@ -442,6 +442,14 @@ impl Metadata for FakeNode {
                 RootQuery::BucketsBeingDeleted => {
                     let bucket = shared.bucket.iter().filter(|bucket| !bucket.is_open());
                     RootAnswer::Buckets(bucket.cloned().collect())
+                }
+                RootQuery::Replicas => {
+                    let still = |range: &RangeDescriptor| {
+                        let range = range.clone();
+                        RangeReplicas { range, moving: None }
+                    };
+                    let ranges = shared.ranges.iter().map(still).collect();
+                    RootAnswer::Replicas(ReplicaDirectory { ranges, drained: vec![] })
                 }
                 RootQuery::Sessions => RootAnswer::Sessions(vec![]),
                 RootQuery::LivingSessions => {

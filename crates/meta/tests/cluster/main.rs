@@ -5,7 +5,9 @@ mod split;
 
 use ashlar_host::{Host, OpenMode, Shutdown, TaskHandle, TaskKind};
 use ashlar_map::Engine;
-use ashlar_meta::{Beginning, DamagedRange, Formation, GroupStatus, MetaConfig, MetaNode, NotDone, Timing};
+use ashlar_meta::{
+    Beginning, DamagedRange, Formation, GroupStatus, MetaConfig, MetaNode, NotDone, Timing,
+};
 use ashlar_types::*;
 use ashlar_wire::{Dialer, Security};
 use std::collections::BTreeMap;

@@ -25,8 +25,7 @@ impl Cluster {
         let token = [7; 32];
         self.root(RootOp::IssueToken { hash: token, expires_ms: u64::MAX }).await;
         let (name, zone, address) = ("new".into(), "z".into(), "a:1".into());
-        let join =
-            RootOp::Join { token, now_ms: 0, name, zone, address, roles: vec![Role::Meta] };
+        let join = RootOp::Join { token, now_ms: 0, name, zone, address, roles: vec![Role::Meta] };
         let RootOutcome::Joined(node) = self.root(join).await else { panic!("not admitted") };
         node
     }
@@ -44,7 +43,7 @@ impl Cluster {
     async fn replicas(&self) -> Vec<RangeReplicas> {
         let asked = |meta: Arc<MetaNode>| async move { meta.root_query(RootQuery::Replicas).await };
         match self.until(asked).await {
-            Ok(RootAnswer::Replicas(replicas)) => replicas,
+            Ok(RootAnswer::Replicas(replicas)) => replicas.ranges,
             other => panic!("{other:?}"),
         }
     }
@@ -54,10 +53,10 @@ impl Cluster {
         all.into_iter().find(|one| one.range.id == range).expect("it is there").range.voters
     }
 
-    async fn begin(&self, range: RangeId, from: Option<NodeId>, to: Option<NodeId>) -> ReplicaMove {
-        let step = ReplicaMove { range, from, to };
+    async fn begin(&self, range: RangeId, from: &[NodeId], to: &[NodeId]) -> ReplicaMove {
+        let step = ReplicaMove { range, from: from.to_vec(), to: to.to_vec() };
         let voters = self.voters_of(range).await;
-        let begun = self.root(RootOp::BeginReplicaMove { voters, step }).await;
+        let begun = self.root(RootOp::BeginReplicaMove { voters, step: step.clone() }).await;
         assert_eq!(begun, RootOutcome::Applied(Applied::Done));
         step
     }
@@ -111,8 +110,8 @@ impl Cluster {
         })
     }
 
-    async fn move_replica(&self, range: RangeId, from: Option<NodeId>, to: Option<NodeId>) {
-        self.begin(range, from, to).await;
+    async fn move_replica(&self, range: RangeId, from: NodeId, to: NodeId) {
+        self.begin(range, &[from], &[to]).await;
         self.settle().await;
     }
 
@@ -130,8 +129,9 @@ impl Cluster {
     }
 
     async fn tell_split(&self) {
-        let asked =
-            |meta: Arc<MetaNode>| async move { meta.query(RANGE, LATER, RangeQuery::SplitState).await };
+        let asked = |meta: Arc<MetaNode>| async move {
+            meta.query(RANGE, LATER, RangeQuery::SplitState).await
+        };
         let Ok(RangeAnswer::SplitState(state)) = self.until(asked).await else { panic!("none") };
         for done in state.untold {
             assert_eq!(self.root(RootOp::Split(done)).await, RootOutcome::Applied(Applied::Done));
@@ -158,9 +158,9 @@ async fn a_range_and_the_root_move_to_a_new_node_and_everything_is_found_again()
     assert!(cluster.nodes[&new].meta.status().is_empty(), "it holds what it is given, and no more");
     let leader = cluster.leader(RANGE).expect("it has answered");
     let other = cluster.voters.iter().copied().find(|&node| node != leader).expect("three");
-    cluster.move_replica(RANGE, Some(other), Some(new)).await;
+    cluster.move_replica(RANGE, other, new).await;
     cluster.fill(20..40).await;
-    cluster.move_replica(RangeId::ROOT, Some(other), Some(new)).await;
+    cluster.move_replica(RangeId::ROOT, other, new).await;
     // without the new one there is no majority
     let third = cluster.voters.iter().copied().find(|&node| node != leader && node != other);
     cluster.kill(third.expect("three")).await;
@@ -178,6 +178,23 @@ async fn a_range_and_the_root_move_to_a_new_node_and_everything_is_found_again()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_has_left_may_come_back() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.open_bucket().await;
+    cluster.fill(0..10).await;
+    let new = cluster.join().await;
+    let first = cluster.voters[0];
+    for range in [RANGE, RangeId::ROOT] {
+        cluster.move_replica(range, first, new).await;
+        cluster.move_replica(range, new, first).await;
+    }
+    cluster.kill_all_and_boot().await;
+    cluster.move_replica(RANGE, first, new).await;
+    cluster.has(10).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_is_to_go_lets_another_one_lead_before() {
     let mut cluster = Cluster::start(3).await;
     cluster.open_bucket().await;
@@ -185,7 +202,7 @@ async fn a_leader_that_is_to_go_lets_another_one_lead_before() {
     for range in [RANGE, RangeId::ROOT] {
         let leader = cluster.leader(range).expect("it has answered");
         let term = cluster.status(leader, range).term;
-        cluster.move_replica(range, Some(leader), Some(new)).await;
+        cluster.move_replica(range, leader, new).await;
         let heir = cluster.leader(range).expect("somebody leads");
         assert_ne!(heir, leader);
         assert_eq!(cluster.status(heir, range).term, term + 1, "asked, and not in vain");
@@ -205,7 +222,7 @@ async fn r7_a_lost_voter_is_replaced_and_takes_no_part_when_it_comes_back() {
     cluster.kill(lost).await;
     // the new one cannot have all of it from the log
     cluster.fill(10..200).await;
-    cluster.move_replica(RANGE, Some(lost), Some(new)).await;
+    cluster.move_replica(RANGE, lost, new).await;
     cluster.fill(200..220).await;
     let term = cluster.status(leader, RANGE).term;
     cluster.boot(lost).await;
@@ -228,7 +245,7 @@ async fn a_move_to_a_node_that_never_comes_takes_nothing_away_and_is_given_up() 
     let new = cluster.join().await;
     let leader = cluster.leader(RANGE).expect("it has answered");
     let other = cluster.voters.iter().copied().find(|&node| node != leader).expect("three");
-    let step = cluster.begin(RANGE, Some(other), Some(away)).await;
+    let step = cluster.begin(RANGE, &[other], &[away]).await;
     for number in 0..20 {
         cluster.tend().await;
         cluster.put(&format!("key-{number}"), number).await;
@@ -239,7 +256,7 @@ async fn a_move_to_a_node_that_never_comes_takes_nothing_away_and_is_given_up() 
         RootOutcome::Applied(Applied::Done)
     );
     cluster.settle().await;
-    cluster.move_replica(RANGE, Some(other), Some(new)).await;
+    cluster.move_replica(RANGE, other, new).await;
     cluster.has(20).await;
     cluster.stop_all().await;
 }
@@ -252,7 +269,7 @@ async fn a_move_that_is_given_up_late_is_taken_back() {
     let new = cluster.join().await;
     let leader = cluster.leader(RANGE).expect("it has answered");
     let other = cluster.voters.iter().copied().find(|&node| node != leader).expect("three");
-    let step = cluster.begin(RANGE, Some(other), Some(new)).await;
+    let step = cluster.begin(RANGE, &[other], &[new]).await;
     // the members have changed, and the root has not heard of it
     let began = cluster.host.clock.now();
     while !cluster.status(leader, RANGE).voters.contains(&new) {
@@ -279,7 +296,7 @@ async fn a_new_node_that_dies_or_is_wiped_on_the_way_gets_its_replicas_all_the_s
     let new = cluster.join().await;
     let leader = cluster.leader(RANGE).expect("it has answered");
     let other = cluster.voters.iter().copied().find(|&node| node != leader).expect("three");
-    cluster.begin(RANGE, Some(other), Some(new)).await;
+    cluster.begin(RANGE, &[other], &[new]).await;
     let is_there = async |cluster: &Cluster| cluster.nodes[&new].meta.descriptor(RANGE).is_some();
     cluster.tend_until("it has begun", is_there).await;
     cluster.kill(new).await;
@@ -306,13 +323,7 @@ async fn a_cluster_of_one_becomes_one_of_three_and_survives_the_loss_of_the_firs
     cluster.fill(0..10).await;
     let (second, third) = (cluster.join().await, cluster.join().await);
     for range in (0..RANGES as u64).map(RangeId) {
-        for new in [second, third] {
-            cluster.begin(range, None, Some(new)).await;
-            let has_ended = async |cluster: &Cluster| {
-                cluster.replicas().await.iter().all(|one| one.moving.is_none())
-            };
-            cluster.tend_until("it is a voter", has_ended).await;
-        }
+        cluster.begin(range, &[], &[second, third]).await;
     }
     cluster.settle().await;
     cluster.kill_all_and_boot().await;
@@ -334,7 +345,7 @@ async fn r8_what_was_a_part_of_a_range_outlives_its_leaving_and_a_lost_map() {
     cluster.split("key-5").await;
     cluster.tell_split().await;
     let leaver = cluster.voters[0];
-    cluster.move_replica(RANGE, Some(leaver), Some(new)).await;
+    cluster.move_replica(RANGE, leaver, new).await;
     assert!(cluster.nodes[&leaver].meta.descriptor(CHILD).is_some());
     let nodes: Vec<NodeId> = cluster.nodes.keys().copied().collect();
     for &node in &nodes {

@@ -3,10 +3,16 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests: where they fail, the test fails")]
 #![allow(dead_code, reason = "each file of tests takes what it needs")]
 
+use ashlar::operator::Member;
+use ashlar_host::Host;
 use ashlar_load::{Call, Client, Content, Credentials, Outcome, Payload, Verifier};
-use ashlar_testkit::TestCluster;
+use ashlar_testkit::{TestCluster, TestNode};
+use ashlar_wire::Security;
 use http::Method;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 pub(crate) const BUCKET: &str = "objects";
 
@@ -251,5 +257,80 @@ async fn is_absent(client: &Client, call: Call<'_>) -> Result<(), String> {
         Ok(answer) if answer.status == http::StatusCode::NOT_FOUND => Ok(()),
         Ok(answer) => Err(format!("is there: {}", answer.status)),
         Err(trouble) => Err(trouble.to_string()),
+    }
+}
+
+/// Users that go on until they are told to stop.
+pub(crate) struct Load {
+    stop: Arc<AtomicBool>,
+    users: Vec<tokio::task::JoinHandle<Ledger>>,
+}
+
+impl Load {
+    /// So many users, each with its number and what tells it to stop.
+    pub(crate) fn start<U>(users: usize, user: impl Fn(usize, Arc<AtomicBool>) -> U) -> Self
+    where
+        U: Future<Output = Ledger> + Send + 'static,
+    {
+        let stop = Arc::new(AtomicBool::new(false));
+        let users = (0..users).map(|number| tokio::spawn(user(number, stop.clone()))).collect();
+        Self { stop, users }
+    }
+
+    /// What all of them know.
+    pub(crate) async fn end(self) -> Ledger {
+        self.stop.store(true, Ordering::Relaxed);
+        let mut all = Ledger::default();
+        for user in self.users {
+            all.join(user.await.unwrap());
+        }
+        all
+    }
+}
+
+/// Four users of small objects.
+pub(crate) fn small_objects(cluster: &TestCluster, name: &str) -> Load {
+    Load::start(4, |number, stop| use_small(client_of(cluster), format!("{name}{number}"), stop))
+}
+
+/// Small objects, overwritten, deleted and read. Every request must succeed.
+async fn use_small(client: Client, prefix: String, stop: Arc<AtomicBool>) -> Ledger {
+    let mut ledger = Ledger::default();
+    for number in 0..usize::MAX {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        let gateway = number % 2;
+        // they fall into all parts of the key space
+        let key = format!("{:02}/{prefix}/{number:05}", number * 37 % 100);
+        ledger.put(&client, gateway, &key, Content::of_key(&key, 0, 900)).await;
+        if number % 3 == 0 {
+            ledger.put(&client, gateway, &key, Content::of_key(&key, 1, 30_000)).await;
+        }
+        if number % 7 == 6 {
+            ledger.delete(&client, gateway, &key).await;
+        }
+        if number % 16 == 15 {
+            assert_eq!(ledger.losses_of(&client, 4).await, Vec::<String>::new());
+        }
+    }
+    ledger
+}
+
+/// A member that answers operators.
+pub(crate) fn member(cluster: &TestCluster) -> Member {
+    let mut live = cluster.nodes().iter().filter(|node| node.running().is_some());
+    let address = live.next().unwrap().config().address();
+    Member::at(&Host::real(), &address, &Security::Plain)
+}
+
+/// The ranges name exactly what the disks hold, and every session is known to all of them (D2, D3).
+pub(crate) async fn audit_finds_nothing(cluster: &TestCluster) {
+    let report = member(cluster).audit(Duration::ZERO).await.unwrap();
+    assert_eq!((report.shards.lost, report.shards.missing), (0, 0), "{report:?}");
+    assert_eq!(report.durability.lost.objects, 0, "{report:?}");
+    let metas = cluster.nodes().iter().filter_map(TestNode::running).filter_map(|node| node.meta());
+    for (range, recount) in metas.flat_map(|meta| meta.recount().unwrap()) {
+        assert!(recount.is_right(), "{range}: {recount:?}");
     }
 }

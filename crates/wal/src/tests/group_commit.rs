@@ -62,8 +62,14 @@ fn a_dropped_group_takes_nothing_until_it_is_created_again() {
     close(&wal);
     let wal = open(&disk);
     assert!(state(&wal, 1).dropped, "that it was here is not forgotten");
-    put(&wal, 1, Record::Created { first: Bytes::from_static(b"x") }).unwrap();
+    let created = || Record::Created { first: Bytes::from_static(b"x") };
+    let vote = || Record::Vote(Bytes::from_static(b"v"));
+    let together = |records| wal.submit_all(RangeId(1), records, Box::new(drop));
+    let early = together(vec![vote(), created()]);
+    assert_eq!(early, Err(WalError::Dropped { group: RangeId(1) }));
+    together(vec![Record::Dropped, created(), vote()]).unwrap();
     assert_eq!(wal.groups(), [RangeId(1)]);
+    assert_eq!(state(&wal, 1).vote, Some(Bytes::from_static(b"v")));
 }
 
 #[test]
