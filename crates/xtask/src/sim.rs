@@ -21,6 +21,9 @@ const FIXED: [u64; 25] = [
     88052,
 ];
 
+/// They mean the runs that they were before nodes joined.
+const AS_BEFORE: &str = "--no-spares";
+
 /// What `cargo xtask sim` was asked.
 pub(crate) fn run(args: &[String]) -> Result<()> {
     let number = |name: &str| -> Result<Option<u64>> {
@@ -30,11 +33,11 @@ pub(crate) fn run(args: &[String]) -> Result<()> {
     };
     crate::stages::cargo("build -p ashlar-sim")?;
     if let Some(seed) = number("--seed")? {
-        return all(&[seed]);
+        return all(&[seed], &[]);
     }
     let count = number("--seeds")?.unwrap_or(20);
     let base = number("--base")?.unwrap_or_else(fresh_base);
-    all(&(base..base + count).collect::<Vec<_>>())
+    all(&(base..base + count).collect::<Vec<_>>(), &[])
 }
 
 /// How many fresh seeds every test runs: two minutes of two cores.
@@ -43,10 +46,10 @@ const FRESH: u64 = 200;
 /// What every test does: determinism, the fixed seeds, fresh ones, the lies.
 pub(crate) fn test() -> Result<()> {
     repeats(FIXED[0])?;
-    all(&FIXED)?;
+    all(&FIXED, &[AS_BEFORE])?;
     under_other_faults()?;
     let base = base_of_the_tree()?;
-    all(&(base..base + FRESH).collect::<Vec<_>>())?;
+    all(&(base..base + FRESH).collect::<Vec<_>>(), &[])?;
     finds_lies()
 }
 
@@ -143,7 +146,7 @@ impl Running {
 }
 
 /// Runs all seeds; fails if one of them found something.
-fn all(seeds: &[u64]) -> Result<()> {
+fn all(seeds: &[u64], more: &[&str]) -> Result<()> {
     let began = Instant::now();
     let (mut waiting, mut running, mut bad) = (seeds.to_vec(), Vec::<Running>::new(), Vec::new());
     waiting.reverse();
@@ -151,7 +154,7 @@ fn all(seeds: &[u64]) -> Result<()> {
         while running.len() < AT_ONCE
             && let Some(seed) = waiting.pop()
         {
-            running.push(start(seed, &[])?);
+            running.push(start(seed, more)?);
         }
         let mut going = Vec::new();
         for mut run in running {
@@ -205,7 +208,7 @@ fn finds_lies() -> Result<()> {
     for lie in ["wal", "shards"] {
         let mut found = None;
         for seed in LIE_SEEDS {
-            if start(seed, &["--lie", lie])?.wait()? == End::Found {
+            if start(seed, &["--lie", lie, AS_BEFORE])?.wait()? == End::Found {
                 found = Some(seed);
                 break;
             }

@@ -3,22 +3,29 @@
 use crate::options::Options;
 use anyhow::{Context, Result};
 use ashlar::config::{
-    AdminConfig, AuditSection, DataSection, Founder, Founding, InternalConfig, MetaSection,
-    NodeConfig, S3Config,
+    AdminConfig, AuditSection, DataSection, Founder, Founding, InternalConfig, JoinConfig,
+    MetaSection, NodeConfig, S3Config,
 };
 use ashlar::identity::{NodeDir, RootKey};
+use ashlar::membership::issue_token;
 use ashlar::node::RunningNode;
 use ashlar_host::{CutStyle, Disk, Fabric, Host, Life, SimDisk, SimHost};
 use ashlar_s3::Backend;
 use ashlar_types::{ClusterId, Role};
+use ashlar_wire::Security;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Three of the largest entries fit.
 const WAL_FILE_BYTES: u64 = 4 << 20;
 const LARGE_SEGMENT_BYTES: u64 = 8 << 20;
 const RESERVE_BYTES: u64 = 1 << 20;
+/// Where a node that joins finds its token.
+const TOKEN: &str = "/token";
+/// How long a token is valid: no run takes so long.
+const TOKEN_VALID: Duration = Duration::from_secs(24 * 3600);
 
 /// A machine, and the node on it while it lives.
 pub(crate) struct Machine {
@@ -66,8 +73,24 @@ impl Machines {
             drop((booted, life));
             all.push(Machine { host, config, life: None, node: None });
         }
+        for id in options.nodes + 1..=options.nodes + options.spares {
+            let seed = options.seed.wrapping_mul(64).wrapping_add(id.into());
+            let host = SimHost::new(&fabric, address(id), seed);
+            let config = spare(options, id, &founding);
+            all.push(Machine { host, config, life: None, node: None });
+        }
         Ok(Self { fabric, all })
     }
+}
+
+/// A node that joins the cluster of the founders, and holds metadata only.
+fn spare(options: &Options, id: u8, founding: &Founding) -> NodeConfig {
+    let founder = Founder { roles: vec![Role::Meta], ..founder(options, id) };
+    let config = config(options, &founder, founding);
+    let seed = founding.nodes.first().map_or_else(String::new, |first| first.address.clone());
+    let join = JoinConfig { seed, token_file: PathBuf::from(TOKEN) };
+    let data = DataSection { disks: Vec::new(), ..config.data };
+    NodeConfig { data, founding: None, join: Some(join), ..config }
 }
 
 fn roles(options: &Options, id: u8) -> Vec<Role> {
@@ -81,17 +104,20 @@ fn roles(options: &Options, id: u8) -> Vec<Role> {
     roles
 }
 
-fn founding(options: &Options) -> Founding {
-    let founder = |id: u8| Founder {
+fn founder(options: &Options, id: u8) -> Founder {
+    Founder {
         id: id.into(),
         name: format!("node-{id}"),
         zone: format!("zone-{}", id % 3 + 1),
         address: format!("{}:7400", address(id)),
         roles: roles(options, id),
-    };
+    }
+}
+
+fn founding(options: &Options) -> Founding {
     Founding {
         cluster: ClusterId(u128::from(options.seed) | 1 << 64).to_string(),
-        nodes: (1..=options.nodes).map(founder).collect(),
+        nodes: (1..=options.nodes).map(|id| founder(options, id)).collect(),
         ranges: options.ranges,
     }
 }
@@ -111,6 +137,7 @@ fn config(options: &Options, founder: &Founder, founding: &Founding) -> NodeConf
             engine: "memory".to_owned(),
             wal_file_bytes: WAL_FILE_BYTES,
             snapshot_log_bytes: options.snapshot_log_bytes,
+            node_lost_after_seconds: options.node_lost_after_seconds,
             ..MetaSection::default()
         },
         data: DataSection {
@@ -163,6 +190,21 @@ impl Machine {
         let (_, life) = self.life.as_ref()?;
         let backend = self.node.as_ref()?.backend()?;
         Some(Door { backend: Arc::clone(backend), life: life.clone() })
+    }
+
+    /// A token from this machine's node, with which another one may join.
+    pub(crate) async fn token(&self) -> Result<String> {
+        let (host, life) = self.life.as_ref().context("the node is down")?;
+        let (host, address) = (host.clone(), self.config.address());
+        let asking =
+            async move { issue_token(&host, &address, &Security::Plain, TOKEN_VALID).await };
+        life.spawn(asking).await?
+    }
+
+    /// Lays a token where this machine's node looks for it.
+    pub(crate) fn keep_token(&self, token: &str) -> Result<()> {
+        let disk: &dyn Disk = self.host.disk();
+        Ok(disk.replace(Path::new(TOKEN), token.as_bytes())?)
     }
 
     /// Starts the process; the node is there when [`Machine::started`] was told its end.

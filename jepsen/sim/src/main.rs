@@ -1,7 +1,7 @@
 //! `ashlar-sim`: a cluster's bad years in seconds. One seed is one process is one whole run: real nodes, gateways from
 //! the S3 backend down, and clients, on virtual time, simulated disks and a simulated network.
 //!
-//! `ashlar-sim --seed N [--faults LIST] [--trace FILE] [--lie wal|shards] [--bug ID]`; exit code 0: nothing was found, 3:
+//! `ashlar-sim --seed N [--faults LIST] [--no-spares] [--trace FILE] [--lie wal|shards] [--bug ID]`; exit code 0: nothing was found, 3:
 //! something was.
 
 #![expect(clippy::print_stdout, reason = "a command-line tool reports to its terminal")]
@@ -39,6 +39,9 @@ struct Args {
     /// What may strike, instead of what the seed draws.
     #[arg(long, value_delimiter = ',')]
     faults: Vec<Fault>,
+    /// Leaves out the nodes that join: what a seed meant before there were any.
+    #[arg(long)]
+    no_spares: bool,
     /// Where the trace goes: the same seed, the same bytes.
     #[arg(long)]
     trace: Option<PathBuf>,
@@ -69,7 +72,10 @@ fn main() -> Result<ExitCode> {
     }
     let mut options = Options::of(args.seed);
     if !args.faults.is_empty() {
-        options.faults.clone_from(&args.faults);
+        options.under(&args.faults);
+    }
+    if args.no_spares {
+        options.without_spares();
     }
     println!("{options}");
     let lie = args.lie.map(|about| match about {

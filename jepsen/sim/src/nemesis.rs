@@ -11,7 +11,9 @@ use crate::record::Recorder;
 use crate::world::World;
 use ashlar_client::Client;
 use ashlar_host::{CutStyle, Disk as _, DiskPace, Life, Passage, Weather};
-use ashlar_types::{Disk, DiskId, DiskState, KeyPoint, RootAnswer, RootOp, RootQuery};
+use ashlar_types::{
+    Disk, DiskId, DiskState, KeyPoint, Node, ReplicaMove, Role, RootAnswer, RootOp, RootQuery,
+};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -46,7 +48,7 @@ fn field(fault: Fault) -> Field {
         Fault::Partition | Fault::Storm | Fault::ClockJump | Fault::SlowDisk | Fault::FullDisk => {
             Field::Surroundings
         }
-        Fault::Drain | Fault::Split => Field::Cluster,
+        Fault::Drain | Fault::Split | Fault::MoveReplica => Field::Cluster,
         Fault::Kill
         | Fault::PowerOne
         | Fault::PowerSome
@@ -54,9 +56,14 @@ fn field(fault: Fault) -> Field {
         | Fault::PowerMidWrite
         | Fault::Pause
         | Fault::FailedSync
+        | Fault::LoseNode
         | Fault::Rot
         | Fault::RotLog => Field::Machines,
     }
+}
+
+fn pick<T>(from: &[T], drawn: u64) -> Option<&T> {
+    from.get(usize::try_from(drawn % from.len().max(1) as u64).unwrap_or(0))
 }
 
 impl Nemesis {
@@ -100,6 +107,8 @@ impl Nemesis {
         match fault {
             Fault::Drain => self.drain(index).await,
             Fault::Split => self.split(index).await,
+            Fault::MoveReplica => self.move_replica(index).await,
+            Fault::LoseNode => self.lose_node(index).await,
             Fault::Kill => self.kill(index).await,
             Fault::PowerOne => self.power_one(index).await,
             Fault::PowerSome => self.power_some().await,
@@ -348,6 +357,49 @@ impl Nemesis {
         let came =
             begun.map_or_else(|| "not begun".to_owned(), |child| format!("{child} is to be"));
         self.recorder.healed(strike, at, &came);
+    }
+
+    /// Any replica, to any node that has none of the range; sometimes a move is given up instead.
+    async fn move_replica(&self, index: usize) {
+        let Some((client, life)) = self.asked(index) else { return };
+        let (range, from, to) = (self.dice.u64(), self.dice.u64(), self.dice.u64());
+        let strike = self.recorder.strike("move-replica", Self::name(index));
+        let at = self.recorder.now_us();
+        let asking = life.spawn(async move {
+            let directory = client.replicas_now().await.ok()?;
+            let one = pick(&directory.ranges, range)?;
+            if let Some(step) = one.moving.clone() {
+                let given_up = client.root(RootOp::CancelReplicaMove(step.clone())).await;
+                return given_up.ok().map(|_| format!("given up: {step}"));
+            }
+            let map = client.map();
+            let is_free = |node: &&Node| {
+                node.roles.contains(&Role::Meta) && !one.range.voters.contains(&node.id)
+            };
+            let free: Vec<&Node> = map.nodes.values().filter(is_free).collect();
+            let step = ReplicaMove {
+                range: one.range.id,
+                from: vec![*pick(&one.range.voters, from)?],
+                to: vec![pick(&free, to)?.id],
+            };
+            let begun = client.begin_replica_move(one.range.voters.clone(), step.clone()).await;
+            begun.ok().map(|()| format!("begun: {step}"))
+        });
+        let came = asking.await.ok().flatten();
+        self.rest(0, 3_000).await;
+        self.recorder.healed(strike, at, &came.unwrap_or_else(|| "nothing".to_owned()));
+    }
+
+    /// Away for longer than it takes to be lost, where that is not very long. A machine without metadata may be drawn: then
+    /// it is only away.
+    async fn lose_node(&self, index: usize) {
+        let lost_after = self.options.node_lost_after_seconds.min(10);
+        let strike = self.recorder.strike("lose-node", Self::name(index));
+        let at = self.recorder.now_us();
+        self.world.kill(index).await;
+        self.rest(lost_after * 1_000, lost_after * 1_000 + 8_000).await;
+        self.world.start(index).await;
+        self.recorder.healed(strike, at, "its tasks are dropped");
     }
 
     /// Asks whichever node serves, until one of them says yes or the faults are over.

@@ -40,12 +40,24 @@ pub(crate) enum Fault {
     Drain,
     /// An operator lets a range be split.
     Split,
+    /// An operator lets a replica of a range move to another node, or gives a move up.
+    MoveReplica,
+    /// A machine of the metadata is away for so long that others take over what it held; then it comes back.
+    LoseNode,
+}
+
+impl Fault {
+    fn needs_spares(&self) -> bool {
+        matches!(self, Self::MoveReplica | Self::LoseNode)
+    }
 }
 
 /// Makes the dice of drains other than all else.
 pub(crate) const DRAINS: u64 = 0x00d2_a115;
 /// And those of splits.
 const SPLITS: u64 = 0x0051_7117;
+/// And those of machines that may take over what others hold of the metadata.
+const SPARES: u64 = 0x05ba_4e50;
 
 const FAULTS: [Fault; 14] = [
     Fault::Kill,
@@ -71,6 +83,10 @@ pub(crate) struct Options {
     pub(crate) nodes: u8,
     pub(crate) disks: usize,
     pub(crate) voters: u8,
+    /// Nodes that join before anything strikes, with the role meta and no other.
+    pub(crate) spares: u8,
+    /// A node that is silent for so long is lost to the metadata.
+    pub(crate) node_lost_after_seconds: u64,
     pub(crate) ranges: u64,
     pub(crate) gateways: u8,
     pub(crate) clients: u64,
@@ -142,9 +158,18 @@ impl Options {
         if Dice::new(seed ^ SPLITS).percent(50) {
             faults.push(Fault::Split);
         }
+        let spare_dice = Dice::new(seed ^ SPARES);
+        let spares = spare_dice.pick(&[0, 0, 1, 1, 2]);
+        let node_lost_after_seconds = spare_dice.pick(&[3, 8, 300]);
+        if spares > 0 {
+            let both = [Fault::MoveReplica, Fault::LoseNode];
+            faults.extend(both.into_iter().filter(|_| spare_dice.percent(60)));
+        }
         Self {
             seed,
             nodes,
+            spares,
+            node_lost_after_seconds,
             disks: dice.pick(&[1, 1, 2]),
             voters,
             ranges: dice.between(1, 3),
@@ -167,13 +192,30 @@ impl Options {
     }
 }
 
+impl Options {
+    /// Other faults than those that were drawn. Where they need no spare nodes there are none, so that the run is the one
+    /// that the seed meant before there were any.
+    pub(crate) fn under(&mut self, faults: &[Fault]) {
+        self.faults = faults.to_vec();
+        if !faults.iter().any(Fault::needs_spares) {
+            self.spares = 0;
+        }
+    }
+
+    /// No more nodes than those that found the cluster.
+    pub(crate) fn without_spares(&mut self) {
+        self.faults.retain(|fault| !fault.needs_spares());
+        self.spares = 0;
+    }
+}
+
 impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { seed, nodes, disks, voters, ranges, clients, keys, .. } = self;
+        let Self { seed, nodes, disks, voters, spares, ranges, clients, keys, .. } = self;
         let seconds = self.safety.as_secs();
         write!(
             f,
-            "seed {seed}: {nodes} nodes with {disks} disks, {voters} voters, {ranges} ranges, {clients} clients on {keys} keys, {seconds} s of {:?}{}",
+            "seed {seed}: {nodes} nodes with {disks} disks, {voters} voters, {spares} spares, {ranges} ranges, {clients} clients on {keys} keys, {seconds} s of {:?}{}",
             self.faults,
             if self.last_cut { ", a last cut" } else { "" }
         )

@@ -45,8 +45,10 @@ pub(crate) async fn run(options: Options, lie: Option<Lie>) -> Result<Outcome> {
     let began = Instant::now();
     let recorder = Recorder::begin();
     let world = World::new(Machines::lay_out(&options)?, &recorder);
-    world.start_all().await;
-    found(&world).await?;
+    found(&world, options.nodes.into()).await?;
+    for spare in usize::from(options.nodes)..world.count() {
+        world.join(spare).await?;
+    }
     create_bucket(&world).await?;
     if let Some(Lie(directory)) = lie {
         for index in 0..world.count() {
@@ -73,9 +75,10 @@ pub(crate) async fn run(options: Options, lie: Option<Lie>) -> Result<Outcome> {
     })
 }
 
-async fn found(world: &World) -> Result<()> {
+async fn found(world: &World, nodes: usize) -> Result<()> {
     let began = Instant::now();
-    while let Err(why) = world.all_ready().await {
+    world.start_first(nodes).await;
+    while let Err(why) = world.first_ready(nodes).await {
         if began.elapsed() > FOUNDING_MAX {
             bail!("a new cluster does not serve after {FOUNDING_MAX:?}: {why}");
         }

@@ -5,7 +5,7 @@
 
 use crate::machines::{Door, Machine, Machines};
 use crate::record::Recorder;
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use ashlar::node::RunningNode;
 use ashlar_client::Client;
 use ashlar_host::{CutStyle, DiskConduct, Fabric, SimDisk, WallSkew};
@@ -145,7 +145,24 @@ impl World {
 
     /// Boots all that are down, at once.
     pub(crate) async fn start_all(&self) {
-        futures::future::join_all((0..self.count()).map(|index| self.start(index))).await;
+        self.start_first(self.count()).await;
+    }
+
+    /// Boots the first machines.
+    pub(crate) async fn start_first(&self, count: usize) {
+        futures::future::join_all((0..count).map(|index| self.start(index))).await;
+    }
+
+    /// Lets a machine's node become a member, admitted by that of the first one.
+    pub(crate) async fn join(&self, index: usize) -> Result<()> {
+        let Some(member) = self.take(0) else { bail!("somebody works on the first machine") };
+        let token = member.token().await;
+        self.give_back(0, member);
+        let token = token?;
+        let kept = self.look(index, |machine| machine.keep_token(&token));
+        kept.context("somebody works on the machine")??;
+        self.start(index).await;
+        Ok(())
     }
 
     pub(crate) async fn kill(&self, index: usize) {
@@ -179,12 +196,17 @@ impl World {
 
     /// Whether all nodes say that they are ready.
     pub(crate) async fn all_ready(&self) -> Result<()> {
-        for index in 0..self.count() {
+        self.first_ready(self.count()).await
+    }
+
+    /// Whether the first nodes do.
+    pub(crate) async fn first_ready(&self, count: usize) -> Result<()> {
+        for index in 0..count {
             let state = self.look(index, |machine| machine.node().map(RunningNode::not_ready));
             match state.flatten() {
                 Some(reasons) if reasons.is_empty() => {}
-                Some(reasons) => anyhow::bail!("node-{}: {}", index + 1, reasons.join("; ")),
-                None => anyhow::bail!("node-{} does not run", index + 1),
+                Some(reasons) => bail!("node-{}: {}", index + 1, reasons.join("; ")),
+                None => bail!("node-{} does not run", index + 1),
             }
         }
         Ok(())

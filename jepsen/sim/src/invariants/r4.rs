@@ -8,8 +8,8 @@ use ashlar_types::RangeId;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// How long a follower may lag once nobody writes.
-const LAG_MAX: Duration = Duration::from_secs(30);
+/// How long a follower may lag once nobody writes, and how long replicas may still be on their way.
+const LAG_MAX: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// What a replica says: the index it has applied, and the hash there.
