@@ -88,6 +88,8 @@ pub(crate) struct Group {
     pub(crate) raft: Raft,
     pub(crate) state: Arc<State>,
     pub(crate) health: GroupHealth,
+    /// It has begun at nothing, where the range had begun before.
+    is_anew: bool,
     /// False after a tail was cut, until a leader has caught this node up: the tail may have held a vote.
     may_vote: AtomicBool,
     /// When a leader's append last arrived; before the first one, when the group was opened.
@@ -107,7 +109,7 @@ impl Group {
         host: &Host,
         raft: Raft,
         state: Arc<State>,
-        health: GroupHealth,
+        (health, is_anew): (GroupHealth, bool),
         lease_reads: bool,
     ) -> Arc<Self> {
         let (commands, queued) = mpsc::channel(QUEUE_COMMANDS_MAX);
@@ -118,6 +120,7 @@ impl Group {
             raft: raft.clone(),
             state,
             health,
+            is_anew,
             may_vote: AtomicBool::new(may_vote),
             heard: Mutex::new(host.clock.now()),
             commands,
@@ -202,6 +205,14 @@ impl Group {
         if let Err(error) = self.state.wal.submit(self.range, Record::CaughtUp, Box::new(drop)) {
             tracing::debug!(%error, "the mended tail was not noted");
         }
+    }
+
+    /// Whether this replica has nothing yet, and may not begin with the first entries of the log: what the range was before
+    /// them, its epoch and its interval, is not what this node was told of it, and what they write may be a child's here.
+    pub(crate) fn begins_with_snapshot(&self) -> bool {
+        let has_nothing =
+            || self.state.newest().is_none() && matches!(self.state.applied(), Ok(None) | Err(_));
+        self.is_anew && has_nothing()
     }
 
     /// A leader's append has arrived.

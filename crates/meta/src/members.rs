@@ -149,6 +149,11 @@ async fn take_in(raft: &Raft, node: u64) -> Result<RefillAnswer, String> {
     if now.membership().learner_ids().any(|id| id == node) {
         return Err("it is being caught up".to_owned());
     }
+    if raft.metrics().borrow_watched().purged.is_none() {
+        // before it is added: what a learner is being sent is not purged
+        lose_first_entry(raft).await?;
+        return Err("a snapshot is taken first: it may not begin with the first entry".to_owned());
+    }
     let added = raft.add_learner(node, peer_node(), false).await;
     added.map_err(|error| format!("it was not added: {error}"))?;
     tracing::info!(node, "a replica begins anew, as a learner");
@@ -170,7 +175,7 @@ enum Due {
     Come(BTreeSet<u64>),
     /// These vote, and no others.
     Vote(BTreeSet<u64>),
-    /// A learner that is not to be a voter.
+    /// A learner that is not to be a voter; or one that has nothing, and asks again.
     Forget(u64),
     /// This node leads and is to go: one of these leads first.
     HandOver(BTreeSet<u64>),
@@ -208,6 +213,16 @@ async fn make(raft: &Raft, due: Due) -> Result<(), String> {
     change(raft, changes, "the members").await
 }
 
+/// Without the first entry, whoever has nothing gets a snapshot. The others go on with the log that is left.
+async fn lose_first_entry(raft: &Raft) -> Result<(), String> {
+    let has_snapshot = raft.metrics().borrow_watched().snapshot.is_some();
+    let triggered = match has_snapshot {
+        true => raft.trigger().purge_log(0).await,
+        false => raft.trigger().snapshot().await,
+    };
+    triggered.map_err(|error| error.to_string())
+}
+
 /// To whoever of them has most of the log. One that lacks the newest entry refuses, and is asked again at the next turn.
 async fn hand_over(raft: &Raft, heirs: &BTreeSet<u64>) -> Result<(), String> {
     let metrics = raft.metrics().borrow_watched().clone();
@@ -242,6 +257,11 @@ fn due_change(inner: &Inner, group: &Group) -> Option<Due> {
         voters: members.voter_ids().collect(),
         learners: members.learner_ids().collect(),
         caught_up: members.learner_ids().filter(caught_up).collect(),
+        has_first_entry: metrics.purged.is_none(),
+        empty: members
+            .learner_ids()
+            .filter(|id| progress.get(id).copied().flatten().is_none())
+            .collect(),
         wanted: wanted.iter().map(|id| id.0).collect(),
         is_fresh: fresh.is_some(),
     }
@@ -257,6 +277,10 @@ struct Standing {
     /// Of the learners.
     caught_up: BTreeSet<u64>,
     wanted: BTreeSet<u64>,
+    /// Whether the log goes back to the first entry of the range.
+    has_first_entry: bool,
+    /// Learners that have, as far as is known, nothing.
+    empty: BTreeSet<u64>,
     /// Whether the wish is new enough that others may go.
     is_fresh: bool,
 }
@@ -284,7 +308,9 @@ impl Standing {
         if !come.is_empty() && (has_all || is_odd) {
             return Some(Due::Come(come));
         }
-        let is_over = |id: &&u64| self.is_fresh && goes(id);
+        // it was added by a leader that had not the first entry; this one would begin with that, and be refused for ever
+        let is_stuck = |id: &u64| self.has_first_entry && self.empty.contains(id);
+        let is_over = |id: &&u64| (self.is_fresh && goes(id)) || is_stuck(id);
         self.learners.iter().find(is_over).map(|&learner| Due::Forget(learner))
     }
 }
@@ -330,6 +356,8 @@ mod tests {
             learners: set(caught_up),
             caught_up: set(caught_up),
             wanted: set(wanted),
+            has_first_entry: false,
+            empty: set(&[]),
             is_fresh: true,
         }
     }
@@ -343,6 +371,8 @@ mod tests {
         let mut late = standing(&[1, 2, 3], &[], &[1, 2, 4]);
         late.learners.insert(4);
         assert_eq!(late.due(), None);
+        (late.has_first_entry, late.empty) = (true, set([4]));
+        assert_eq!(late.due(), Some(Due::Forget(4)), "it may not begin with the first entry");
         assert_eq!(standing(&[1, 2, 3], &[4], &[1, 2, 4]).due(), Some(Due::Vote(set([1, 2, 4]))));
         assert_eq!(standing(&[1, 2, 4], &[], &[1, 2, 4]).due(), None);
     }

@@ -698,7 +698,8 @@ impl Opening {
         let raft = Raft::build(self.config.node.0, library, peers, log, machine).await;
         let raft = raft.map_err(|error| refused(error.to_string()))?;
         let lease_reads = self.config.lease_reads;
-        let group = Group::start(&self.host, raft, state, stored.health, lease_reads);
+        let is_anew = created.anew_at().is_some() && !bug!("anew-from-the-first-entry");
+        let group = Group::start(&self.host, raft, state, (stored.health, is_anew), lease_reads);
         group.raft.run();
         Ok(group)
     }

@@ -234,6 +234,13 @@ impl Inbound {
             }
         };
         let Message::Append(append) = message else { return None };
+        if append.prev_log_id.is_none()
+            && !append.entries.is_empty()
+            && self.group.begins_with_snapshot()
+        {
+            tracing::debug!(range = %self.group.range, "a replica that begins anew waits for a snapshot");
+            return None;
+        }
         self.group.note_append();
         let commit = append.leader_commit.map(|id| id.index);
         self.commits.lock().unwrap_or_else(PoisonError::into_inner).push_back(commit);

@@ -94,9 +94,29 @@ impl Cluster {
     async fn settle(&self) {
         self.tend_until("everything is where it is to be", async |cluster| {
             let replicas = cluster.replicas().await;
-            replicas.iter().all(|one| one.moving.is_none() && cluster.is_as(one))
+            let rests = |one: &RangeReplicas| {
+                one.moving.is_none() && cluster.is_as(one) && cluster.agrees_on(one.range.id)
+            };
+            replicas.iter().all(rests)
         })
         .await;
+        for (node, running) in &self.nodes {
+            for (range, recount) in running.meta.recount().expect("read") {
+                assert!(recount.is_right(), "{range} on {node}: {recount:?}");
+            }
+        }
+    }
+
+    /// Those that have applied something since their start have applied the same, and came to the same state (R4).
+    fn agrees_on(&self, range: RangeId) -> bool {
+        let status = self.nodes.values().flat_map(|running| running.meta.status());
+        let states = status.filter(|status| status.range == range);
+        let hashes: Vec<_> = states.filter_map(|status| status.state_hash).collect();
+        for (at, hash) in &hashes {
+            let same = |(other, theirs): &(u64, u128)| other != at || theirs == hash;
+            assert!(hashes.iter().all(same), "{range} at {at}: {hashes:?}");
+        }
+        hashes.windows(2).all(|pair| pair[0].0 == pair[1].0)
     }
 
     fn is_as(&self, one: &RangeReplicas) -> bool {
@@ -347,6 +367,10 @@ async fn r8_what_was_a_part_of_a_range_outlives_its_leaving_and_a_lost_map() {
     let leaver = cluster.voters[0];
     cluster.move_replica(RANGE, leaver, new).await;
     assert!(cluster.nodes[&leaver].meta.descriptor(CHILD).is_some());
+    // the other way round: the part first, then what it was a part of, whose first entries were of both
+    cluster.move_replica(CHILD, cluster.voters[1], new).await;
+    cluster.move_replica(RANGE, new, leaver).await;
+    cluster.move_replica(RANGE, cluster.voters[2], new).await;
     let nodes: Vec<NodeId> = cluster.nodes.keys().copied().collect();
     for &node in &nodes {
         cluster.kill(node).await;
