@@ -376,7 +376,7 @@ async fn node(host: Host, args: NodeArgs) -> Result<()> {
             }
         }
         NodeVerb::Drain { node, how } => {
-            drain_node(&host, &member, &node, how, args.ask.json).await?
+            drain_node(&host, &member, &node, how, args.ask.json).await?;
         }
         NodeVerb::Undrain { node } => undrain_node(&host, &member, &node, args.ask.json).await?,
         NodeVerb::Remove { node } => {

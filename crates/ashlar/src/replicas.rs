@@ -10,13 +10,18 @@ use crate::watch::Watch;
 use ashlar_client::{Client, Failure};
 use ashlar_host::{Host, Monotonic};
 use ashlar_placement::{ReplicaNode, ReplicaNodeState, ReplicaStep, plan_replicas};
-use ashlar_types::{ClusterMap, Node, NodeId, RangeReplicas, ReplicaDirectory, Role, RootOp};
+use ashlar_types::{
+    ClusterMap, Node, NodeId, RangeId, RangeReplicas, ReplicaDirectory, ReplicaMove, Role, RootOp,
+};
 use futures::future::join_all;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 const FOLLOW_EVERY: Duration = Duration::from_millis(500);
 const PLAN_EVERY: Duration = Duration::from_secs(1);
+/// A move that takes longer is given up, and nothing goes to its target for as long. A range is split at some hundred MiB,
+/// which take a minute on a slow link.
+const MOVE_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Follows the directory, and decides what of it is to change.
 pub(crate) struct Replicator {
@@ -32,7 +37,7 @@ pub(crate) struct Replicator {
 impl Replicator {
     /// Goes on until it is dropped.
     pub(crate) async fn run(self) {
-        tokio::join!(self.follow(), self.plan());
+        tokio::join!(self.follow(), self.tell(), self.plan());
     }
 
     async fn follow(&self) {
@@ -47,6 +52,13 @@ impl Replicator {
                     tracing::debug!(%failure, "the root does not say who holds which range");
                 }
             }
+        }
+    }
+
+    /// Apart from following: a range without a quorum takes its time to say so.
+    async fn tell(&self) {
+        loop {
+            self.host.clock.sleep(FOLLOW_EVERY).await;
             for step in self.leading.meta.settled_moves().await {
                 match self.client.root(RootOp::EndReplicaMove(step.clone())).await {
                     Ok(_) => {
@@ -70,15 +82,15 @@ impl Replicator {
 
     async fn plan(&self) {
         let mut watch = Watch::begin(self.host.clock.now());
-        let mut answered = BTreeMap::new();
+        let mut seen = Seen::default();
         loop {
             self.host.clock.sleep(PLAN_EVERY).await;
             let now = self.host.clock.now();
             let Some(since) = watch.look(now, self.leading.root()) else {
-                answered.clear();
+                seen = Seen::default();
                 continue;
             };
-            if let Err(failure) = self.plan_once(&mut answered, since, now).await {
+            if let Err(failure) = self.plan_once(&mut seen, since, now).await {
                 tracing::debug!(%failure, "where replicas are to be could not be decided now");
             }
         }
@@ -86,18 +98,23 @@ impl Replicator {
 
     async fn plan_once(
         &self,
-        answered: &mut BTreeMap<NodeId, Monotonic>,
+        seen: &mut Seen,
         since: Monotonic,
         now: Monotonic,
     ) -> Result<(), Failure> {
         let directory = self.client.replicas_now().await?;
         let map = self.client.map();
         for node in self.answering(&map).await {
-            answered.insert(node, now);
+            seen.answered.insert(node, now);
+        }
+        for step in seen.too_long(&directory, now) {
+            tracing::warn!(%step, "replicas have not moved for long: the move is given up");
+            self.take(ReplicaStep::Cancel(step)).await;
         }
         let drained = directory.drained.iter().copied().collect();
-        let silence = |node| now - answered.get(&node).map_or(since, |&seen| seen.max(since));
-        let nodes = standing(&map, &drained, &silence, self.lost_after);
+        let silence = |node| now - seen.answered.get(&node).map_or(since, |&seen| seen.max(since));
+        let mut nodes = standing(&map, &drained, &silence, self.lost_after);
+        seen.shun(&mut nodes, now);
         let moving = directory.ranges.iter().filter(|one| one.moving.is_some()).count();
         metrics::gauge!("ashlar_replica_moves_running")
             .set(f64::from(u32::try_from(moving).unwrap_or(u32::MAX)));
@@ -133,6 +150,49 @@ impl Replicator {
     }
 }
 
+/// What the node that leads the root has seen since it leads it.
+#[derive(Debug, Default)]
+struct Seen {
+    /// When a node answered last.
+    answered: BTreeMap<NodeId, Monotonic>,
+    /// Since when each move is under way.
+    moving: BTreeMap<RangeId, (ReplicaMove, Monotonic)>,
+    /// Nodes that a range did not come to, and when that was given up.
+    failed: BTreeMap<NodeId, Monotonic>,
+}
+
+impl Seen {
+    /// The moves that have been under way for too long. A target that answers may all the same be unable to take a range: its
+    /// disk is full, or what comes before it there does not come.
+    fn too_long(&mut self, directory: &ReplicaDirectory, now: Monotonic) -> Vec<ReplicaMove> {
+        let moving = directory.ranges.iter().filter_map(|one| one.moving.clone());
+        let before = std::mem::take(&mut self.moving);
+        for step in moving {
+            let known = before.get(&step.range).filter(|(known, _)| *known == step);
+            let since = known.map_or(now, |(_, since)| *since);
+            self.moving.insert(step.range, (step, since));
+        }
+        let is_late = |(step, since): &(ReplicaMove, Monotonic)| {
+            (now - *since >= MOVE_PATIENCE).then(|| step.clone())
+        };
+        let late: Vec<ReplicaMove> = self.moving.values().filter_map(is_late).collect();
+        self.failed.extend(late.iter().flat_map(|step| &step.to).map(|&node| (node, now)));
+        late
+    }
+
+    /// For a while nothing more goes to those.
+    fn shun(&self, nodes: &mut BTreeMap<NodeId, ReplicaNode>, now: Monotonic) {
+        for (node, when) in &self.failed {
+            if let Some(node) = nodes.get_mut(node)
+                && node.state == ReplicaNodeState::Well
+                && now - *when < MOVE_PATIENCE
+            {
+                node.state = ReplicaNodeState::Silent;
+            }
+        }
+    }
+}
+
 fn holds_metadata(node: &Node) -> bool {
     node.roles.contains(&Role::Meta)
 }
@@ -160,6 +220,32 @@ fn standing(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ashlar_types::RangeDescriptor;
+
+    #[test]
+    fn a_move_that_takes_too_long_is_given_up_and_its_target_left_alone_for_a_while() {
+        let at = |seconds| Monotonic(Duration::from_secs(seconds));
+        let (one, two) = (NodeId(1), NodeId(2));
+        let step = |to| ReplicaMove { range: RangeId::ROOT, from: vec![one], to: vec![to] };
+        let directory = |step| ReplicaDirectory {
+            ranges: vec![RangeReplicas { range: RangeDescriptor::root(vec![one]), moving: step }],
+            drained: Vec::new(),
+        };
+        let mut seen = Seen::default();
+        assert_eq!(seen.too_long(&directory(Some(step(two))), at(0)), []);
+        assert_eq!(seen.too_long(&directory(Some(step(NodeId(3)))), at(599)), [], "another one");
+        assert_eq!(seen.too_long(&directory(Some(step(two))), at(600)), []);
+        assert_eq!(seen.too_long(&directory(Some(step(two))), at(1_200)), [step(two)]);
+        assert_eq!(seen.too_long(&directory(None), at(1_201)), []);
+        let well =
+            |zone: &str| ReplicaNode { zone: zone.to_owned(), state: ReplicaNodeState::Well };
+        let mut nodes = BTreeMap::from([(one, well("a")), (two, well("b"))]);
+        seen.shun(&mut nodes, at(1_800));
+        assert!(nodes.values().all(|node| node.state == ReplicaNodeState::Well));
+        seen.shun(&mut nodes, at(1_799));
+        assert_eq!(nodes[&two].state, ReplicaNodeState::Silent);
+        assert_eq!(nodes[&one].state, ReplicaNodeState::Well);
+    }
 
     #[test]
     fn a_node_is_lost_after_a_while_and_before_that_it_only_gets_nothing() {

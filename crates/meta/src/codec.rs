@@ -443,6 +443,8 @@ pub(crate) enum RefillAnswer {
     Removed { vote: Vote, confirmed: u64 },
     /// The sender is a voter.
     Voter,
+    /// The sender is no member, and is not to be one.
+    Outside,
 }
 
 const ASK_APPEND: u8 = 1;
@@ -608,6 +610,7 @@ pub(crate) fn refill_answer_bytes(answer: &RefillAnswer) -> Bytes {
             to.put_u64_le(*confirmed);
         }
         RefillAnswer::Voter => to.put_u8(3),
+        RefillAnswer::Outside => to.put_u8(5),
     }
     to.freeze()
 }
@@ -623,6 +626,7 @@ pub(crate) fn read_refill_answer(body: Bytes) -> Result<RefillAnswer, BadBytes> 
         2 => RefillAnswer::Removed { vote: fields.vote()?, confirmed: u64::MAX },
         4 => RefillAnswer::Removed { vote: fields.vote()?, confirmed: fields.u64()? },
         3 => RefillAnswer::Voter,
+        5 => RefillAnswer::Outside,
         other => return Err(bad("refill answer", format!("kind {other} is not known"))),
     };
     fields.end().map(|()| answer)
@@ -736,6 +740,7 @@ mod tests {
             RefillAnswer::NotYet("why".to_owned()),
             RefillAnswer::Removed { vote: Vote::new_committed(2, 1), confirmed: 77 },
             RefillAnswer::Voter,
+            RefillAnswer::Outside,
         ] {
             assert_eq!(read_refill_answer(refill_answer_bytes(&answer)), Ok(answer));
         }

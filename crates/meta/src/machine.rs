@@ -466,15 +466,18 @@ impl Machine {
 
     /// The child of a split exists before any of its rows does. A replay over a reverted map finds it in the log, and
     /// leaves its vote and its entries alone (R5, R7). A replica that has begun anew makes no child of what a former
-    /// life of it may have been a member of: that comes by a refill, when its votes are forgotten by the others too.
+    /// life of it may have been a member of, and none makes one that has left this node: that comes by a refill, when its
+    /// votes are forgotten by the others too.
     async fn part(&self, at: Standing, parting: Parting) -> io::Result<Standing> {
         let child = parting.child.id;
         let known = Created::stored(&self.state.wal, child)?;
         let known = known.filter(|_| !bug!("replay-begins-the-child-anew"));
         let may_have_been = self.anew_at.is_some_and(|anew_at| parting.entry.index <= anew_at);
+        // one that has left this node has voted, and what it had voted is forgotten
+        let has_left = self.state.wal.state(child).dropped && !bug!("replay-bears-what-has-left");
         let inherits = match &known {
             Some(known) => known.first() == Some(parting.entry),
-            None => !may_have_been,
+            None => !may_have_been && !has_left,
         };
         let born = match known {
             None if inherits => Some(self.give_birth(&at, &parting).await?),

@@ -52,7 +52,11 @@ pub(crate) async fn answer(
         return RefillAnswer::NotLeader(group.leader().map(|leader| leader.0));
     }
     if emptied && !is_wanted(inner, group, from) {
-        return RefillAnswer::NotYet(format!("{} is not to be held by {from}", group.range));
+        let members = members(&group.raft);
+        return match members.membership().nodes().any(|(&id, _)| id == from.0) {
+            true => RefillAnswer::NotYet(format!("{from} is a member, and is not to be one")),
+            false => RefillAnswer::Outside,
+        };
     }
     let Ok(_one) = group.changing.try_lock() else {
         return RefillAnswer::NotYet("another change of the members is on its way".to_owned());
@@ -304,8 +308,11 @@ impl Standing {
             };
         }
         // two of which one is missing survive less than the one did alone, and four no more than three
-        let is_odd = (self.voters.len() + come.len()) % 2 == 1;
-        if !come.is_empty() && (has_all || is_odd) {
+        let then = self.voters.len() + come.len();
+        let is_odd = then % 2 == 1;
+        // by a wish of long ago it would be one more than there ever were
+        let fits = self.is_fresh || then <= self.wanted.len();
+        if !come.is_empty() && fits && (has_all || is_odd) {
             return Some(Due::Come(come));
         }
         // it was added by a leader that had not the first entry; this one would begin with that, and be refused for ever
@@ -385,6 +392,8 @@ mod tests {
         assert_eq!(standing(&[1, 2, 4], &[3], &[1, 3, 4]).due(), Some(Due::Vote(set([1, 3, 4]))));
         let old = Standing { is_fresh: false, ..standing(&[1, 2, 3], &[5], &[1, 2]) };
         assert_eq!(old.due(), None);
+        let old = Standing { is_fresh: false, ..standing(&[1, 2, 4], &[3], &[1, 2, 3]) };
+        assert_eq!(old.due(), None, "four of three");
         assert_eq!(standing(&[1, 2], &[], &[]).due(), None, "a range that nobody holds is none");
     }
 

@@ -222,7 +222,7 @@ pub(crate) struct Inner {
     /// Replicas that are not opened until what they were a part of has passed the split.
     waiting: Mutex<BTreeMap<RangeId, Waiting>>,
     /// Held while those that need wait no longer are opened.
-    opening_due: tokio::sync::Mutex<()>,
+    pub(crate) opening_due: tokio::sync::Mutex<()>,
     /// Taken when the node stops: it closes with its last user.
     map: Mutex<Option<Arc<dyn OrderedMap>>>,
     wal: Wal,
@@ -632,7 +632,8 @@ impl Opening {
             here.waiting.insert(range, waiting);
             return Ok(());
         }
-        match self.start_group(sender, created, waiting.state.clone()).await {
+        let runs = |id: RangeId| here.groups.contains_key(&id);
+        match self.start_group(sender, created, waiting.state.clone(), &runs).await {
             Ok(group) => drop(here.groups.insert(range, group)),
             Err(error @ (MetaError::Settings(_) | MetaError::NoBeginning(_))) => return Err(error),
             // a full disk, or one that fails for a moment: it is tried again
@@ -662,9 +663,16 @@ impl Opening {
     }
 
     /// A range that begins from nothing applies what it had before its splits once more, and may meet no rows of those
-    /// who have them now. They wait meanwhile, and begin again from their own snapshots and logs.
-    fn forget_descendants(&self, map: &dyn OrderedMap, range: RangeId) -> Result<(), MetaError> {
-        for child in descendants(self.stored()?, range) {
+    /// who have them now. They wait meanwhile, and begin again from their own snapshots and logs. One that runs was here when
+    /// the range had left: what comes back begins with a snapshot of behind their split, and applies nothing of before.
+    fn forget_descendants(
+        &self,
+        map: &dyn OrderedMap,
+        range: RangeId,
+        runs: &(dyn Fn(RangeId) -> bool + Sync),
+    ) -> Result<(), MetaError> {
+        let waiting = descendants(self.stored()?, range).into_iter();
+        for child in waiting.filter(|child| !runs(child.range())) {
             let forgotten = forget_rows(map, child.descriptor());
             forgotten.map_err(|error| MetaError::Group(range, error.to_string()))?;
         }
@@ -676,6 +684,7 @@ impl Opening {
         sender: &Sender,
         created: &Created,
         state: Arc<State>,
+        runs: &(dyn Fn(RangeId) -> bool + Sync),
     ) -> Result<Arc<Group>, MetaError> {
         let range = created.range();
         let refused = |why: String| MetaError::Group(range, why);
@@ -684,7 +693,7 @@ impl Opening {
             state.forget_applied().map_err(|error| refused(error.to_string()))?;
         }
         if state.applied().map_err(|error| refused(error.to_string()))?.is_none() {
-            self.forget_descendants(&*state.map, range)?;
+            self.forget_descendants(&*state.map, range, runs)?;
         }
         self.check_beginning(created, &state)?;
         let library =
@@ -704,17 +713,22 @@ impl Opening {
         Ok(group)
     }
 
-    /// What a range is that began with its parent's state: it has that, or a snapshot of later, and a vote no older than
-    /// the entry that its log goes on from.
+    /// What its log goes on from is here. A range that began with its parent's state has that, or a snapshot of later, and a
+    /// vote no older than the entry that made it; one whose log was purged has a snapshot: without it, it was on its way out
+    /// when this node stopped.
     fn check_beginning(&self, created: &Created, state: &State) -> Result<(), MetaError> {
-        let Some(first) = created.first() else { return Ok(()) };
-        let refused = |why: &str| MetaError::Group(created.range(), why.to_owned());
-        if !state.reaches(first).map_err(|error| refused(&error.to_string()))? {
-            return Err(MetaError::NoBeginning(created.range()));
+        let range = created.range();
+        let refused = |why: String| MetaError::Group(range, why);
+        let stored = self.wal.state(range);
+        let purged = stored.purged.and_then(|(_, id)| read_log_id(id).ok());
+        let Some(first) = purged.max(created.first()) else { return Ok(()) };
+        if !state.reaches(first).map_err(|error| refused(error.to_string()))? {
+            return Err(MetaError::NoBeginning(range));
         }
-        let vote = self.wal.state(created.range()).vote.and_then(|bytes| read_vote(bytes).ok());
+        let Some(first) = created.first() else { return Ok(()) };
+        let vote = stored.vote.and_then(|bytes| read_vote(bytes).ok());
         if vote.is_none_or(|vote| vote.leader_id.term < first.leader_id.term) {
-            return Err(refused("its vote is older than the entry that made it"));
+            return Err(refused("its vote is older than the entry that made it".to_owned()));
         }
         Ok(())
     }
@@ -867,6 +881,8 @@ impl Inner {
     /// somebody may count on what the replica had acknowledged. A crash in between repeats all of it.
     pub(crate) async fn begin_anew(&self, removal: Removal) -> Result<(), MetaError> {
         let range = removal.descriptor().id;
+        // nothing that was a part of it begins to run meanwhile
+        let _one = self.opening_due.lock().await;
         let is_waiting =
             self.waiting.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&range);
         if is_waiting || self.group(range).is_some() {
@@ -880,7 +896,8 @@ impl Inner {
         let state = Arc::new(self.opening.open_state(&map, created.descriptor())?);
         children.iter().for_each(|child| state.adopt(child));
         drop((children, map));
-        let group = self.opening.start_group(&self.sender, &created, state).await?;
+        let runs = |id: RangeId| self.group(id).is_some();
+        let group = self.opening.start_group(&self.sender, &created, state, &runs).await?;
         tracing::warn!(%range, "an empty replica waits for the range's leader");
         metrics::counter!("ashlar_raft_refills_total").increment(1);
         self.admit(group).await
@@ -890,8 +907,7 @@ impl Inner {
     /// acknowledged later would be forgotten with it (R5, R7).
     pub(crate) async fn close_to_leave(&self, group: &Group) {
         let range = group.range;
-        let leaving = Damaged::leaves((*group.descriptor()).clone());
-        self.damaged.lock().unwrap_or_else(PoisonError::into_inner).insert(range, leaving);
+        self.note_damaged(Damaged::leaves((*group.descriptor()).clone()));
         let closed = self.groups.write().unwrap_or_else(PoisonError::into_inner).remove(&range);
         if let Some(closed) = closed {
             keeper::show_leader(&closed, false);
@@ -933,6 +949,20 @@ impl Inner {
             opening.forget(&*map, &of)
         });
         forgotten.await
+    }
+
+    /// Replicas that do not run and that others hold: they do not open, or wait for what they were a part of.
+    pub(crate) fn note_leaving(&self) -> Result<(), MetaError> {
+        for created in self.opening.stored()? {
+            let range = created.range();
+            let is_others = self.directory.names(range, self.node) == Some(false);
+            if !is_others || self.group(range).is_some() {
+                continue;
+            }
+            self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&range);
+            self.note_damaged(Damaged::leaves(created.descriptor().clone()));
+        }
+        Ok(())
     }
 
     /// Whether the log has a replica of a range.
@@ -983,7 +1013,9 @@ impl Inner {
         if here.iter().any(is_in_the_way) {
             return;
         }
-        let began = here.iter().filter(|other| other.first.contains(&range.interval.start));
+        let is_stored = |other: &&Replica| self.is_stored(other.now.id);
+        let began = here.iter().filter(is_stored);
+        let began = began.filter(|other| other.first.contains(&range.interval.start));
         // the latest of those that had its keys: it is past the split, and will be when it has applied as much as now
         let parent = began.max_by_key(|other| (other.first.start.clone(), other.now.epoch));
         let origin = parent.map(|parent| self.present_origin(parent.now.id));
@@ -1018,8 +1050,12 @@ impl Inner {
                 group.filter(|_| is_settled).map_or(began, |group| (*group.descriptor()).clone());
             here.push(Replica { now, first, is_settled });
         }
-        let lost = self.damaged().into_iter().map(|damaged| damaged.descriptor);
-        let lost = lost.map(|now| Replica { first: now.interval.clone(), now, is_settled: false });
+        let lost = self.damaged().into_iter().map(|damaged| {
+            // what is only to come has had no keys here, and begins with a snapshot of now
+            let is_settled = damaged.reason == Reason::Comes;
+            let now = damaged.descriptor;
+            Replica { first: now.interval.clone(), now, is_settled }
+        });
         here.extend(lost);
         here.retain(|replica| replica.now.id != RangeId::ROOT);
         Ok(here)
@@ -1071,7 +1107,8 @@ impl Inner {
             if is_soon || self.has_ended() || !self.may_open(created.origin()) {
                 continue;
             }
-            let opened = self.opening.start_group(&self.sender, &created, state).await;
+            let runs = |id: RangeId| self.group(id).is_some();
+            let opened = self.opening.start_group(&self.sender, &created, state, &runs).await;
             match opened {
                 Ok(group) => match self.admit(group.clone()).await {
                     Ok(()) => self.elect_after_split(group, created.origin()),

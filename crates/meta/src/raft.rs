@@ -9,7 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-pub(crate) use openraft::async_runtime::WatchReceiver;
+pub(crate) use openraft::async_runtime::{Instant, WatchReceiver};
 pub(crate) use openraft::base::{BoxFuture, BoxStream};
 pub(crate) use openraft::entry::RaftEntry;
 pub(crate) use openraft::errors::{

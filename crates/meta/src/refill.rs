@@ -26,7 +26,7 @@ use crate::group::Group;
 use crate::members::{CHANGE_PATIENCE, members};
 use crate::network::Peers;
 use crate::node::Inner;
-use crate::raft::Vote;
+use crate::raft::{Instant, Vote, WatchReceiver};
 use ashlar_types::{NodeId, RangeDescriptor, RangeId};
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
@@ -40,8 +40,7 @@ const _: () = assert!(CHANGE_PATIENCE.as_secs() < ASK_PATIENCE.as_secs());
 /// A replica that has heard no leader for so long may have been taken out without knowing it, by a wish of its own that
 /// came late, or because it is to be held elsewhere: it asks. Longer than an election takes.
 const SILENCE: Duration = Duration::from_secs(5);
-/// The same for one that the directory gives to others: it is closed then, and if it was a voter after all, by a move that
-/// was given up late, the leader takes it out.
+/// The same for one that the directory gives to others.
 const SILENCE_OF_OTHERS: Duration = Duration::from_secs(2);
 
 /// A replica that is not opened, because it lacks something that it had acknowledged.
@@ -144,6 +143,12 @@ pub(crate) async fn run(node: Weak<Inner>) {
         if inner.has_ended() {
             return;
         }
+        // not while one of them is being opened
+        if let Ok(_one) = inner.opening_due.try_lock()
+            && let Err(error) = inner.note_leaving()
+        {
+            tracing::error!(%error, "what is to leave is not known");
+        }
         let damaged = inner.damaged();
         alarm(&inner, &damaged);
         let refills = damaged.into_iter().map(|replica| refill(&inner, replica));
@@ -167,8 +172,17 @@ fn is_outside(inner: &Inner, group: &Group) -> bool {
 
 /// Whether this node's replica may be no member, as far as it knows.
 fn may_be_outside(inner: &Inner, group: &Group) -> bool {
-    let silence = if is_others(inner, group.range) { SILENCE_OF_OTHERS } else { SILENCE };
-    is_outside(inner, group) || (group.silence() > silence && group.leader() != Some(inner.node))
+    let patience = if is_others(inner, group.range) { SILENCE_OF_OTHERS } else { SILENCE };
+    is_outside(inner, group) || silence(inner, group) > patience
+}
+
+/// For how long nobody has led this replica; one that takes itself for the leader: for how long no quorum has answered it.
+fn silence(inner: &Inner, group: &Group) -> Duration {
+    if group.leader() != Some(inner.node) {
+        return group.silence();
+    }
+    let acked = group.raft.metrics().borrow_watched().last_quorum_acked;
+    acked.map_or(Duration::ZERO, |when| when.elapsed())
 }
 
 /// Whether the directory gives a range to others. One that it does not know may be new.
@@ -219,10 +233,13 @@ async fn refill(inner: &Arc<Inner>, replica: Damaged) {
 /// The way back into the members; or out of this node, where others are to hold the range. That it has ended shows in the
 /// members.
 async fn join_or_leave(inner: &Inner, group: Arc<Group>) {
-    if is_others(inner, group.range) {
+    let is_others = is_others(inner, group.range);
+    if is_others && is_outside(inner, &group) {
         return inner.close_to_leave(&group).await;
     }
     match ask(inner, &group.descriptor(), true).await {
+        // not for silence alone: where nobody leads, it may be one of those who are needed for an election
+        Ok(RefillAnswer::Outside) if is_others => inner.close_to_leave(&group).await,
         Ok(answer) => tracing::debug!(range = %group.range, ?answer, "the leader answers"),
         Err(standing) => {
             tracing::debug!(range = %group.range, standing, "not a member yet");

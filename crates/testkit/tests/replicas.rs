@@ -45,17 +45,15 @@ async fn settled(cluster: &TestCluster, holds: impl Fn(&[NodeId]) -> bool) {
         }
     };
     if tokio::time::timeout(PATIENCE, settling).await.is_err() {
-        for one in replicas(cluster).await {
-            println!("{} is held by {:?}, {:?}", one.range.id, one.range.voters, one.moving);
-        }
-        for node in cluster.nodes().iter().filter_map(TestNode::running) {
-            let Some(meta) = node.meta() else { continue };
-            for here in meta.status() {
-                println!("{} has {}: {:?} {:?}", node.node(), here.range, here.voters, here.leader);
-            }
-            println!("{} lacks {:?}", node.node(), meta.damaged());
-        }
-        panic!("it does not come to rest");
+        let held = |node: &TestNode| {
+            let (id, meta) = (node.running()?.node(), node.running()?.meta()?);
+            let status = meta.status().into_iter();
+            let here = status.map(|here| (here.range, here.voters, here.leader));
+            Some((id, here.collect::<Vec<_>>(), meta.damaged()))
+        };
+        let held: Vec<_> = cluster.nodes().iter().filter_map(held).collect();
+        let moving: Vec<_> = replicas(cluster).await.into_iter().map(|one| one.moving).collect();
+        panic!("it does not come to rest: {moving:?} {held:#?}");
     }
 }
 

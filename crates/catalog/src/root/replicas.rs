@@ -9,6 +9,7 @@ use ashlar_types::{
     Disk, DiskState, NodeId, RangeDescriptor, RangeId, RangeReplicas, ReplicaDirectory,
     ReplicaMove, Role, RootRefusal,
 };
+use std::collections::BTreeSet;
 
 /// More replicas would make every write wait for more nodes, and survive no fault that these do not.
 const VOTERS_MAX: usize = 7;
@@ -71,6 +72,10 @@ impl Root {
 
     fn check(&self, step: &ReplicaMove, voters: &[NodeId]) -> Result<(), RootRefusal> {
         let bad = |why: String| Err(RootRefusal::BadReplicas { range: step.range, why });
+        let is_twice = |nodes: &[NodeId]| nodes.iter().collect::<BTreeSet<_>>().len() < nodes.len();
+        if is_twice(&step.from) || is_twice(&step.to) {
+            return bad("a node was named twice".to_owned());
+        }
         if let Some(from) = step.from.iter().find(|from| !voters.contains(from)) {
             return bad(format!("{from} holds none of it"));
         }

@@ -588,7 +588,7 @@ fn the_voters_of_a_range_change_when_its_move_has_ended() {
         stale(&[first], moving.clone()),
         "one at a time"
     );
-    assert_eq!(root.send(RootOp::EndReplicaMove(other.clone())), stale(&[first], moving.clone()));
+    assert_eq!(root.send(RootOp::EndReplicaMove(other.clone())), stale(&[first], moving));
     for _ in 0..2 {
         assert_eq!(root.send(RootOp::EndReplicaMove(step.clone())), done(), "told twice");
     }
@@ -596,12 +596,8 @@ fn the_voters_of_a_range_change_when_its_move_has_ended() {
         replicas(&root),
         [(0, vec![first], None), (1, vec![first], None), (2, vec![one], None)]
     );
-    assert_eq!(
-        root.send(begin(other.clone(), &[first])),
-        stale(&[one], None),
-        "decided from before"
-    );
-    assert_eq!(root.send(RootOp::CancelReplicaMove(step.clone())), stale(&[one], None), "too late");
+    assert_eq!(root.send(begin(other, &[first])), stale(&[one], None), "decided from before");
+    assert_eq!(root.send(RootOp::CancelReplicaMove(step)), stale(&[one], None), "too late");
 }
 
 #[test]
@@ -614,7 +610,7 @@ fn a_move_that_is_given_up_leaves_the_voters() {
     let late = root.send(RootOp::EndReplicaMove(step.clone()));
     assert!(matches!(late, RootOutcome::Refused(RootRefusal::StaleReplicaMove { .. })));
     assert_eq!(root.send(begin(step.clone(), &[NodeId(1)])), done());
-    assert_eq!(root.send(RootOp::EndReplicaMove(step.clone())), done());
+    assert_eq!(root.send(RootOp::EndReplicaMove(step)), done());
     let voters: Vec<usize> = replicas(&root).iter().map(|one| one.1.len()).collect();
     assert_eq!(voters, [2, 1, 1], "those of the root are its own from the first move on");
 }
@@ -632,6 +628,7 @@ fn a_range_gets_no_replicas_that_it_cannot_have() {
     };
     assert!(why(&[], &[]).contains("nothing was to move"));
     assert!(why(&[first], &[]).contains("none would be left"));
+    assert!(why(&[], &[joined[0], joined[0]]).contains("named twice"));
     assert!(why(&[joined[0]], &[]).contains("holds none of it"));
     assert!(why(&[], &[first]).contains("holds it already"));
     assert!(why(&[], &[joined[1]]).contains("has not the role meta"));
@@ -680,7 +677,7 @@ fn a_node_is_struck_off_when_nothing_of_it_would_be_missed() {
     root.send(RootOp::SetDiskState { disk: own.id, state: DiskState::Removed });
     let drain = |drain| RootOp::DrainReplicas { node: new, drain };
     assert_eq!(root.send(drain(true)), done());
-    let late = root.send(begin(step.clone(), &[first]));
+    let late = root.send(begin(step, &[first]));
     assert!(matches!(late, RootOutcome::Refused(RootRefusal::BadReplicas { .. })), "{late:?}");
     assert_eq!(root.send(RootOp::RemoveNode(new)), done());
     let unknown = refused(RootRefusal::NoSuchNode(new));

@@ -388,3 +388,55 @@ async fn r8_what_was_a_part_of_a_range_outlives_its_leaving_and_a_lost_map() {
     }
     cluster.stop_all().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r7_what_has_left_is_not_born_again_by_a_split_that_is_replayed() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.open_bucket().await;
+    cluster.fill(0..20).await;
+    let new = cluster.join().await;
+    cluster.split("key-5").await;
+    cluster.tell_split().await;
+    let leaver = cluster.voters[0];
+    cluster.move_replica(CHILD, leaver, new).await;
+    cluster.kill(leaver).await;
+    cluster.host.disk.remove_dir_all(&cluster.dir(leaver).join("map")).expect("the map is lost");
+    cluster.boot(leaver).await;
+    // it applies all of the parent's log again, and is told of no directory meanwhile
+    let has_caught_up = |cluster: &Cluster| {
+        let applied = |node: NodeId| {
+            let all = cluster.nodes[&node].meta.status();
+            all.into_iter().find(|status| status.range == RANGE).and_then(|status| status.applied)
+        };
+        applied(leaver).is_some() && applied(leaver) == applied(cluster.voters[1])
+    };
+    cluster.wait("the parent is there again", has_caught_up).await;
+    assert!(cluster.nodes[&leaver].meta.descriptor(CHILD).is_none(), "its vote is forgotten");
+    cluster.settle().await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_of_which_a_crash_has_left_the_log_alone_goes_all_the_same_and_may_come_back() {
+    let mut cluster = Cluster::start_with(3, 4096).await;
+    cluster.open_bucket().await;
+    let new = cluster.join().await;
+    let leaver = cluster.voters[0];
+    let mut count = 0;
+    while cluster.status(leaver, RANGE).purged <= Some(64) {
+        cluster.fill(count..count + 50).await;
+        count += 50;
+    }
+    cluster.kill(leaver).await;
+    cluster.move_replica(RANGE, leaver, new).await;
+    // rows and snapshot go before the log does
+    let dir = cluster.dir(leaver);
+    cluster.host.disk.remove_dir_all(&dir.join("map")).expect("the rows are gone");
+    let snapshot = dir.join("snapshots").join("range-1.snapshot");
+    cluster.host.disk.remove_file(&snapshot).expect("the snapshot is gone");
+    cluster.boot(leaver).await;
+    cluster.settle().await;
+    cluster.move_replica(RANGE, new, leaver).await;
+    cluster.has(count).await;
+    cluster.stop_all().await;
+}
