@@ -474,7 +474,7 @@ impl Machine {
         let known = known.filter(|_| !bug!("replay-begins-the-child-anew"));
         let may_have_been = self.anew_at.is_some_and(|anew_at| parting.entry.index <= anew_at);
         // one that has left this node has voted, and what it had voted is forgotten
-        let has_left = self.state.wal.state(child).dropped && !bug!("replay-bears-what-has-left");
+        let has_left = self.state.wal.state(child).dropped;
         let inherits = match &known {
             Some(known) => known.first() == Some(parting.entry),
             None => !may_have_been && !has_left,

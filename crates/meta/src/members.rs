@@ -153,7 +153,8 @@ async fn take_in(raft: &Raft, node: u64) -> Result<RefillAnswer, String> {
     if now.membership().learner_ids().any(|id| id == node) {
         return Err("it is being caught up".to_owned());
     }
-    if raft.metrics().borrow_watched().purged.is_none() {
+    let has_first_entry = raft.metrics().borrow_watched().purged.is_none();
+    if has_first_entry && !bug!("anew-from-the-first-entry") {
         // before it is added: what a learner is being sent is not purged
         lose_first_entry(raft).await?;
         return Err("a snapshot is taken first: it may not begin with the first entry".to_owned());
@@ -261,7 +262,7 @@ fn due_change(inner: &Inner, group: &Group) -> Option<Due> {
         voters: members.voter_ids().collect(),
         learners: members.learner_ids().collect(),
         caught_up: members.learner_ids().filter(caught_up).collect(),
-        has_first_entry: metrics.purged.is_none(),
+        has_first_entry: metrics.purged.is_none() && !bug!("anew-from-the-first-entry"),
         empty: members
             .learner_ids()
             .filter(|id| progress.get(id).copied().flatten().is_none())

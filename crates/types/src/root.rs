@@ -284,7 +284,7 @@ pub enum RootRefusal {
         moving: Option<ReplicaMove>,
     },
     /// The node has something that others would miss.
-    #[error("{node} still has {what}: drain it first")]
+    #[error("{node} still has {what}: drain it, and remove its disks, first")]
     NodeInUse {
         /// The node.
         node: NodeId,

@@ -150,6 +150,13 @@ pub const CATALOGUE: &[Bug] = &[
         faults: "split,kill",
         seed: 1,
     },
+    Bug {
+        id: "anew-from-the-first-entry",
+        what: "a replica that a move has brought applies the log from its first entry",
+        breaks: "R4",
+        faults: "split,move-replica",
+        seed: 1,
+    },
 ];
 
 /// The bug of this name.

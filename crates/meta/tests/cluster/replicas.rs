@@ -142,6 +142,14 @@ impl Cluster {
         }
     }
 
+    /// The founders of a cluster of three: who leads the range, and the others.
+    fn leader_first(&self) -> [NodeId; 3] {
+        let leader = self.leader(RANGE).expect("it has answered");
+        let mut voters = self.voters.clone();
+        voters.sort_by_key(|&voter| voter != leader);
+        voters.try_into().expect("three founders")
+    }
+
     async fn fill(&self, numbers: std::ops::Range<u64>) {
         for number in numbers {
             self.put(&format!("key-{number}"), number).await;
@@ -176,17 +184,15 @@ async fn a_range_and_the_root_move_to_a_new_node_and_everything_is_found_again()
     cluster.fill(0..20).await;
     let new = cluster.join().await;
     assert!(cluster.nodes[&new].meta.status().is_empty(), "it holds what it is given, and no more");
-    let leader = cluster.leader(RANGE).expect("it has answered");
-    let other = cluster.voters.iter().copied().find(|&node| node != leader).expect("three");
+    let [_, other, third] = cluster.leader_first();
     cluster.move_replica(RANGE, other, new).await;
     cluster.fill(20..40).await;
     cluster.move_replica(RangeId::ROOT, other, new).await;
     // without the new one there is no majority
-    let third = cluster.voters.iter().copied().find(|&node| node != leader && node != other);
-    cluster.kill(third.expect("three")).await;
+    cluster.kill(third).await;
     cluster.has(40).await;
     cluster.fill(40..50).await;
-    cluster.boot(third.expect("three")).await;
+    cluster.boot(third).await;
     cluster.settle().await;
     cluster.kill_all_and_boot().await;
     cluster.has(50).await;
@@ -237,8 +243,7 @@ async fn r7_a_lost_voter_is_replaced_and_takes_no_part_when_it_comes_back() {
     cluster.open_bucket().await;
     cluster.fill(0..10).await;
     let new = cluster.join().await;
-    let leader = cluster.leader(RANGE).expect("it has answered");
-    let lost = cluster.voters.iter().copied().find(|&node| node != leader).expect("three");
+    let [leader, lost, _] = cluster.leader_first();
     cluster.kill(lost).await;
     // the new one cannot have all of it from the log
     cluster.fill(10..200).await;
@@ -263,8 +268,7 @@ async fn a_move_to_a_node_that_never_comes_takes_nothing_away_and_is_given_up() 
     cluster.open_bucket().await;
     let away = cluster.admit().await;
     let new = cluster.join().await;
-    let leader = cluster.leader(RANGE).expect("it has answered");
-    let other = cluster.voters.iter().copied().find(|&node| node != leader).expect("three");
+    let [leader, other, _] = cluster.leader_first();
     let step = cluster.begin(RANGE, &[other], &[away]).await;
     for number in 0..20 {
         cluster.tend().await;
@@ -287,8 +291,7 @@ async fn a_move_that_is_given_up_late_is_taken_back() {
     cluster.open_bucket().await;
     cluster.fill(0..10).await;
     let new = cluster.join().await;
-    let leader = cluster.leader(RANGE).expect("it has answered");
-    let other = cluster.voters.iter().copied().find(|&node| node != leader).expect("three");
+    let [leader, other, _] = cluster.leader_first();
     let step = cluster.begin(RANGE, &[other], &[new]).await;
     // the members have changed, and the root has not heard of it
     let began = cluster.host.clock.now();
@@ -314,8 +317,7 @@ async fn a_new_node_that_dies_or_is_wiped_on_the_way_gets_its_replicas_all_the_s
     cluster.open_bucket().await;
     cluster.fill(0..30).await;
     let new = cluster.join().await;
-    let leader = cluster.leader(RANGE).expect("it has answered");
-    let other = cluster.voters.iter().copied().find(|&node| node != leader).expect("three");
+    let [leader, other, _] = cluster.leader_first();
     cluster.begin(RANGE, &[other], &[new]).await;
     let is_there = async |cluster: &Cluster| cluster.nodes[&new].meta.descriptor(RANGE).is_some();
     cluster.tend_until("it has begun", is_there).await;
