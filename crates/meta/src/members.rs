@@ -52,11 +52,7 @@ pub(crate) async fn answer(
         return RefillAnswer::NotLeader(group.leader().map(|leader| leader.0));
     }
     if emptied && !is_wanted(inner, group, from) {
-        let members = members(&group.raft);
-        return match members.membership().nodes().any(|(&id, _)| id == from.0) {
-            true => RefillAnswer::NotYet(format!("{from} is a member, and is not to be one")),
-            false => RefillAnswer::Outside,
-        };
+        return is_outside(inner, group, from).await;
     }
     let Ok(_one) = group.changing.try_lock() else {
         return RefillAnswer::NotYet("another change of the members is on its way".to_owned());
@@ -75,6 +71,21 @@ pub(crate) async fn answer(
             RefillAnswer::NotYet("no quorum of the voters without it has agreed in time".to_owned())
         }
     }
+}
+
+/// Whether the members, as a quorum confirms, do not have `from`: it closes then, and may be needed no more.
+async fn is_outside(inner: &Inner, group: &Group, from: NodeId) -> RefillAnswer {
+    let asked = inner.host.clock.timeout(CHANGE_PATIENCE, confirmed(&group.raft)).await;
+    let members = match asked {
+        Ok(Ok(confirmed)) => confirmed.members,
+        Ok(Err(why)) => return RefillAnswer::NotYet(why),
+        Err(_) => return RefillAnswer::NotYet("no quorum confirms who the members are".to_owned()),
+    };
+    let is_member = members.membership().nodes().any(|(&id, _)| id == from.0);
+    if is_member || is_joint(&members) {
+        return RefillAnswer::NotYet(format!("{from} is a member, and is not to be one"));
+    }
+    RefillAnswer::Outside
 }
 
 async fn change(raft: &Raft, changes: ChangeMembers, what: &str) -> Result<(), String> {

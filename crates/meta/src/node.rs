@@ -919,9 +919,12 @@ impl Inner {
     /// last step the log has it.
     pub(crate) async fn drop_replica(&self, removal: Removal) -> Result<(), MetaError> {
         let range = removal.descriptor().id;
+        // it does not begin to run meanwhile, and no more does what was a part of it
+        let _one = self.opening_due.lock().await;
         if self.group(range).is_some() {
             return Err(MetaError::Group(range, "it is here".to_owned()));
         }
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&range);
         let map = self.map.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let map = map.ok_or(MetaError::Stopping)?;
         let children = self.parts_of(range)?;
@@ -956,13 +959,20 @@ impl Inner {
         for created in self.opening.stored()? {
             let range = created.range();
             let is_others = self.directory.names(range, self.node) == Some(false);
-            if !is_others || self.group(range).is_some() {
+            // what is just being born is not what does not open: apply has not done with it
+            let is_born = !self.may_open(created.origin());
+            if !is_others || is_born || self.group(range).is_some() {
                 continue;
             }
             self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&range);
             self.note_damaged(Damaged::leaves(created.descriptor().clone()));
         }
         Ok(())
+    }
+
+    fn is_leaving(&self, range: RangeId) -> bool {
+        let damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
+        damaged.get(&range).is_some_and(|replica| replica.reason == Reason::Leaves)
     }
 
     /// Whether the log has a replica of a range.
@@ -1103,6 +1113,10 @@ impl Inner {
         let _one = self.opening_due.lock().await;
         let waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for (range, Waiting { created, state, tried }) in waiting {
+            if self.is_leaving(range) || !self.is_stored(range) {
+                self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&range);
+                continue;
+            }
             let is_soon = tried.is_some_and(|when| self.host.clock.now() - when < OPEN_AGAIN_AFTER);
             if is_soon || self.has_ended() || !self.may_open(created.origin()) {
                 continue;

@@ -23,7 +23,7 @@
 use crate::birth::{Created, Origin};
 use crate::codec::RefillAnswer;
 use crate::group::Group;
-use crate::members::{CHANGE_PATIENCE, members};
+use crate::members::{CHANGE_PATIENCE, is_alone, members};
 use crate::network::Peers;
 use crate::node::Inner;
 use crate::raft::{Instant, Vote, WatchReceiver};
@@ -180,6 +180,9 @@ fn may_be_outside(inner: &Inner, group: &Group) -> bool {
 fn silence(inner: &Inner, group: &Group) -> Duration {
     if group.leader() != Some(inner.node) {
         return group.silence();
+    }
+    if is_alone(group, inner.node) {
+        return Duration::ZERO;
     }
     let acked = group.raft.metrics().borrow_watched().last_quorum_acked;
     acked.map_or(Duration::ZERO, |when| when.elapsed())

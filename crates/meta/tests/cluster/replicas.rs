@@ -317,7 +317,7 @@ async fn a_new_node_that_dies_or_is_wiped_on_the_way_gets_its_replicas_all_the_s
     cluster.open_bucket().await;
     cluster.fill(0..30).await;
     let new = cluster.join().await;
-    let [leader, other, _] = cluster.leader_first();
+    let [_, other, _] = cluster.leader_first();
     cluster.begin(RANGE, &[other], &[new]).await;
     let is_there = async |cluster: &Cluster| cluster.nodes[&new].meta.descriptor(RANGE).is_some();
     cluster.tend_until("it has begun", is_there).await;
