@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result, bail};
 use ashlar_host::Disk;
+use ashlar_meta::Versions;
 use ashlar_types::{NodeId, Profile, Role};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -108,6 +109,10 @@ pub struct MetaSection {
     pub replicas: usize,
     /// A node that has not answered for so long is lost to the metadata: others hold what it held of the ranges.
     pub node_lost_after_seconds: u64,
+    /// By which versions it applies: this release's, but where a test lets a node stand for another one.
+    #[serde(skip)]
+    #[doc(hidden)]
+    pub versions: Versions,
 }
 
 /// The disks of a node.
@@ -242,6 +247,7 @@ impl Default for MetaSection {
             replicas: 3,
             // longer than a restart of a machine takes; until then a range of three survives no further loss
             node_lost_after_seconds: 5 * 60,
+            versions: Versions::default(),
         }
     }
 }

@@ -1,7 +1,8 @@
-//! `ashlar server | demo | token | node | disk | range | cluster`: the command line.
+//! `ashlar server | demo | token | node | disk | range | meta | cluster`: the command line.
 #![expect(clippy::print_stdout, reason = "a command-line tool answers on standard output")]
 
 mod drain_command;
+mod meta_command;
 mod replica_command;
 mod show;
 mod show_audit;
@@ -56,6 +57,8 @@ enum Command {
     Disk(DiskArgs),
     /// Looks at the ranges of the catalog, splits and moves them.
     Range(RangeArgs),
+    /// Looks at the metadata plane itself: whether its replicas agree, and by which versions it applies.
+    Meta(MetaArgs),
     /// Looks at what the cluster holds, and at what it survives.
     Cluster(ClusterArgs),
 }
@@ -210,6 +213,27 @@ struct DrainArgs {
 }
 
 #[derive(Debug, Args)]
+struct MetaArgs {
+    #[command(flatten)]
+    ask: AskArgs,
+    #[command(subcommand)]
+    verb: MetaVerb,
+}
+
+#[derive(Debug, Subcommand)]
+enum MetaVerb {
+    /// Has every replica visit all its rows, and compares them with the others. If something is found, the exit code is 1;
+    /// a replica that is wrong begins anew by itself, where the others are enough without it.
+    Verify {
+        /// Only these ranges: their ids as `range ls` shows them, or root.
+        ranges: Vec<String>,
+    },
+    /// Shows by which versions the cluster applies what is in its logs, and which of them each node knows. They are raised by
+    /// themselves when all nodes know later ones.
+    Versions,
+}
+
+#[derive(Debug, Args)]
 struct ClusterArgs {
     #[command(flatten)]
     ask: AskArgs,
@@ -359,6 +383,7 @@ async fn run(command: Command) -> Result<()> {
         Command::Node(args) => node(host, args).await,
         Command::Disk(args) => disk(host, args).await,
         Command::Range(args) => range(host, args).await,
+        Command::Meta(args) => meta(host, args).await,
         Command::Cluster(args) => cluster(host, args).await,
     }
 }
@@ -522,6 +547,14 @@ async fn range(host: Host, args: RangeArgs) -> Result<()> {
         }
     }
     Ok(())
+}
+
+async fn meta(host: Host, args: MetaArgs) -> Result<()> {
+    let member = member(&host, &args.ask)?;
+    match args.verb {
+        MetaVerb::Verify { ranges } => meta_command::verify(&member, &ranges, args.ask.json).await,
+        MetaVerb::Versions => meta_command::versions(&member, args.ask.json).await,
+    }
 }
 
 fn split_asked(range: Option<&str>, key: Option<(&str, String)>) -> Result<SplitRange> {

@@ -8,7 +8,7 @@ use crate::identity::{Identity, NodeDir, RootKey};
 use anyhow::{Context, Result, bail};
 use ashlar_client::{Client, Failure};
 use ashlar_host::Host;
-use ashlar_types::{ClusterId, NodeId, Role, RootOp, RootOutcome};
+use ashlar_types::{ApplyVersions, ClusterId, NodeId, Role, RootOp, RootOutcome};
 use ashlar_wire::proto::membership_client::MembershipClient;
 use ashlar_wire::proto::membership_server::Membership;
 use ashlar_wire::proto::{IssueTokenReply, IssueTokenRequest, JoinReply, JoinRequest};
@@ -58,6 +58,9 @@ impl Membership for MembershipService {
             return Err(Status::failed_precondition(
                 "this member does not hold the authority's key: use a founder as the seed",
             ));
+        }
+        if roles.contains(&Role::Meta) {
+            self.check_release(&request).await?;
         }
         let op = RootOp::Join {
             token: token.hash(),
@@ -109,6 +112,24 @@ impl Membership for MembershipService {
 }
 
 impl MembershipService {
+    /// A node that knows less than the cluster uses could not open a replica.
+    async fn check_release(&self, request: &JoinRequest) -> Result<(), Status> {
+        let first = ApplyVersions::FIRST;
+        let known = ApplyVersions {
+            root: request.root_version.max(first.root),
+            ranges: request.ranges_version.max(first.ranges),
+        };
+        let used = self.client.apply_versions().await;
+        let used = used.map_err(|failure| Status::unavailable(failure.to_string()))?;
+        if known.include(&used) {
+            return Ok(());
+        }
+        Err(Status::failed_precondition(format!(
+            "this cluster applies by {used}, and the release of the new node knows no later ones \
+             than {known}: install the release that the members run"
+        )))
+    }
+
     fn welcome(&self, node: NodeId, csr_pem: &str) -> Result<JoinReply, Status> {
         let mut reply = JoinReply {
             cluster: self.cluster.0.to_be_bytes().to_vec().into(),
@@ -179,6 +200,8 @@ pub(crate) async fn join(
         zone: config.zone.clone(),
         address: address.to_owned(),
         roles: config.roles.iter().copied().map(role_text).collect(),
+        root_version: config.meta.versions.known.root,
+        ranges_version: config.meta.versions.known.ranges,
     };
     let mut member = MembershipClient::new(dialer.channel(&wish.seed, Class::Metadata));
     let reply = host.clock.timeout(JOIN_PATIENCE, member.join(request)).await;

@@ -13,6 +13,7 @@ use crate::leading::Leading;
 use crate::membership::{self, MembershipService};
 use crate::moves::Mover;
 use crate::operator::OperatorService;
+use crate::raise::Raiser;
 use crate::reads::ReadsService;
 use crate::recode::Recoder;
 use crate::repair::Repairer;
@@ -170,6 +171,9 @@ impl RunningNode {
                 lost_after: Duration::from_secs(config.meta.node_lost_after_seconds),
             };
             background("move replicas", until_stop(&host, replicator.run()));
+            let raiser =
+                Raiser { host: host.clone(), client: client.clone(), leading: leading.clone() };
+            background("raise versions", until_stop(&host, raiser.run()));
             let ends = SessionEnds {
                 host: host.clone(),
                 client: client.clone(),
@@ -201,8 +205,8 @@ impl RunningNode {
             background("deletions", until_stop(&host, deletions.run()));
             let telling = tell_outdated(meta.clone(), readiness.clone());
             background("tell that the node is an old image", until_stop(&host, telling));
-            let telling = tell_log_failure(meta.clone(), readiness.clone());
-            background("tell that the metadata log has failed", until_stop(&host, telling));
+            let telling = tell_failure(meta.clone(), readiness.clone());
+            background("tell that the metadata has failed", until_stop(&host, telling));
         }
 
         if config.admin.serve {
@@ -242,6 +246,9 @@ impl RunningNode {
     pub async fn ready(&self) -> Result<()> {
         let deadline = self.host.clock.now() + READY_PATIENCE;
         while !self.readiness.is_ready() {
+            if let Some(why) = self.failure() {
+                bail!("the node must be ended: {why}");
+            }
             if self.host.clock.now() > deadline {
                 bail!(
                     "not ready after {} s: {}",
@@ -264,14 +271,14 @@ impl RunningNode {
 
     /// Why this node must be ended and started anew; `None`: it need not.
     pub fn failure(&self) -> Option<String> {
-        self.meta.as_ref().and_then(|meta| meta.log_failure())
+        self.meta.as_ref().and_then(|meta| meta.failure())
     }
 
     /// Waits until this node must be ended and started anew; says why: its metadata log has failed, and takes nothing
-    /// more, or cannot give what it has, until recovery has looked at what is on the disk.
+    /// more, or cannot give what it has, until recovery has looked at what is on the disk; or its release is too old.
     pub async fn until_failed(&self) -> String {
         match &self.meta {
-            Some(meta) => meta.until_log_failed().await,
+            Some(meta) => meta.until_failed().await,
             None => std::future::pending().await,
         }
     }
@@ -342,10 +349,10 @@ async fn tell_outdated(meta: Arc<MetaNode>, readiness: Readiness) {
     readiness.set("node", false, &why);
 }
 
-/// A node whose log has failed is ready for nothing: whoever runs it ends it ([`RunningNode::until_failed`]).
-async fn tell_log_failure(meta: Arc<MetaNode>, readiness: Readiness) {
-    let why = meta.until_log_failed().await;
-    readiness.set("metadata log", false, &why);
+/// A node whose metadata has failed is ready for nothing: whoever runs it ends it ([`RunningNode::until_failed`]).
+async fn tell_failure(meta: Arc<MetaNode>, readiness: Readiness) {
+    let why = meta.until_failed().await;
+    readiness.set("metadata", false, &why);
 }
 
 fn until_stop(
@@ -549,6 +556,7 @@ async fn start_meta(
         wal_file_bytes: config.meta.wal_file_bytes,
         lease_reads: config.meta.lease_reads,
         snapshot_log_bytes: config.meta.snapshot_log_bytes,
+        versions: config.meta.versions,
         ..MetaConfig::default()
     };
     let book = book.clone();

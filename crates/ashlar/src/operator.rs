@@ -7,6 +7,7 @@ use crate::audit::{AuditReport, Auditor};
 use crate::config::NodeConfig;
 use crate::disk_change::{ChangeDisks, DisksChange, OfNode, change_disks};
 use crate::identity::NodeDir;
+use crate::meta_check::{self, RangeReport, VersionsReport};
 use crate::replica_change::{ChangeReplicas, change_replicas};
 use anyhow::{Context, Result, anyhow, bail};
 use ashlar_client::{Client, Failure};
@@ -18,9 +19,10 @@ use ashlar_types::{
 use ashlar_wire::proto::operator_client::OperatorClient;
 use ashlar_wire::proto::operator_server::Operator;
 use ashlar_wire::proto::{
-    AuditReply, AuditRequest, ChangeDisksReply, ChangeDisksRequest, ChangeReplicasReply,
-    ChangeReplicasRequest, OverviewReply, OverviewRequest, PingReply, ReplicasReply,
-    ReplicasRequest, SplitRangeReply, SplitRangeRequest,
+    ApplyVersionsReply, ApplyVersionsRequest, AuditReply, AuditRequest, ChangeDisksReply,
+    ChangeDisksRequest, ChangeReplicasReply, ChangeReplicasRequest, OverviewReply, OverviewRequest,
+    PingReply, ReplicasReply, ReplicasRequest, SplitRangeReply, SplitRangeRequest,
+    VerifyRangeReply, VerifyRangeRequest,
 };
 use ashlar_wire::{Class, Dialer, Security};
 use serde::{Deserialize, Serialize};
@@ -87,6 +89,27 @@ impl Operator for OperatorService {
         changed.map_err(|failure| not_answered(&failure))?;
         tracing::info!(?asked, "an operator has changed who holds what");
         Ok(Response::new(ChangeReplicasReply {}))
+    }
+
+    async fn verify_range(
+        &self,
+        request: Request<VerifyRangeRequest>,
+    ) -> Result<Response<VerifyRangeReply>, Status> {
+        let range = RangeId(request.into_inner().range);
+        let report = meta_check::verify_range(&self.client, range).await;
+        let report = report.map_err(|failure| not_answered(&failure))?;
+        let unknown = || Status::not_found(format!("there is no {range}: see range ls"));
+        let report = report.ok_or_else(unknown)?;
+        Ok(Response::new(VerifyRangeReply { body: encode(&report).into() }))
+    }
+
+    async fn apply_versions(
+        &self,
+        _: Request<ApplyVersionsRequest>,
+    ) -> Result<Response<ApplyVersionsReply>, Status> {
+        let report = meta_check::versions(&self.client).await;
+        let report = report.map_err(|failure| not_answered(&failure))?;
+        Ok(Response::new(ApplyVersionsReply { body: encode(&report).into() }))
     }
 
     async fn split_range(
@@ -300,6 +323,21 @@ impl Member {
         let mut member = self.client();
         let call = member.change_replicas(ChangeReplicasRequest { body: encode(change).into() });
         self.change(ANSWER_PATIENCE, call).await.map(|_| ())
+    }
+
+    /// Has every replica of a range visit its rows, and compare them with the others'.
+    pub async fn verify_range(&self, range: RangeId) -> Result<RangeReport> {
+        let mut member = self.client();
+        let call = member.verify_range(VerifyRangeRequest { range: range.0 });
+        let reply = self.answer_within(AUDIT_PATIENCE, call).await?;
+        decode(&reply.body).context("the member's answer is not understood")
+    }
+
+    /// By which versions the cluster applies.
+    pub async fn apply_versions(&self) -> Result<VersionsReport> {
+        let mut member = self.client();
+        let reply = self.answer(member.apply_versions(ApplyVersionsRequest {})).await?;
+        decode(&reply.body).context("the member's answer is not understood")
     }
 
     /// Begins to split a range; gives what the right side will be called.

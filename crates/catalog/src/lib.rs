@@ -30,6 +30,7 @@ mod step;
 mod txn;
 mod upload;
 
+use ashlar_types::ApplyVersions;
 pub use key::{KeySpan, system_key};
 pub use map::{MapError, OrderedMap, View, Visit, Writes};
 pub use range::{
@@ -37,11 +38,11 @@ pub use range::{
     removable_intervals,
 };
 pub use read::RangeReader;
-pub use recount::{Recount, WrongUsage, recount};
+pub use recount::{Recount, recount, recount_root};
 pub use root::{Root, root_export, root_owned_intervals};
 
-/// The newest version of apply that this binary knows. 2: ranges split.
-pub const APPLY_VERSION: u32 = 2;
+/// The newest versions of apply that this binary knows.
+pub const KNOWN_VERSIONS: ApplyVersions = ApplyVersions { root: 2, ranges: 2 };
 
 /// The state could not be read or is not understood. Never the same on every replica: this replica stops, drops its view
 /// and the [`Range`] or [`Root`] that failed, and rebuilds them.
@@ -59,10 +60,12 @@ pub enum CatalogError {
     )]
     Inconsistent(&'static str),
     /// The log asks for a version of apply that this binary lacks.
-    #[error("the range applies by version {found}, this binary knows {APPLY_VERSION}: upgrade it")]
+    #[error("what it holds is applied by version {found}, this binary knows {known}: upgrade it")]
     ApplyVersion {
         /// The version asked for.
         found: u32,
+        /// The newest one that is known here.
+        known: u32,
     },
 }
 

@@ -10,10 +10,11 @@ use crate::row::{DescriptorRow, FloorRow, HashRow, HeadRow, SplitRow};
 use crate::split::{AtEnd, BEFORE_BIRTH, is_of};
 use crate::step::{Step, Stop};
 use crate::txn::Txn;
-use crate::{APPLY_VERSION, CatalogError, KeySpan, View, Writes};
+use crate::{CatalogError, KNOWN_VERSIONS, KeySpan, View, Writes};
 use ashlar_types::{
-    Abandon, Applied, Batch, Caller, Command, Content, Extent, ExtentId, Generation, Orphan,
-    Outcome, Ownership, RangeDescriptor, RangeId, RangeOp, Refusal, SlotSet, bug, decode, encode,
+    Abandon, Applied, ApplyVersions, Batch, Caller, Command, Content, Extent, ExtentId, Generation,
+    Orphan, Outcome, Ownership, RangeDescriptor, RangeId, RangeOp, Refusal, SlotSet, bug, decode,
+    encode,
 };
 use std::ops::ControlFlow;
 
@@ -35,6 +36,8 @@ pub struct Range {
     pub(crate) at_end: AtEnd,
     retry: RetryTable,
     hash: u128,
+    /// The newest version of apply that is known here.
+    known: u32,
 }
 
 /// What an entry came to.
@@ -50,11 +53,17 @@ pub struct AppliedEntry {
 }
 
 impl Range {
-    /// A new, empty range, and the rows that make it.
+    /// A new, empty range, and the rows that make it. It begins by the first version, for ever: who replays its log with a
+    /// later binary begins with the same state.
     pub fn create(descriptor: &RangeDescriptor) -> (Self, Writes) {
+        Self::create_by(descriptor, ApplyVersions::FIRST.ranges)
+    }
+
+    /// As `create`, by another version: where a test stands for a cluster of long ago.
+    pub fn create_by(descriptor: &RangeDescriptor, apply_version: u32) -> (Self, Writes) {
         let head = HeadRow {
             generation: Generation(0),
-            apply_version: APPLY_VERSION,
+            apply_version,
             time_ms: 0,
             next_expiry_ms: u64::MAX,
             sweeping: Vec::new(),
@@ -69,6 +78,7 @@ impl Range {
             at_end: AtEnd::default(),
             retry,
             hash,
+            known: KNOWN_VERSIONS.ranges,
         };
         (range, writes)
     }
@@ -81,12 +91,20 @@ impl Range {
         let head: HeadRow = txn.get(&key::state(id, HEAD_FIELD))?.ok_or_else(missing)?;
         let floor: FloorRow = txn.get(&key::state(id, FLOOR_FIELD))?.ok_or_else(missing)?;
         let HashRow(hash) = txn.get(&key::state(id, HASH_FIELD))?.ok_or_else(missing)?;
-        if head.apply_version > APPLY_VERSION {
-            return Err(CatalogError::ApplyVersion { found: head.apply_version });
-        }
         let splits: SplitRow = txn.get(&key::state(id, SPLIT_FIELD))?.unwrap_or_default();
         let retry = RetryTable::load(view, id, floor)?;
-        Ok(Some(Self { descriptor, head, splits, at_end: AtEnd::default(), retry, hash }))
+        let known = KNOWN_VERSIONS.ranges;
+        let at_end = AtEnd::default();
+        Self { descriptor, head, splits, at_end, retry, hash, known }.knowing(known).map(Some)
+    }
+
+    /// The same, applied by a binary that knows versions up to `known`.
+    pub fn knowing(mut self, known: u32) -> Result<Self, CatalogError> {
+        self.known = known;
+        match self.head.apply_version {
+            found if found > known => Err(CatalogError::ApplyVersion { found, known }),
+            _ => Ok(self),
+        }
     }
 
     /// Applies one entry. `members_change`: the range's members are between two configurations, as every replica knows
@@ -329,8 +347,9 @@ impl Range {
 
     /// A version that this binary lacks stops the replica: others will apply by it.
     fn raise_apply_version(&mut self, version: u32) -> Result<Applied, Stop> {
-        if version > APPLY_VERSION {
-            return Err(Stop::Failed(CatalogError::ApplyVersion { found: version }));
+        if version > self.known {
+            let (found, known) = (version, self.known);
+            return Err(Stop::Failed(CatalogError::ApplyVersion { found, known }));
         }
         self.head.apply_version = self.head.apply_version.max(version);
         Ok(Applied::Done)

@@ -3,10 +3,11 @@
 
 use crate::key::{self, family};
 use crate::range::HASH_FIELD;
+use crate::root::stored_hash;
 use crate::row::{HashRow, UsageRow, summary};
 use crate::txn::{Txn, row_hash};
-use crate::{CatalogError, View, descriptor_in, export};
-use ashlar_types::{BucketId, RangeId, decode};
+use crate::{CatalogError, View, descriptor_in, export, root_export};
+use ashlar_types::{BucketId, RangeId, WrongUsage, decode};
 use std::collections::BTreeMap;
 
 /// What a visit of every row of a range has found.
@@ -14,21 +15,12 @@ use std::collections::BTreeMap;
 pub struct Recount {
     /// How many rows there are.
     pub rows: u64,
-    /// Where the state hash is not the sum over the rows: both.
-    pub hash: Option<(u128, u128)>,
+    /// The state hash, as it is kept up.
+    pub told: u128,
+    /// The sum over the rows.
+    pub counted: u128,
     /// Where usage is not the sum of the objects.
     pub usage: Vec<WrongUsage>,
-}
-
-/// A bucket whose usage is not the sum of its objects.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct WrongUsage {
-    /// The bucket.
-    pub bucket: BucketId,
-    /// Objects and bytes, as the range says.
-    pub told: (u64, u64),
-    /// Objects and bytes that are there.
-    pub counted: (u64, u64),
 }
 
 /// Objects and bytes of buckets.
@@ -37,7 +29,7 @@ type Sums = BTreeMap<BucketId, (u64, u64)>;
 impl Recount {
     /// Whether all sums are those of the rows.
     pub fn is_right(&self) -> bool {
-        self.hash.is_none() && self.usage.is_empty()
+        self.told == self.counted && self.usage.is_empty()
     }
 }
 
@@ -67,9 +59,23 @@ pub fn recount(view: &dyn View, id: RangeId) -> Result<Option<Recount>, CatalogE
     let usage: BTreeMap<_, _> = buckets.filter_map(differs).collect();
     Ok(Some(Recount {
         rows: rows.rows,
-        hash: (told != rows.hash).then_some((told, rows.hash)),
+        told,
+        counted: rows.hash,
         usage: usage.into_values().collect(),
     }))
+}
+
+/// Visits every row of the root in a view. `None`: it has none there.
+pub fn recount_root(view: &dyn View) -> Result<Option<Recount>, CatalogError> {
+    let Some((own, told)) = stored_hash(view)? else { return Ok(None) };
+    let mut found = Recount { told, ..Recount::default() };
+    root_export(view, &mut |row, value| {
+        found.rows += 1;
+        if row != own {
+            found.counted = found.counted.wrapping_add(row_hash(row, value));
+        }
+    })?;
+    Ok(Some(found))
 }
 
 /// The sums over the rows that were visited.

@@ -6,13 +6,13 @@
 use crate::key::{self, family};
 use crate::range::export_intervals;
 use crate::txn::{Txn, row_hash};
-use crate::{CatalogError, KeySpan, View, Writes};
+use crate::{CatalogError, KNOWN_VERSIONS, KeySpan, View, Writes};
 use ashlar_types::{
-    Applied, Bucket, BucketId, BucketName, BucketRow, BucketState, ClusterId, ClusterMap, Disk,
-    DiskId, DiskState, Epoch, Interval, KeyPoint, LivingSession, Node, NodeId, PAGE_ENTRIES_MAX,
-    PlacementDiff, PlacementGroup, Profile, RangeDescriptor, RangeId, ReplicaMove, Role,
-    RootAnswer, RootBatch, RootCommand, RootOp, RootOutcome, RootQuery, RootRefusal, SessionId,
-    SplitDone, Versioned, Versioning, decode, encode,
+    Applied, ApplyVersions, Bucket, BucketId, BucketName, BucketRow, BucketState, ClusterId,
+    ClusterMap, Disk, DiskId, DiskState, Epoch, Interval, KeyPoint, LivingSession, Node, NodeId,
+    PAGE_ENTRIES_MAX, PlacementDiff, PlacementGroup, Profile, RangeDescriptor, RangeId,
+    ReplicaMove, Role, RootAnswer, RootBatch, RootCommand, RootOp, RootOutcome, RootQuery,
+    RootRefusal, SessionId, SplitDone, Versioned, Versioning, decode, encode,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,6 +40,7 @@ mod field {
     pub(super) const REPLICA_MOVE: u8 = 10;
     pub(super) const ROOT_VOTERS: u8 = 11;
     pub(super) const DRAINED: u8 = 12;
+    pub(super) const APPLY_VERSIONS: u8 = 13;
     pub(super) const HASH: u8 = 255;
 }
 
@@ -82,6 +83,8 @@ struct RootVotersRow(Vec<NodeId>);
 #[derive(Serialize, Deserialize)]
 struct DrainedRow(NodeId);
 #[derive(Serialize, Deserialize)]
+struct ApplyVersionsRow(ApplyVersions);
+#[derive(Serialize, Deserialize)]
 struct RootHash(u128);
 
 macro_rules! rows {
@@ -104,6 +107,7 @@ rows! {
     SessionFloorRow: "root session floor row",
     RootVotersRow: "root voters row",
     DrainedRow: "drained node row",
+    ApplyVersionsRow: "apply versions row",
     RootHash: "root hash row",
 }
 
@@ -128,6 +132,10 @@ pub struct Root {
     /// Answers in the order in which they were given, and where each nonce's is.
     answers: BTreeMap<u64, Answer>,
     nonces: BTreeMap<u128, u64>,
+    /// By which the cluster applies.
+    versions: ApplyVersions,
+    /// The newest version of the root's apply that is known here.
+    known: u32,
     hash: u128,
 }
 
@@ -159,7 +167,22 @@ impl Root {
         map.cluster = root.head.cluster.unwrap_or_default();
         map.epoch = root.head.map_epoch;
         map.wide = root.head.wide;
-        Ok(Some(root))
+        root.knowing(KNOWN_VERSIONS.root).map(Some)
+    }
+
+    /// The same, applied by a binary that knows versions up to `known`.
+    pub fn knowing(mut self, known: u32) -> Result<Self, CatalogError> {
+        self.known = known;
+        self.check_known().map(|()| self)
+    }
+
+    fn check_known(&self) -> Result<(), CatalogError> {
+        match self.versions.root {
+            found if found > self.known => {
+                Err(CatalogError::ApplyVersion { found, known: self.known })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Applies one entry: an outcome for each command, and the rows to write, in one batch with whatever the caller keeps
@@ -181,6 +204,7 @@ impl Root {
                 RootOutcome::Refused(RootRefusal::NoSuchRange)
             };
             outcomes.push(outcome);
+            self.check_known()?;
         }
         self.head.map_epoch = self.map.epoch;
         self.head.wide = self.map.wide;
@@ -228,6 +252,7 @@ impl Root {
                 RootAnswer::LivingSessions { floor: self.session_floor, sessions }
             }
             RootQuery::Replicas => RootAnswer::Replicas(self.replicas()),
+            RootQuery::ApplyVersions => RootAnswer::ApplyVersions(self.versions),
         }
     }
 
@@ -239,6 +264,11 @@ impl Root {
     /// Cluster time, in milliseconds since 1970: never backwards.
     pub fn time_ms(&self) -> u64 {
         self.head.time_ms
+    }
+
+    /// By which versions the cluster applies.
+    pub fn apply_versions(&self) -> ApplyVersions {
+        self.versions
     }
 
     /// The region that buckets are said to be in.
@@ -266,6 +296,8 @@ impl Root {
             tokens: BTreeMap::new(),
             answers: BTreeMap::new(),
             nonces: BTreeMap::new(),
+            versions: ApplyVersions::FIRST,
+            known: KNOWN_VERSIONS.root,
             hash: 0,
         }
     }
@@ -309,6 +341,7 @@ impl Root {
             field::DRAINED => {
                 self.drained.insert(decode::<DrainedRow>(value)?.0);
             }
+            field::APPLY_VERSIONS => self.versions = decode::<ApplyVersionsRow>(value)?.0,
             field::ROOT_VOTERS => self.root_voters = Some(decode::<RootVotersRow>(value)?.0),
             field::SESSION_FLOOR => self.session_floor = decode::<SessionFloorRow>(value)?.0,
             field::TOKEN => {
@@ -408,7 +441,27 @@ impl Root {
             RootOp::CancelReplicaMove(step) => self.cancel_replica_move(txn, step),
             RootOp::DrainReplicas { node, drain } => self.drain_replicas(txn, *node, *drain),
             RootOp::RemoveNode(node) => self.remove_node(txn, *node),
+            RootOp::RaiseApplyVersions { base, to } => self.raise_apply_versions(txn, *base, *to),
         }
+    }
+
+    /// Whoever has joined or booted since all were asked may know less: each of that is a new epoch of the map.
+    fn raise_apply_versions(
+        &mut self,
+        txn: &mut Txn<'_>,
+        base: Epoch,
+        to: ApplyVersions,
+    ) -> Judged {
+        if self.versions.include(&to) {
+            return Ok(done());
+        }
+        if base != self.map.epoch {
+            return Err(RootRefusal::StaleMap { known: self.map.epoch });
+        }
+        let ApplyVersions { root, ranges } = self.versions;
+        self.versions = ApplyVersions { root: root.max(to.root), ranges: ranges.max(to.ranges) };
+        txn.put(row_key(field::APPLY_VERSIONS, &[]), &ApplyVersionsRow(self.versions));
+        Ok(done())
     }
 
     fn bootstrap(
@@ -838,6 +891,13 @@ fn cover_all(ranges: &[RangeDescriptor]) -> bool {
 
 fn interval() -> (Vec<u8>, Option<Vec<u8>>) {
     (vec![family::ROOT], key::successor(&[family::ROOT]))
+}
+
+/// The key of the row that has the root's state hash, and what it says. `None`: the root is not there.
+pub(crate) fn stored_hash(view: &dyn View) -> Result<Option<(Vec<u8>, u128)>, CatalogError> {
+    let row = row_key(field::HASH, &[]);
+    let stored: Option<RootHash> = Txn::new(view).get(&row)?;
+    Ok(stored.map(|RootHash(hash)| (row, hash)))
 }
 
 /// The intervals of the node-wide map that the root range owns: see [`crate::owned_intervals`].

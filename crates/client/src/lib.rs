@@ -34,6 +34,7 @@ mod shard;
 mod silence;
 mod splits;
 mod stripe;
+mod versions;
 mod window;
 mod writer;
 

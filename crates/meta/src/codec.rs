@@ -3,6 +3,7 @@
 //! All integers are little-endian and of fixed size; the tables are in `docs/formats/raft.md`. An entry's payload is
 //! laid out once, by the proposer, and the same bytes go through the WAL and over the wire without being copied apart.
 
+use crate::agreement::Mark;
 use crate::birth::Origin;
 use crate::boots::Boot;
 use crate::raft::{
@@ -430,6 +431,8 @@ pub(crate) enum Message {
     Snapshot { vote: Vote, last: Option<LogId>, membership: StoredMembership, length: u64 },
     /// "My replica is damaged: take me out", or (`emptied`) "my replica begins anew: take me in".
     Refill { emptied: bool },
+    /// "What are your state hashes behind these entries?"
+    Hashes(Vec<u64>),
 }
 
 /// What a node answers to one that wants to be refilled.
@@ -452,6 +455,7 @@ const ASK_VOTE: u8 = 2;
 const ASK_TRANSFER: u8 = 3;
 const ASK_SNAPSHOT: u8 = 4;
 const ASK_REFILL: u8 = 5;
+const ASK_HASHES: u8 = 6;
 
 /// The body of a message.
 pub(crate) fn message_bytes(envelope: &Envelope, message: &Message) -> Bytes {
@@ -488,6 +492,13 @@ pub(crate) fn message_bytes(envelope: &Envelope, message: &Message) -> Bytes {
         Message::Refill { emptied } => {
             let mut to = sealed(envelope, 2);
             to.put_slice(&[ASK_REFILL, u8::from(*emptied)]);
+            to.freeze()
+        }
+        Message::Hashes(indices) => {
+            let mut to = sealed(envelope, 5 + 8 * indices.len());
+            to.put_u8(ASK_HASHES);
+            put_count(&mut to, indices.len());
+            indices.iter().for_each(|index| to.put_u64_le(*index));
             to.freeze()
         }
     }
@@ -530,6 +541,10 @@ pub(crate) fn read_message(body: Bytes) -> Result<(Envelope, Message), BadBytes>
             length: fields.u64()?,
         },
         ASK_REFILL => Message::Refill { emptied: fields.flag()? },
+        ASK_HASHES => {
+            let count = fields.u32()?;
+            Message::Hashes((0..count).map(|_| fields.u64()).collect::<Result<_, _>>()?)
+        }
         other => return Err(bad("Raft message", format!("kind {other} is not known"))),
     };
     fields.end()?;
@@ -630,6 +645,29 @@ pub(crate) fn read_refill_answer(body: Bytes) -> Result<RefillAnswer, BadBytes> 
         other => return Err(bad("refill answer", format!("kind {other} is not known"))),
     };
     fields.end().map(|()| answer)
+}
+
+/// State hashes behind entries.
+pub(crate) fn marks_bytes(marks: &[Mark]) -> Bytes {
+    let mut to = BytesMut::with_capacity(5 + 24 * marks.len());
+    to.put_u8(MESSAGE_VERSION);
+    put_count(&mut to, marks.len());
+    for (index, hash) in marks {
+        to.put_u64_le(*index);
+        to.put_u128_le(*hash);
+    }
+    to.freeze()
+}
+
+/// The inverse of [`marks_bytes`].
+pub(crate) fn read_marks(body: Bytes) -> Result<Vec<Mark>, BadBytes> {
+    let mut fields = Fields::new("state hashes", body);
+    fields.version(MESSAGE_VERSION)?;
+    let count = fields.u32()?;
+    let marks: Result<_, BadBytes> =
+        (0..count).map(|_| Ok((fields.u64()?, fields.u128()?))).collect();
+    fields.end()?;
+    marks
 }
 
 /// The answer to a vote.
@@ -743,6 +781,11 @@ mod tests {
             RefillAnswer::Outside,
         ] {
             assert_eq!(read_refill_answer(refill_answer_bytes(&answer)), Ok(answer));
+        }
+        for marks in [vec![], vec![(9, 1), (1024, u128::MAX)]] {
+            let body = marks_bytes(&marks);
+            assert_eq!(read_marks(body.clone()), Ok(marks));
+            assert!(read_marks(body.slice(..body.len() - 1)).is_err());
         }
         let boot = Boot { incarnation: 258, nonce: 3 };
         for wrong in [WrongBoot::Sender(boot), WrongBoot::Addressee(boot)] {

@@ -35,6 +35,8 @@ const READ_PATIENCE: Duration = Duration::from_secs(5);
 /// A fresh leader is not sure of itself for some milliseconds.
 const RETRY_SOON_MS: u32 = 5;
 const RETRY_LATER_MS: u32 = 50;
+/// Replicas are compared every few seconds.
+const RETRY_DISPUTED_MS: u32 = 1000;
 
 /// Why there is no result.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -94,6 +96,8 @@ pub(crate) struct Group {
     may_vote: AtomicBool,
     /// When a leader's append last arrived; before the first one, when the group was opened.
     heard: Mutex<Monotonic>,
+    /// Why no write is taken: replicas differ, and it is not known which are right (R4).
+    disputed: Mutex<Option<String>>,
     commands: mpsc::Sender<Queued>,
     reads: mpsc::Sender<ReadDone>,
     host: Host,
@@ -123,6 +127,7 @@ impl Group {
             is_anew,
             may_vote: AtomicBool::new(may_vote),
             heard: Mutex::new(host.clock.now()),
+            disputed: Mutex::default(),
             commands,
             reads,
             host: host.clone(),
@@ -156,6 +161,9 @@ impl Group {
         proposal: Proposal,
         bytes: usize,
     ) -> Result<Done, NotDone> {
+        if let Some(why) = self.disputed() {
+            return Err(busy(RETRY_DISPUTED_MS, why));
+        }
         let (done, end) = oneshot::channel();
         let way = Arc::new(AtomicU8::new(QUEUED));
         let queued = Queued { epoch, proposal, bytes, way: way.clone(), done };
@@ -213,6 +221,16 @@ impl Group {
         let has_nothing =
             || self.state.newest().is_none() && matches!(self.state.applied(), Ok(None) | Err(_));
         self.is_anew && has_nothing()
+    }
+
+    /// Why this replica, while it leads, takes no writes.
+    pub(crate) fn disputed(&self) -> Option<String> {
+        self.disputed.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether it is disputed which replicas are right.
+    pub(crate) fn note_disputed(&self, why: Option<String>) {
+        *self.disputed.lock().unwrap_or_else(PoisonError::into_inner) = why;
     }
 
     /// A leader's append has arrived.

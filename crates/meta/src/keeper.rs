@@ -34,6 +34,9 @@ pub(crate) async fn run(node: Weak<Inner>) {
 
 async fn look_after(inner: &Inner, group: &Arc<Group>) {
     show_leader(group, group.leader() == Some(inner.node));
+    if let Some(why) = group.state.outgrown() {
+        inner.note_outgrown(group.range, why);
+    }
     if waits_in_vain(group.health, group.silence(), members::is_alone(group, inner.node)) {
         group.allow_votes();
     }

@@ -1,12 +1,31 @@
 //! The catalog's two state machines, root and range, as a group sees them: batches in, results and rows out.
 
 use crate::raft::Results;
-use ashlar_catalog::{AppliedEntry, CatalogError, KeySpan, Range, RangeReader, Root, View, Writes};
+use ashlar_catalog::{
+    AppliedEntry, CatalogError, KNOWN_VERSIONS, KeySpan, Range, RangeReader, Recount, Root, View,
+    Writes,
+};
 use ashlar_types::{
-    Batch, Command, Epoch, Outcome, RangeAnswer, RangeDescriptor, RangeId, RangeQuery, RootAnswer,
-    RootBatch, RootCommand, RootOutcome, RootQuery, bug, decode, encode,
+    ApplyVersions, Batch, Command, Epoch, Outcome, RangeAnswer, RangeDescriptor, RangeId,
+    RangeQuery, RootAnswer, RootBatch, RootCommand, RootOutcome, RootQuery, bug, decode, encode,
 };
 use std::sync::{Arc, PoisonError, RwLock};
+
+/// By which versions of apply a node can apply, and by which the ranges of a new cluster begin. A release has one of these;
+/// a test lets a node stand for another release.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Versions {
+    /// The newest ones.
+    pub known: ApplyVersions,
+    /// That of new ranges. The same on all nodes, for ever.
+    pub first_of_ranges: u32,
+}
+
+impl Default for Versions {
+    fn default() -> Self {
+        Self { known: KNOWN_VERSIONS, first_of_ranges: ApplyVersions::FIRST.ranges }
+    }
+}
 
 /// Which state machine a group has.
 pub(crate) enum Ledger {
@@ -62,18 +81,19 @@ impl Ledger {
     pub(crate) fn load(
         view: &dyn View,
         first: &RangeDescriptor,
+        versions: Versions,
     ) -> Result<(Self, Writes), CatalogError> {
+        let Versions { known, first_of_ranges } = versions;
         if first.id == RangeId::ROOT {
             let root = Root::load(view)?;
             let (root, writes) = root.map_or_else(Root::create, |root| (root, Writes::default()));
+            let root = root.knowing(known.root)?;
             return Ok((Self::Root(Arc::new(RwLock::new(root))), writes));
         }
         let range = Range::load(view, first.id)?;
-        let fresh = || {
-            let (range, writes) = Range::create(first);
-            (Self::Range(Box::new(range)), writes)
-        };
-        Ok(range.map_or_else(fresh, |range| (Self::Range(Box::new(range)), Writes::default())))
+        let fresh = || Range::create_by(first, first_of_ranges);
+        let (range, writes) = range.map_or_else(fresh, |range| (range, Writes::default()));
+        Ok((Self::Range(Box::new(range.knowing(known.ranges)?)), writes))
     }
 
     /// What answers reads of this state machine.
@@ -90,6 +110,16 @@ impl Ledger {
         match self {
             Self::Root(_) => None,
             Self::Range(range) => Some(range.descriptor()),
+        }
+    }
+
+    /// By which version it applies.
+    pub(crate) fn apply_version(&self) -> u32 {
+        match self {
+            Self::Root(root) => {
+                root.read().unwrap_or_else(PoisonError::into_inner).apply_versions().root
+            }
+            Self::Range(range) => range.apply_version(),
         }
     }
 
@@ -147,6 +177,14 @@ fn unreadable(index: u64) -> Effect {
 /// A range as a view has it; as `first` says where the view has none.
 fn described(view: &dyn View, first: &RangeDescriptor) -> Result<RangeDescriptor, CatalogError> {
     Ok(ashlar_catalog::descriptor_in(view, first.id)?.unwrap_or_else(|| first.clone()))
+}
+
+/// Visits every row of a range in a view. `None`: it has none there.
+pub(crate) fn recount(view: &dyn View, range: RangeId) -> Result<Option<Recount>, CatalogError> {
+    match range {
+        RangeId::ROOT => ashlar_catalog::recount_root(view),
+        range => ashlar_catalog::recount(view, range),
+    }
 }
 
 /// Where the rows of a range lie in a view: what a snapshot of it holds.

@@ -4,6 +4,7 @@
 //! truth, a snapshot file is the truth below it, and the map is a view that may be lost. What it leaves out: what
 //! commands mean (crate `catalog`), how bytes reach the disk (`wal`, `map`), how nodes are dialled (`wire`).
 
+mod agreement;
 mod birth;
 mod boots;
 mod codec;
@@ -25,6 +26,7 @@ mod snapshot;
 mod suite_tests;
 
 pub use group::NotDone;
+pub use ledger::Versions;
 pub use network::Addresses;
 pub use node::{Beginning, Formation, GroupStatus, MetaConfig, MetaError, MetaNode};
 pub use raft::Timing;

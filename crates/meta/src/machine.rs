@@ -4,18 +4,19 @@
 //! writes, its log id and the membership go in one batch. Applying runs where it may block, one task a group, because
 //! a map may stall for a tenth of a second.
 
+use crate::agreement::{Mark, Marks};
 use crate::birth::{Birth, Births, Born, Created, Parted};
 use crate::codec::{
     batch_of, log_id_bytes, read_log_id, read_stored_membership, stored_membership_bytes,
 };
-use crate::ledger::{Effect, Ledger, Reader, removable_spans, spans};
+use crate::ledger::{Effect, Ledger, Reader, Versions, recount, removable_spans, spans};
 use crate::log::elapsed;
 use crate::raft::{
     ApplyResponder, Entry, EntryPayload, EntryResponder, LogId, OptionalSend, RaftSnapshotBuilder,
     RaftStateMachine, Results, Snapshot, SnapshotMeta, StoredMembership, Types,
 };
 use crate::snapshot::{Contents, SnapshotError, SnapshotFile, Snapshots};
-use ashlar_catalog::{OrderedMap, View, Writes};
+use ashlar_catalog::{CatalogError, OrderedMap, Recount, View, Writes};
 use ashlar_host::{Host, Monotonic};
 use ashlar_types::{RangeDescriptor, RangeId, bug};
 use ashlar_wal::{Record, Wal};
@@ -25,8 +26,8 @@ use metrics::Histogram;
 use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 /// The field of the system row that says how far a group has been applied.
 const APPLIED_FIELD: u8 = b'a';
@@ -48,6 +49,11 @@ pub(crate) struct State {
     pub(crate) range: RangeId,
     /// What the range begins with where nothing was applied.
     first: RangeDescriptor,
+    versions: Versions,
+    /// By which version the range applies, as far as it is applied.
+    apply_version: AtomicU32,
+    /// Why the range cannot be applied here any further: it was raised beyond what this binary knows.
+    outgrown: OnceLock<String>,
     /// The range as the entries applied so far have made it. Set behind the rows that say the same.
     descriptor: Mutex<Arc<RangeDescriptor>>,
     newest: Mutex<Option<Arc<SnapshotFile>>>,
@@ -61,8 +67,8 @@ pub(crate) struct State {
     /// Bytes of entries applied since the newest snapshot.
     pub(crate) log_bytes: AtomicU64,
     reader: Mutex<Option<Reader>>,
-    /// The index applied last, and the state hash there.
-    hash: Mutex<Option<(u64, u128)>>,
+    /// The state hashes behind the entries applied last.
+    marks: Mutex<Marks>,
     apply_seconds: Histogram,
 }
 
@@ -140,17 +146,18 @@ fn remove_rows(map: &dyn OrderedMap, mut from: Vec<u8>, to: Option<&[u8]>) -> io
 }
 
 impl State {
-    /// The state of a group, with its newest snapshot. `log_bytes`: what the log holds now.
+    /// The state of a group, with its newest snapshot.
     pub(crate) fn open(
         host: &Host,
         map: Arc<dyn OrderedMap>,
         first: RangeDescriptor,
         snapshots: Snapshots,
         wal: Wal,
-        log_bytes: u64,
+        versions: Versions,
     ) -> Result<Self, SnapshotError> {
         snapshots.remove_leftovers()?;
         let newest = Mutex::new(snapshots.newest()?.map(Arc::new));
+        let log_bytes = wal.live_bytes(first.id);
         Ok(Self {
             host: host.clone(),
             map,
@@ -159,13 +166,16 @@ impl State {
             range: first.id,
             descriptor: Mutex::new(Arc::new(first.clone())),
             first,
+            versions,
+            apply_version: AtomicU32::new(0),
+            outgrown: OnceLock::new(),
             newest,
             building: Mutex::default(),
             children: Mutex::default(),
             publishing: Mutex::default(),
             log_bytes: AtomicU64::new(log_bytes),
             reader: Mutex::default(),
-            hash: Mutex::default(),
+            marks: Mutex::default(),
             apply_seconds: metrics::histogram!("ashlar_raft_apply_seconds"),
         })
     }
@@ -175,7 +185,18 @@ impl State {
         self.descriptor.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// By which version it applies, as far as it is applied here.
+    pub(crate) fn apply_version(&self) -> u32 {
+        self.apply_version.load(Ordering::Relaxed)
+    }
+
+    /// Why this binary cannot apply what comes next.
+    pub(crate) fn outgrown(&self) -> Option<&str> {
+        self.outgrown.get().map(String::as_str)
+    }
+
     fn note_descriptor(&self, ledger: &Ledger) {
+        self.apply_version.store(ledger.apply_version(), Ordering::Relaxed);
         let Some(applied) = ledger.descriptor() else { return };
         let mut known = self.descriptor.lock().unwrap_or_else(PoisonError::into_inner);
         if **known != *applied {
@@ -236,6 +257,14 @@ impl State {
         self.newest().ok_or_else(|| io::Error::other("the newest snapshot is gone"))
     }
 
+    /// Visits every row, in one view; gives the entry that it shows, too. `None`: the rows are being replaced, or nothing
+    /// was applied yet.
+    pub(crate) fn recount(&self) -> Result<Option<(u64, Recount)>, CatalogError> {
+        let view = self.map.view();
+        let Ok(Some((applied, _))) = applied_row(&*view, self.range) else { return Ok(None) };
+        Ok(recount(&*view, self.range)?.map(|found| (applied.index, found)))
+    }
+
     /// A view that holds everything up to `index`; `None`: the rows are being replaced by a snapshot's.
     pub(crate) fn view_at(&self, index: u64) -> io::Result<Option<Box<dyn View>>> {
         let view = self.map.view();
@@ -249,9 +278,20 @@ impl State {
         Ok(self.applied()?.max(held).is_some_and(|has| has.index >= first.index))
     }
 
-    /// The index applied last since the start, and the state hash there (R4).
-    pub(crate) fn hash(&self) -> Option<(u64, u128)> {
-        *self.hash.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The index applied last, and the state hash there (R4).
+    pub(crate) fn hash(&self) -> Option<Mark> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).last()
+    }
+
+    /// Entries, and the state hashes behind them, at which to compare with other replicas.
+    pub(crate) fn samples(&self) -> Vec<Mark> {
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).samples()
+    }
+
+    /// The state hashes behind those of the entries that are remembered.
+    pub(crate) fn hashes_at(&self, indices: &[u64]) -> Vec<Mark> {
+        let marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        indices.iter().filter_map(|&index| Some((index, marks.at(index)?))).collect()
     }
 
     /// What answers reads; `None`: the group was never opened.
@@ -265,9 +305,12 @@ impl State {
         if applied.is_none() {
             remove_all_rows(&*self.map, &self.first)?;
         }
-        let (ledger, writes) = Ledger::load(&*self.map.view(), &self.first).map_err(failed)?;
+        let (ledger, writes) =
+            Ledger::load(&*self.map.view(), &self.first, self.versions).map_err(failed)?;
         self.map.write(writes).map_err(failed)?;
         self.note_descriptor(&ledger);
+        let begins = applied.map(|applied| (applied.index, ledger.hash()));
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).begin(begins);
         *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = Some(ledger.reader());
         Ok(Standing { ledger, membership })
     }
@@ -303,7 +346,12 @@ impl State {
                 let batch = batch_of(operation);
                 self.log_bytes.fetch_add(batch.len() as u64, Ordering::Relaxed);
                 let is_joint = at.membership.membership().get_joint_config().len() > 1;
-                at.ledger.apply(&*view, entry.log_id.index, is_joint, &batch).map_err(failed)
+                let applied = at.ledger.apply(&*view, entry.log_id.index, is_joint, &batch);
+                if let Err(newer @ CatalogError::ApplyVersion { .. }) = &applied {
+                    // the first one counts
+                    let _known = self.outgrown.set(newer.to_string());
+                }
+                applied.map_err(failed)
             }
         }
     }
@@ -324,8 +372,8 @@ impl State {
         waiting: Waiting,
         results: Results,
     ) {
-        let hash = Some((entry.index, at.ledger.hash()));
-        *self.hash.lock().unwrap_or_else(PoisonError::into_inner) = hash;
+        let mark = (entry.index, at.ledger.hash());
+        self.marks.lock().unwrap_or_else(PoisonError::into_inner).note(mark);
         self.apply_seconds.record(elapsed(&*self.host.clock, began));
         if let Some(waiting) = waiting {
             waiting.send(results);
@@ -355,7 +403,7 @@ impl State {
     fn child(&self, child: &RangeDescriptor) -> io::Result<Arc<Self>> {
         let (map, wal) = (self.map.clone(), self.wal.clone());
         let snapshots = self.snapshots.of(child.id.0);
-        let state = Self::open(&self.host, map, child.clone(), snapshots, wal, 0);
+        let state = Self::open(&self.host, map, child.clone(), snapshots, wal, self.versions);
         Ok(Arc::new(state.map_err(failed)?))
     }
 
@@ -620,14 +668,16 @@ mod tests {
         let snapshots = Snapshots::new(host.disk.clone(), directory.to_owned(), 3);
         let map = Arc::new(MemMap::default());
         let first = descriptor(3, 1, 0, 9);
-        State::open(&host, map, first, snapshots, wal, 500).expect("no snapshot yet")
+        State::open(&host, map, first, snapshots, wal, Versions::default())
+            .expect("no snapshot yet")
     }
 
     /// Range 4, which has the buckets from 5 on, beside its parent.
     fn child_of(parent: &State, directory: &Path) -> Arc<State> {
         let snapshots = Snapshots::new(parent.host.disk.clone(), directory.to_owned(), 4);
         let (map, wal) = (parent.map.clone(), parent.wal.clone());
-        let child = State::open(&parent.host, map, descriptor(4, 2, 5, 9), snapshots, wal, 0);
+        let child =
+            State::open(&parent.host, map, descriptor(4, 2, 5, 9), snapshots, wal, parent.versions);
         let child = Arc::new(child.expect("no snapshot yet"));
         parent.adopt(&child);
         child

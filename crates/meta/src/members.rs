@@ -54,6 +54,10 @@ pub(crate) async fn answer(
     if emptied && !is_wanted(inner, group, from) {
         return is_outside(inner, group, from).await;
     }
+    if emptied && let Some(why) = group.disputed() {
+        // a copy of one of them would make it the majority
+        return RefillAnswer::NotYet(why);
+    }
     let Ok(_one) = group.changing.try_lock() else {
         return RefillAnswer::NotYet("another change of the members is on its way".to_owned());
     };
@@ -106,7 +110,7 @@ async fn finish(raft: &Raft) -> Result<(), String> {
     Ok(())
 }
 
-fn is_joint(members: &StoredMembership) -> bool {
+pub(crate) fn is_joint(members: &StoredMembership) -> bool {
     members.membership().get_joint_config().len() > 1
 }
 

@@ -3,9 +3,10 @@
 //! Appends go through a bidirectional stream, so that several are under way. Every exchange has a deadline; an append
 //! stream has one for each answer.
 
+use crate::agreement::Mark;
 use crate::boots::Boots;
 use crate::codec::{
-    Envelope, Message, RefillAnswer, WrongBoot, message_bytes, read_append_result,
+    Envelope, Message, RefillAnswer, WrongBoot, message_bytes, read_append_result, read_marks,
     read_refill_answer, read_vote, read_vote_response, read_wrong_boot,
 };
 use crate::raft::{
@@ -179,11 +180,23 @@ impl Peer {
         let answered = match message {
             Message::Transfer(_) => client.transfer_leader(frame).await,
             Message::Refill { .. } => client.refill(frame).await,
+            Message::Hashes(_) => client.hashes(frame).await,
             Message::Vote { .. } | Message::Append(_) | Message::Snapshot { .. } => {
                 client.vote(frame).await
             }
         };
         Ok(answered.map(|response| response.into_inner().body))
+    }
+
+    /// Asks for the state hashes behind entries: those that the peer remembers.
+    pub(crate) async fn ask_hashes(
+        &self,
+        indices: Vec<u64>,
+        patience: Duration,
+    ) -> Result<Vec<Mark>, String> {
+        // as with a wish to be refilled
+        let asked = self.ask(&Message::Hashes(indices), RPCTypes::TransferLeader, patience).await;
+        read_marks(asked.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
     }
 
     /// Asks to be taken out of the group, or into it.

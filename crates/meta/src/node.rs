@@ -1,5 +1,6 @@
 //! The groups of a node: opened from what is stored, or founded; served; stopped.
 
+use crate::agreement;
 use crate::birth::{
     Birth, Births, Born, Created, FoundingList, Nursery, Origin, descendants, first_ranges,
     parents_first,
@@ -9,7 +10,7 @@ use crate::codec::{read_log_id, read_vote};
 use crate::directory::Directory;
 use crate::group::{Group, NotDone};
 use crate::keeper;
-use crate::ledger::{CommandResult, Proposal, Reader, Unanswered};
+use crate::ledger::{CommandResult, Proposal, Reader, Unanswered, Versions};
 use crate::log::LogStore;
 use crate::machine::{Machine, State, forget_rows, read_applied};
 use crate::members;
@@ -22,15 +23,17 @@ use ashlar_catalog::{CatalogError, OrderedMap, Recount};
 use ashlar_host::{Host, Monotonic, Shutdown, TaskKind};
 use ashlar_map::Engine;
 use ashlar_types::{
-    ClusterId, Command, CommandReply, Epoch, Interval, Node, NodeId, RangeAnswer, RangeDescriptor,
-    RangeId, RangeQuery, RangeReplicas, ReplicaMove, RootAnswer, RootCommand, RootOp, RootOutcome,
-    RootQuery, RootRefusal, bug, encode,
+    ApplyVersions, ClusterId, Command, CommandReply, Epoch, Interval, Node, NodeId, NodeVersions,
+    RangeAnswer, RangeDescriptor, RangeId, RangeOp, RangeQuery, RangeReplicas, ReplicaMove,
+    ReplicaReport, RootAnswer, RootCommand, RootOp, RootOutcome, RootQuery, RootRefusal, bug,
+    encode,
 };
 use ashlar_wal::{GroupHealth, Record, Wal, WalConfig};
 use ashlar_wire::Dialer;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak};
 use std::time::Duration;
 
 /// How long a leader waits for another one when it stops.
@@ -66,6 +69,10 @@ pub struct MetaConfig {
     pub timing: Timing,
     /// A snapshot is taken when the log since the last one has grown beyond the range's size, and beyond this.
     pub snapshot_log_bytes: u64,
+    /// How often replicas are compared that have applied something since.
+    pub compare_every: Duration,
+    /// By which versions it applies.
+    pub versions: Versions,
 }
 
 impl Default for MetaConfig {
@@ -80,6 +87,9 @@ impl Default for MetaConfig {
             timing: Timing::default(),
             // half a minute of small PUTs on two cores, and a small part of the WAL's 10 GiB for each of nine ranges
             snapshot_log_bytes: 64 << 20,
+            // two small questions a range, only while it is written to
+            compare_every: Duration::from_secs(5),
+            versions: Versions::default(),
         }
     }
 }
@@ -167,6 +177,9 @@ pub enum MetaError {
     /// A group's stored state is not one that it can have.
     #[error("{0} cannot be opened: {1}")]
     Group(RangeId, String),
+    /// The cluster applies by a version that this binary does not know.
+    #[error("this release is too old for the cluster, which has been raised beyond it: {0}: {1}")]
+    OldRelease(RangeId, String),
 }
 
 /// How a group stands on this node.
@@ -192,7 +205,7 @@ pub struct GroupStatus {
     pub voters: Vec<NodeId>,
     /// Whether this node may vote: not while a torn tail is being mended.
     pub may_vote: bool,
-    /// The index applied last since the start, and the state hash there: equal on all replicas at the same index (R4).
+    /// The index applied last, and the state hash there: equal on all replicas at the same index (R4).
     pub state_hash: Option<(u64, u128)>,
 }
 
@@ -228,6 +241,12 @@ pub(crate) struct Inner {
     wal: Wal,
     dir: PathBuf,
     groups: RwLock<BTreeMap<RangeId, Arc<Group>>>,
+    /// How many replicas were found since the start whose state was not that of the others.
+    distrusted: AtomicU64,
+    /// Why this release is too old.
+    outgrown: OnceLock<String>,
+    /// It is too old.
+    outgrowing: Shutdown,
     /// Nothing new is begun.
     stopping: Shutdown,
     /// The groups end: their streams shall not hold up the port.
@@ -281,6 +300,7 @@ impl MetaNode {
         let opening = Opening::open(host, config, nursery.clone())?;
         let founded = opening.found(beginning.formation()).await?;
         let cluster = opening.check_cluster(&founded, &beginning)?;
+        let every = opening.config.compare_every;
         let inner = opening.start_groups(dialer, addresses, cluster, founded).await?;
         let tasks = &inner.host.tasks;
         let weak = Arc::downgrade(&inner);
@@ -290,6 +310,8 @@ impl MetaNode {
         let _opening = tasks.spawn(TaskKind::Background("open split ranges"), opening);
         let refilling = Box::pin(refill::run(weak.clone()));
         let _refilling = tasks.spawn(TaskKind::Background("refill ranges"), refilling);
+        let comparing = Box::pin(agreement::run(weak.clone(), every));
+        let _comparing = tasks.spawn(TaskKind::Background("compare replicas"), comparing);
         let leaving = Box::pin(leave_when_outdated(
             weak,
             inner.boots.clone(),
@@ -365,16 +387,11 @@ impl MetaNode {
         members::settled(&self.0).await
     }
 
-    /// Counts every range of data that runs here anew, by a visit of each of its rows: long, for tests and for doubts.
+    /// Counts every range that runs here anew, by a visit of each of its rows: long, for tests and for doubts.
     pub fn recount(&self) -> Result<Vec<(RangeId, Recount)>, CatalogError> {
         let mut counted = Vec::new();
         for group in self.0.groups() {
-            // one whose rows are being replaced has no sums
-            let view = group.state.map.view();
-            let is_whole = matches!(read_applied(&*view, group.range), Ok((Some(_), _)));
-            if is_whole && let Some(recount) = ashlar_catalog::recount(&*view, group.range)? {
-                counted.push((group.range, recount));
-            }
+            counted.extend(group.state.recount()?.map(|(_, found)| (group.range, found)));
         }
         Ok(counted)
     }
@@ -395,20 +412,61 @@ impl MetaNode {
         here.filter(|replica| replica.reason != Reason::Leaves).map(told).collect()
     }
 
+    /// The newest versions that this binary can apply by.
+    pub fn known_versions(&self) -> ApplyVersions {
+        self.0.opening.config.versions.known
+    }
+
+    /// Raises the version by which a range applies that this node leads. Done already is done.
+    pub async fn raise_apply_version(&self, range: RangeId, version: u32) -> Result<(), NotDone> {
+        let epoch = self.descriptor(range).ok_or(NotDone::Epoch(None))?.epoch;
+        let command = Command { caller: None, op: RangeOp::RaiseApplyVersion { version } };
+        self.execute(range, epoch, command).await.map(|_| ())
+    }
+
+    /// By which version a range that runs here applies, as far as it is applied.
+    pub fn apply_version(&self, range: RangeId) -> Option<u32> {
+        self.0.group(range).map(|group| group.state.apply_version())
+    }
+
+    /// Visits every row of a replica, and compares it with the others: long.
+    pub async fn verify(&self, range: RangeId) -> Result<ReplicaReport, NotDone> {
+        self.0.verify(range).await
+    }
+
+    /// How many replicas of this node were found since its start to have another state than the others (R4).
+    pub fn distrusted(&self) -> u64 {
+        self.0.distrusted.load(Ordering::Relaxed)
+    }
+
+    /// Loses a row past the log, as no entry does: for tests of what finds that.
+    #[doc(hidden)]
+    pub fn spoil(&self, key: Vec<u8>) -> Result<(), String> {
+        let map = self.0.map.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let mut writes = ashlar_catalog::Writes::default();
+        writes.remove(key);
+        map.ok_or("the node is stopping")?.write(writes).map_err(|error| error.to_string())
+    }
+
     /// Waits until a peer says that this node is an old image of one that has booted since, or a copy; gives that as a
     /// sentence. From then on the node takes no part in any group.
     pub async fn until_outdated(&self) -> String {
         self.0.boots.until_outdated().await
     }
 
-    /// Why the write-ahead log takes nothing more. From then on this node only stands in the way of its groups.
-    pub fn log_failure(&self) -> Option<String> {
-        self.0.wal.failure().map(|error| error.to_string())
+    /// Why this node must be ended, and only stands in the way of its groups until then: its write-ahead log takes nothing
+    /// more, or a range has been raised beyond what this release knows.
+    pub fn failure(&self) -> Option<String> {
+        let failed = self.0.wal.failure().map(|error| error.to_string());
+        failed.or_else(|| self.0.outgrown.get().cloned())
     }
 
-    /// Waits until the write-ahead log has failed; says why.
-    pub async fn until_log_failed(&self) -> String {
-        self.0.wal.until_failed().await.to_string()
+    /// Waits until the node must be ended; says why.
+    pub async fn until_failed(&self) -> String {
+        tokio::select! {
+            error = self.0.wal.until_failed() => error.to_string(),
+            () = self.0.outgrowing.requested() => self.failure().unwrap_or_default(),
+        }
     }
 
     /// Hands leadership over, flushes and closes everything.
@@ -442,6 +500,12 @@ fn status(group: &Group) -> GroupStatus {
         may_vote: group.may_vote(),
         state_hash: group.state.hash(),
     }
+}
+
+/// Whether a state was not loaded because it is applied by a version that is not known here.
+fn is_newer(error: &std::io::Error) -> bool {
+    let why = error.get_ref().and_then(|inner| inner.downcast_ref());
+    matches!(why, Some(CatalogError::ApplyVersion { .. }))
 }
 
 async fn shut(group: &Group) {
@@ -573,10 +637,17 @@ impl Opening {
                 here.damaged.insert(range, Damaged::stored(&created, corrupt));
                 continue;
             }
+            if let Some(why) = self.distrusted(range) {
+                here.damaged.insert(range, Damaged::stored(&created, why));
+                continue;
+            }
             match self.open_replica(&map, &sender, &created, &mut here).await {
                 Ok(()) => {}
                 // they are the same for all groups
-                Err(error @ MetaError::Settings(_)) => return Err(error),
+                Err(error @ (MetaError::Settings(_) | MetaError::OldRelease(..))) => {
+                    futures::future::join_all(here.groups.values().map(|group| shut(group))).await;
+                    return Err(error);
+                }
                 Err(MetaError::DamagedSnapshot(why)) => {
                     here.damaged.insert(range, Damaged::stored(&created, why));
                 }
@@ -605,6 +676,9 @@ impl Opening {
             waiting: Mutex::new(waiting),
             opening_due: tokio::sync::Mutex::default(),
             groups: RwLock::new(groups),
+            distrusted: AtomicU64::new(0),
+            outgrown: OnceLock::new(),
+            outgrowing: Shutdown::default(),
             stopping: Shutdown::default(),
             closed: Shutdown::default(),
         }))
@@ -635,7 +709,11 @@ impl Opening {
         let runs = |id: RangeId| here.groups.contains_key(&id);
         match self.start_group(sender, created, waiting.state.clone(), &runs).await {
             Ok(group) => drop(here.groups.insert(range, group)),
-            Err(error @ (MetaError::Settings(_) | MetaError::NoBeginning(_))) => return Err(error),
+            Err(
+                error @ (MetaError::Settings(_)
+                | MetaError::NoBeginning(_)
+                | MetaError::OldRelease(..)),
+            ) => return Err(error),
             // a full disk, or one that fails for a moment: it is tried again
             Err(error) => {
                 tracing::error!(%range, %error, "the range does not open yet: it is not served here");
@@ -702,7 +780,10 @@ impl Opening {
         let log = LogStore::new(self.wal.clone(), range, created.first(), clock);
         let births = self.births(created.cluster());
         let machine = Machine::new(state.clone(), births, created.anew_at());
-        let machine = machine.map_err(|error| refused(error.to_string()))?;
+        let machine = machine.map_err(|error| match is_newer(&error) {
+            true => MetaError::OldRelease(range, error.to_string()),
+            false => refused(error.to_string()),
+        })?;
         let peers = Peers { sender: sender.clone(), range };
         let raft = Raft::build(self.config.node.0, library, peers, log, machine).await;
         let raft = raft.map_err(|error| refused(error.to_string()))?;
@@ -740,14 +821,13 @@ impl Opening {
     ) -> Result<State, MetaError> {
         let range = descriptor.id;
         let snapshots = self.snapshots(range);
-        let log_bytes = self.wal.live_bytes(range);
         let opened = State::open(
             &self.host,
             map.clone(),
             descriptor.clone(),
             snapshots,
             self.wal.clone(),
-            log_bytes,
+            self.config.versions,
         );
         opened.map_err(|error| match error {
             SnapshotError::Damaged(..) | SnapshotError::Foreign(..) => {
@@ -757,6 +837,38 @@ impl Opening {
                 MetaError::Snapshot(error.to_string())
             }
         })
+    }
+
+    /// Says, in the directory of the role, that a replica is not to be trusted, and why: also after a crash it takes no part
+    /// until it has begun anew.
+    fn distrust_mark(&self, range: RangeId) -> PathBuf {
+        self.config.dir.join(format!("distrusted-{}", range.0))
+    }
+
+    fn distrusted(&self, range: RangeId) -> Option<String> {
+        let mark = self.distrust_mark(range);
+        if !self.host.disk.exists(&mark) {
+            return None;
+        }
+        let unread = "it was found to differ from the others, and why cannot be read";
+        let why = self.host.disk.read(&mark).map(|why| String::from_utf8_lossy(&why).into_owned());
+        Some(why.unwrap_or_else(|_| unread.to_owned()))
+    }
+
+    fn distrust(&self, range: RangeId, why: &str) -> Result<(), MetaError> {
+        let mark = self.distrust_mark(range);
+        let marked = self.host.disk.replace(&mark, why.as_bytes());
+        marked.map_err(|error| MetaError::Directory(mark, error))
+    }
+
+    /// The replica has begun anew, or is gone.
+    fn end_distrust(&self, range: RangeId) -> Result<(), MetaError> {
+        let (mark, disk) = (self.distrust_mark(range), &self.host.disk);
+        if !disk.exists(&mark) {
+            return Ok(());
+        }
+        let removed = disk.remove_file(&mark).and_then(|()| disk.sync_dir(&self.config.dir));
+        removed.map_err(|error| MetaError::Directory(mark, error))
     }
 
     fn snapshots(&self, range: RangeId) -> Snapshots {
@@ -861,6 +973,15 @@ impl Inner {
         self.damaged.lock().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
     }
 
+    /// A range has been raised beyond what this release knows.
+    pub(crate) fn note_outgrown(&self, range: RangeId, why: &str) {
+        let error = MetaError::OldRelease(range, why.to_owned());
+        if self.outgrown.set(error.to_string()).is_ok() {
+            tracing::error!(%error, "the node must be upgraded");
+            self.outgrowing.request();
+        }
+    }
+
     /// What a damaged replica waits for.
     pub(crate) fn note_standing(&self, range: RangeId, standing: String) {
         let mut damaged = self.damaged.lock().unwrap_or_else(PoisonError::into_inner);
@@ -890,9 +1011,11 @@ impl Inner {
         }
         let map = self.map.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let map = map.ok_or(MetaError::Stopping)?;
-        let children = self.waiting_for(range);
+        // those that wait, and those that run: a replica may be found out while they do
+        let children = self.parts_of(range)?;
         self.forget_all_but_log(removal.descriptor(), children.clone(), map.clone()).await?;
         let created = self.opening.drop_log(self.cluster, removal).await?;
+        self.opening.end_distrust(range)?;
         let state = Arc::new(self.opening.open_state(&map, created.descriptor())?);
         children.iter().for_each(|child| state.adopt(child));
         drop((children, map));
@@ -915,6 +1038,35 @@ impl Inner {
         }
     }
 
+    /// A replica whose state is not that of the others takes no part any more: it begins anew, as a damaged one does (R4).
+    /// A leader hands over first, so that it is missed no longer than at a planned stop.
+    pub(crate) async fn distrust(&self, group: &Group, why: &str) {
+        let range = group.range;
+        let created = match Created::stored(&self.wal, range) {
+            Ok(Some(created)) => created,
+            Ok(None) => return,
+            Err(error) => {
+                return tracing::error!(%range, %error, why, "the replica is not to be trusted, and cannot begin anew");
+            }
+        };
+        self.hand_over(group).await;
+        // so that it does not begin anew before it has ended
+        let _one = self.opening_due.lock().await;
+        let (opening, told) = (self.opening.clone(), why.to_owned());
+        let marking = move || opening.distrust(range, &told);
+        if let Err(error) = self.host.tasks.run_blocking(marking).await {
+            tracing::warn!(%range, %error, "a crash makes this node forget that the replica is not to be trusted");
+        }
+        self.note_damaged(Damaged::stored(&created, why));
+        metrics::counter!("ashlar_raft_distrusted_total").increment(1);
+        self.distrusted.fetch_add(1, Ordering::Relaxed);
+        let closed = self.groups.write().unwrap_or_else(PoisonError::into_inner).remove(&range);
+        if let Some(closed) = closed {
+            keeper::show_leader(&closed, false);
+            shut(&closed).await;
+        }
+    }
+
     /// The end of a replica that the others have taken out of the members. A crash in between repeats all of it: until the
     /// last step the log has it.
     pub(crate) async fn drop_replica(&self, removal: Removal) -> Result<(), MetaError> {
@@ -930,6 +1082,7 @@ impl Inner {
         let children = self.parts_of(range)?;
         self.forget_all_but_log(removal.descriptor(), children, map).await?;
         self.wal.submit_all_durable(range, vec![Record::Dropped]).await?;
+        self.opening.end_distrust(range)?;
         self.damaged.lock().unwrap_or_else(PoisonError::into_inner).remove(&range);
         metrics::counter!("ashlar_raft_replicas_left_total").increment(1);
         tracing::info!(%range, "the replica has left this node");
@@ -1211,6 +1364,7 @@ impl Inner {
         bytes: usize,
     ) -> Result<CommandReply, NotDone> {
         let group = self.group_at(range, epoch)?;
+        check_version(&command, group.state.apply_version())?;
         match group.propose(epoch, Proposal::Range(Box::new(command)), bytes).await? {
             (index, CommandResult::Range(outcome)) => Ok(CommandReply { index, outcome }),
             (_, CommandResult::Root(_)) => {
@@ -1254,6 +1408,20 @@ impl Inner {
             })
         };
         if blocks { self.host.tasks.run_blocking(read).await } else { read() }
+    }
+
+    pub(crate) async fn verify(&self, range: RangeId) -> Result<ReplicaReport, NotDone> {
+        let group = self.group(range).ok_or_else(|| self.not_here(range))?;
+        agreement::verify(self, &group).await
+    }
+
+    /// What this binary knows.
+    pub(crate) fn versions(&self) -> NodeVersions {
+        NodeVersions {
+            incarnation: self.boots.own().incarnation,
+            release: env!("CARGO_PKG_VERSION").to_owned(),
+            known: self.opening.config.versions.known,
+        }
     }
 
     pub(crate) async fn root_query(&self, query: RootQuery) -> Result<RootAnswer, NotDone> {
@@ -1429,6 +1597,19 @@ fn is_long(query: &RangeQuery) -> bool {
         | RangeQuery::Middle
         | RangeQuery::Inventory { .. } => true,
     }
+}
+
+/// What a range applies by an earlier version than that of a command must not get it into its log (R4): replicas of an
+/// earlier release could not read it.
+fn check_version(command: &Command, applies_by: u32) -> Result<(), NotDone> {
+    let needed = command.op.apply_version();
+    if needed <= applies_by {
+        return Ok(());
+    }
+    let reason = format!(
+        "the range applies by version {applies_by}, and this needs {needed}: upgrade all nodes first"
+    );
+    Err(NotDone::Busy { retry_after_ms: 1000, reason })
 }
 
 fn reader_of(group: &Group) -> Result<Reader, NotDone> {

@@ -1,9 +1,10 @@
 //! What other nodes and gateways ask of this one: Raft of all groups, commands and reads.
 
+use crate::agreement::ASKED_MAX;
 use crate::boots::{Boot, BootRefused};
 use crate::codec::{
-    BadBytes, Envelope, Message, WrongBoot, append_result_bytes, read_message, refill_answer_bytes,
-    vote_bytes, vote_response_bytes, wrong_boot_bytes,
+    BadBytes, Envelope, Message, WrongBoot, append_result_bytes, marks_bytes, read_message,
+    refill_answer_bytes, vote_bytes, vote_response_bytes, wrong_boot_bytes,
 };
 use crate::group::{Group, NotDone};
 use crate::members;
@@ -15,7 +16,10 @@ use crate::raft::{
 use crate::snapshot::SnapshotError;
 use ashlar_types::{Epoch, NodeId, RangeId, Versioned, decode, encode};
 use ashlar_wire::proto::metadata_reply::Result as ReplyResult;
-use ashlar_wire::proto::{Busy, Frame, MetadataReply, MetadataRequest};
+use ashlar_wire::proto::{
+    Busy, Frame, MetadataReply, MetadataRequest, VerifyReply, VerifyRequest, VersionsReply,
+    VersionsRequest,
+};
 use ashlar_wire::proto::{metadata_server, raft_server};
 use bytes::{Buf, Bytes};
 use futures::StreamExt;
@@ -207,6 +211,20 @@ impl raft_server::Raft for RaftService {
         let answer = members::answer(&self.0, &group, NodeId(envelope.from), emptied).await;
         Ok(Response::new(Frame { range, body: refill_answer_bytes(&answer), last: true }))
     }
+
+    async fn hashes(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {
+        let frame = request.into_inner();
+        let range = frame.range;
+        let (group, _, message) = self.open(frame).await?;
+        let Message::Hashes(indices) = message else {
+            return Err(Status::invalid_argument("a question for state hashes was expected"));
+        };
+        if indices.len() > ASKED_MAX {
+            return Err(Status::invalid_argument("too many state hashes are asked for at once"));
+        }
+        let body = marks_bytes(&group.state.hashes_at(&indices));
+        Ok(Response::new(Frame { range, body, last: true }))
+    }
 }
 
 /// The requests of an append stream.
@@ -372,6 +390,23 @@ impl metadata_server::Metadata for MetadataService {
                 .map(|answer| write_body(&answer))
         };
         Ok(self.reply(result))
+    }
+
+    async fn versions(
+        &self,
+        _: Request<VersionsRequest>,
+    ) -> Result<Response<VersionsReply>, Status> {
+        Ok(Response::new(VersionsReply { body: write_body(&self.0.versions()) }))
+    }
+
+    async fn verify(
+        &self,
+        request: Request<VerifyRequest>,
+    ) -> Result<Response<VerifyReply>, Status> {
+        let range = RangeId(request.into_inner().range);
+        let report = self.0.verify(range).await;
+        let report = report.map_err(|why| Status::unavailable(why.to_string()))?;
+        Ok(Response::new(VerifyReply { body: write_body(&report) }))
     }
 }
 

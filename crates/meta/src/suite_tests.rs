@@ -1,6 +1,7 @@
 //! The consensus library's own suite over our log and state machine.
 
 use crate::birth::Births;
+use crate::ledger::Versions;
 use crate::log::LogStore;
 use crate::machine::{Machine, State};
 use crate::raft::Types;
@@ -43,7 +44,14 @@ impl StoreBuilder<Types, LogStore, Machine, ()> for Stores {
         let snapshots =
             Snapshots::new(self.host.disk.clone(), self.directory.path().to_owned(), id);
         let map = Arc::new(MemMap::default());
-        let state = State::open(&self.host, map, descriptor, snapshots, self.wal.clone(), 0);
+        let state = State::open(
+            &self.host,
+            map,
+            descriptor,
+            snapshots,
+            self.wal.clone(),
+            Versions::default(),
+        );
         let (cluster, node) = (ClusterId(1), NodeId(1));
         let births = Births { cluster, node, nursery: Arc::default() };
         let state = Arc::new(state.expect("no snapshot yet"));

@@ -131,6 +131,14 @@ impl TestCluster {
         Ok(())
     }
 
+    /// Changes the settings of a node without power: it starts with them next, as another release would, for instance.
+    pub fn configure(&mut self, index: usize, change: impl FnOnce(&mut NodeConfig)) -> Result<()> {
+        let node = &mut self.nodes[index];
+        anyhow::ensure!(node.life.is_none(), "a node reads its settings when it starts");
+        change(&mut node.config);
+        Ok(())
+    }
+
     /// Takes away all that a disk of a node without power has: its directory is as when it was bought.
     pub fn wipe_disk(&mut self, index: usize, number: usize) -> Result<()> {
         let node = &self.nodes[index];

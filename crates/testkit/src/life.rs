@@ -39,7 +39,9 @@ impl Life {
         match started.context("the start panicked").flatten() {
             Ok(node) => Ok(Self { parts: Some((runtime, node)) }),
             Err(error) => {
-                runtime.shutdown_background();
+                // its ports are free when this returns
+                let ending = move || runtime.shutdown_timeout(END_PATIENCE);
+                tokio::task::spawn_blocking(ending).await.context("the end of a node panicked")?;
                 Err(error.context(format!("{name} does not start")))
             }
         }

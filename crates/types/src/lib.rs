@@ -23,6 +23,8 @@ mod replicas;
 mod root;
 pub mod seeded;
 mod split;
+mod verify;
+mod versions;
 
 pub use cluster::*;
 pub use codec::{DecodeError, Versioned, decode, encode};
@@ -39,3 +41,5 @@ pub use record::*;
 pub use replicas::*;
 pub use root::*;
 pub use split::*;
+pub use verify::*;
+pub use versions::*;

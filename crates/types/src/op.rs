@@ -85,7 +85,7 @@ pub enum RangeOp {
         /// To this.
         version: u32,
     },
-    /// Names an index at which every replica reports its state hash.
+    /// Without an effect: an entry at which the states of replicas can be compared.
     ReportHash,
     /// Shards that were missing are on stable storage now.
     Repaired {

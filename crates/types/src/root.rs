@@ -1,8 +1,8 @@
 //! The operations of the root range: the map, the buckets, the range directory, the sessions.
 
 use crate::{
-    Applied, BucketId, BucketName, BucketRow, BucketState, ClusterId, ClusterMap, Disk, DiskId,
-    DiskState, Epoch, Node, NodeId, PgId, PlacementDiff, RangeDescriptor, RangeId,
+    Applied, ApplyVersions, BucketId, BucketName, BucketRow, BucketState, ClusterId, ClusterMap,
+    Disk, DiskId, DiskState, Epoch, Node, NodeId, PgId, PlacementDiff, RangeDescriptor, RangeId,
     ReplicaDirectory, ReplicaMove, Role, SessionId, SlotMove, SplitDone, Versioned,
 };
 use serde::{Deserialize, Serialize};
@@ -167,6 +167,15 @@ pub enum RootOp {
     },
     /// A node is struck off for good. Refused while it has disks or replicas.
     RemoveNode(NodeId),
+    /// The root applies by this version from the next entry on, and ranges may be raised to theirs: every node that may
+    /// hold a replica knows them. Refused unless the cluster map is at the epoch at which all were asked: a node that
+    /// has joined or booted since may know less.
+    RaiseApplyVersions {
+        /// The map's epoch then.
+        base: Epoch,
+        /// To these. Never back.
+        to: ApplyVersions,
+    },
 }
 
 /// One command to the root.
@@ -366,6 +375,8 @@ pub enum RootQuery {
     LivingSessions,
     /// Where the replicas of all ranges are, the root's among them, and which of them move.
     Replicas,
+    /// By which versions the cluster applies.
+    ApplyVersions,
 }
 
 /// How the root answers.
@@ -392,6 +403,8 @@ pub enum RootAnswer {
     },
     /// Where replicas are.
     Replicas(ReplicaDirectory),
+    /// The versions of apply: the root's, and those to which the ranges may be raised.
+    ApplyVersions(ApplyVersions),
 }
 
 /// A session that is open.

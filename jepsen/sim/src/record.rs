@@ -119,8 +119,12 @@ impl Recorder {
         self.end(operation, 0, None, Action::Fault(fault), End::OK);
     }
 
+    /// Found again and again, it is one finding.
     pub(crate) fn find(&self, invariant: &'static str, what: String) {
-        self.told().findings.push(Finding { invariant, what });
+        let (mut told, finding) = (self.told(), Finding { invariant, what });
+        if !told.findings.contains(&finding) {
+            told.findings.push(finding);
+        }
     }
 
     /// A fact that is no operation, for the trace.

@@ -104,6 +104,7 @@ async fn safety(world: &World, recorder: &Recorder, etags: &Etags, options: &Opt
     let nemeses = Nemesis::all(world, recorder, options);
     let mut tasks: Vec<_> = clients.collect();
     tasks.extend(nemeses.map(|nemesis| tokio::spawn(nemesis.work())));
+    tasks.push(tokio::spawn(r4::watch(world.clone(), recorder.clone())));
     tokio::time::sleep(options.safety).await;
     world.end_safety();
     for task in tasks {

@@ -265,7 +265,7 @@ fn d7_r4_a_row_that_changes_past_apply_shows_when_all_are_counted() {
     range.rows.0.remove(&row);
     let child = counted(&range, CHILD);
     assert!(child.hash.is_some() && counted(&range, PARENT).is_right(), "it was the child's");
-    let wrong = |told, counted| [crate::WrongUsage { bucket: BUCKET, told, counted }];
+    let wrong = |told, counted| [WrongUsage { bucket: BUCKET, told, counted }];
     assert_eq!(child.usage, wrong((10, 50), (9, 45)));
     range.rows.0.insert(row.clone(), value);
     let usage = key::usage(CHILD, BUCKET);

@@ -392,9 +392,15 @@ fn uploads_are_listed_by_key_then_by_age() {
 #[test]
 fn a_newer_apply_version_stops_this_binary() {
     let range = Replicas::with_bucket();
-    let op = RangeOp::RaiseApplyVersion { version: crate::APPLY_VERSION + 1 };
+    let op = RangeOp::RaiseApplyVersion { version: crate::KNOWN_VERSIONS.ranges + 1 };
     let batch =
         Batch { epoch: Epoch(1), proposed_ms: 0, commands: vec![Command { caller: None, op }] };
     let error = range.range.clone().apply(&range.rows, 9, false, &batch).unwrap_err();
-    assert_eq!(error, crate::CatalogError::ApplyVersion { found: crate::APPLY_VERSION + 1 });
+    assert_eq!(
+        error,
+        crate::CatalogError::ApplyVersion {
+            found: crate::KNOWN_VERSIONS.ranges + 1,
+            known: crate::KNOWN_VERSIONS.ranges,
+        }
+    );
 }

@@ -11,6 +11,7 @@ use ashlar_wire::proto::metadata_server::{Metadata, MetadataServer};
 use ashlar_wire::proto::{
     Busy, CollectReply, CollectRequest, DiskStatus, InventoryReply, InventoryRequest,
     ListShardsReply, ListShardsRequest, MetadataReply, MetadataRequest, PingReply, PingRequest,
+    VerifyReply, VerifyRequest, VersionsReply, VersionsRequest,
 };
 use ashlar_wire::shard::{
     CRC_HEADER, ERROR_HEADER, SHARD_ROUTE, ShardFacts, ShardPath, format_crc,
@@ -389,6 +390,21 @@ fn body<T: Versioned>(value: &T) -> Rpc {
 
 #[async_trait]
 impl Metadata for FakeNode {
+    /// As a release that does not know the question.
+    async fn versions(
+        &self,
+        _: tonic::Request<VersionsRequest>,
+    ) -> Result<tonic::Response<VersionsReply>, Status> {
+        Err(Status::unimplemented("no such method"))
+    }
+
+    async fn verify(
+        &self,
+        _: tonic::Request<VerifyRequest>,
+    ) -> Result<tonic::Response<VerifyReply>, Status> {
+        Err(Status::unimplemented("no such method"))
+    }
+
     async fn execute(&self, request: tonic::Request<MetadataRequest>) -> Rpc {
         let request = request.into_inner();
         if request.range == 0 {
@@ -451,6 +467,7 @@ impl Metadata for FakeNode {
                     let ranges = shared.ranges.iter().map(still).collect();
                     RootAnswer::Replicas(ReplicaDirectory { ranges, drained: vec![] })
                 }
+                RootQuery::ApplyVersions => RootAnswer::ApplyVersions(ApplyVersions::FIRST),
                 RootQuery::Sessions => RootAnswer::Sessions(vec![]),
                 RootQuery::LivingSessions => {
                     RootAnswer::LivingSessions { floor: SessionId(0), sessions: vec![] }

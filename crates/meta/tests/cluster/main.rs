@@ -1,12 +1,14 @@
 //! Nodes in one process, over real loopback connections.
 
+mod agreement;
 mod replicas;
 mod split;
 
 use ashlar_host::{Host, OpenMode, Shutdown, TaskHandle, TaskKind};
 use ashlar_map::Engine;
 use ashlar_meta::{
-    Beginning, DamagedRange, Formation, GroupStatus, MetaConfig, MetaNode, NotDone, Timing,
+    Beginning, DamagedRange, Formation, GroupStatus, MetaConfig, MetaError, MetaNode, NotDone,
+    Timing, Versions,
 };
 use ashlar_types::*;
 use ashlar_wire::{Dialer, Security};
@@ -46,6 +48,8 @@ struct Cluster {
     nodes: BTreeMap<NodeId, Running>,
     boots: u64,
     snapshot_log_bytes: u64,
+    /// For which release a node stands that is booted next.
+    versions: Versions,
 }
 
 impl Cluster {
@@ -54,6 +58,10 @@ impl Cluster {
     }
 
     async fn start_with(count: u64, snapshot_log_bytes: u64) -> Self {
+        Self::start_as(count, snapshot_log_bytes, Versions::default()).await
+    }
+
+    async fn start_as(count: u64, snapshot_log_bytes: u64, versions: Versions) -> Self {
         let mut cluster = Self {
             host: Host::real(),
             directory: tempfile::tempdir().expect("a directory"),
@@ -62,6 +70,7 @@ impl Cluster {
             nodes: BTreeMap::new(),
             boots: 0,
             snapshot_log_bytes,
+            versions,
         };
         for node in cluster.voters.clone() {
             cluster.boot(node).await;
@@ -97,6 +106,10 @@ impl Cluster {
     }
 
     async fn boot_as(&mut self, node: NodeId, incarnation: u64) {
+        self.try_boot(node, incarnation).await.expect("the node starts");
+    }
+
+    async fn try_boot(&mut self, node: NodeId, incarnation: u64) -> Result<(), MetaError> {
         let host = self.host.clone().with_own_shutdown();
         let book = self.addresses.clone();
         let addresses = Arc::new(move |id: NodeId| book.lock().expect("whole").get(&id).cloned());
@@ -108,6 +121,8 @@ impl Cluster {
             wal_file_bytes: 4 << 20,
             timing: timing(),
             snapshot_log_bytes: self.snapshot_log_bytes,
+            compare_every: Duration::from_millis(100),
+            versions: self.versions,
             ..MetaConfig::default()
         };
         let dialer = Dialer::new(host.clone(), &Security::Plain);
@@ -119,12 +134,12 @@ impl Cluster {
         let listener = host.network.listen("127.0.0.1:0").await.expect("a port");
         let address = listener.local_addr().expect("bound").to_string();
         self.addresses.lock().expect("whole").insert(node, address);
-        let meta = MetaNode::start(host.clone(), dialer, config, addresses, beginning).await;
-        let meta = meta.expect("the node starts");
+        let meta = MetaNode::start(host.clone(), dialer, config, addresses, beginning).await?;
         let router = meta.routes().into_axum_router();
         let serve = Box::pin(ashlar_wire::serve(host.clone(), listener, Security::Plain, router));
         let serving = host.tasks.spawn(TaskKind::Background("port"), serve);
         self.nodes.insert(node, Running { meta, shutdown: host.shutdown, serving });
+        Ok(())
     }
 
     /// As if the process were killed: nothing is handed over, nothing is flushed.

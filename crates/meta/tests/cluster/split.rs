@@ -64,7 +64,7 @@ impl Cluster {
     }
 
     /// No row has changed past apply: what the sums are kept up by would not show it.
-    fn sums_are_those_of_the_rows(&self) {
+    pub(super) fn sums_are_those_of_the_rows(&self) {
         for (node, running) in &self.nodes {
             for (range, recount) in running.meta.recount().expect("read") {
                 assert!(recount.is_right(), "{range} on {node}: {recount:?}");

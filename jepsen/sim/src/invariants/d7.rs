@@ -21,7 +21,8 @@ pub(crate) fn check(world: &World, recorder: &Recorder) {
         };
         for (range, recount) in counted {
             rows += recount.rows;
-            if let Some((told, is)) = recount.hash {
+            let (told, is) = (recount.told, recount.counted);
+            if told != is {
                 let what = format!("{range} on node-{}: hash {told:x}, its rows {is:x}", index + 1);
                 recorder.find("R4", what);
             }

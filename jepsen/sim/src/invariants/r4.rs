@@ -1,4 +1,6 @@
 //! R4 (contract §2): the same applied index, the same state hash on every replica. And one leader, whom all know (L1).
+//!
+//! The nodes compare themselves, too, and mend what differs: that one of them had to is found while they run.
 
 use crate::options::Options;
 use crate::record::Recorder;
@@ -15,10 +17,31 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// What a replica says: the index it has applied, and the hash there.
 type Said = (usize, Option<(u64, u128)>);
 
+/// Finds nodes that have found a replica of theirs to differ, until the safety phase is over.
+pub(crate) async fn watch(world: World, recorder: Recorder) {
+    while !world.is_safety_over() {
+        tokio::time::sleep(LOOK_EVERY).await;
+        look_for_distrusted(&world, &recorder);
+    }
+}
+
+fn look_for_distrusted(world: &World, recorder: &Recorder) {
+    for index in 0..world.count() {
+        let distrusted = |node: &RunningNode| node.meta().map(|meta| meta.distrusted());
+        let found = world.look(index, |machine| machine.node().and_then(distrusted)).flatten();
+        if found.is_some_and(|found| found > 0) {
+            let what =
+                format!("node-{} found that its state was not that of the others", index + 1);
+            recorder.find("R4", what);
+        }
+    }
+}
+
 /// Compares whenever two replicas are at the same index; waits until all of them are, on every voter.
 pub(crate) async fn check(world: &World, recorder: &Recorder, options: &Options) {
     let mut lag = String::new();
     for _ in 0..LAG_MAX.as_millis() / LOOK_EVERY.as_millis() {
+        look_for_distrusted(world, recorder);
         let ranges = said(world);
         for (range, replicas) in &ranges {
             compare(recorder, *range, replicas);

@@ -1,0 +1,308 @@
+//! Replicas that come to another state than the others, and releases that apply by other versions (`docs/adr/0022`).
+
+use super::split::{CHILD, LATER};
+use super::*;
+
+/// The row of the current object of a key.
+fn row(key: &str) -> Vec<u8> {
+    [&b"c"[..], &BUCKET.0.to_be_bytes(), key.as_bytes(), &[0, 0]].concat()
+}
+
+impl Cluster {
+    /// A replica loses what was written, and shows it: the next write of the key replaces something elsewhere, and nothing
+    /// there.
+    async fn part_from_the_others(&self, node: NodeId, key: &str) {
+        self.converge().await;
+        self.nodes[&node].meta.spoil(row(key)).expect("lost");
+        self.put(key, 1000).await;
+    }
+
+    /// The replica was found out, has begun anew, and has what the others have.
+    async fn begins_anew(&self, node: NodeId) {
+        self.wait("it is found out", |cluster| cluster.nodes[&node].meta.distrusted() > 0).await;
+        self.wait("everything runs everywhere", Self::is_whole).await;
+        self.put("last", 1).await;
+        self.converge().await;
+        self.sums_are_those_of_the_rows();
+        let others = self.nodes.iter().filter(|(other, _)| **other != node);
+        others.for_each(|(other, running)| {
+            assert_eq!(running.meta.distrusted(), 0, "{other} is right");
+        });
+    }
+
+    async fn follower(&self) -> NodeId {
+        self.wait("somebody leads", |cluster| cluster.leader(RANGE).is_some()).await;
+        let leader = self.leader(RANGE);
+        self.voters.iter().copied().find(|node| Some(*node) != leader).expect("three voters")
+    }
+}
+
+async fn with_keys() -> Cluster {
+    let cluster = Cluster::start(3).await;
+    cluster.open_bucket().await;
+    for number in 0..20 {
+        cluster.put(&format!("a-{number}"), number).await;
+        cluster.put(&format!("z-{number}"), 100 + number).await;
+    }
+    cluster
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r4_a_follower_with_another_state_is_found_out_and_begins_anew() {
+    let mut cluster = with_keys().await;
+    let follower = cluster.follower().await;
+    cluster.part_from_the_others(follower, "a-3").await;
+    cluster.begins_anew(follower).await;
+    assert_eq!(cluster.get("a-3").await, Some(1000));
+    assert_eq!(cluster.get("a-4").await, Some(4));
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r4_a_leader_with_another_state_hands_over_and_begins_anew() {
+    let mut cluster = with_keys().await;
+    cluster.wait("somebody leads", |cluster| cluster.leader(RANGE).is_some()).await;
+    let leader = cluster.leader(RANGE).expect("it does");
+    cluster.part_from_the_others(leader, "a-3").await;
+    cluster.begins_anew(leader).await;
+    assert_eq!(cluster.get("a-3").await, Some(1000));
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r4_what_has_changed_past_the_log_is_found_by_a_visit_of_all_rows() {
+    let mut cluster = with_keys().await;
+    cluster.converge().await;
+    for running in cluster.nodes.values() {
+        let report = running.meta.verify(RANGE).await.expect("counted");
+        assert!(report.is_right() && !report.begins_anew, "{report:?}");
+        assert_eq!(report.agreement, Agreement::All);
+        assert!(report.rows > 40);
+        let root = running.meta.verify(RangeId::ROOT).await.expect("counted");
+        assert!(root.is_right() && root.rows > 10, "{root:?}");
+    }
+    let follower = cluster.follower().await;
+    let meta = cluster.nodes[&follower].meta.clone();
+    meta.spoil(row("a-3")).expect("lost");
+    let report = meta.verify(RANGE).await.expect("counted");
+    assert_ne!(report.hash, report.counted);
+    assert!(report.begins_anew && !report.is_right(), "{report:?}");
+    cluster.begins_anew(follower).await;
+    assert_eq!(cluster.get("a-3").await, Some(3));
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r4_a_replica_that_the_others_cannot_do_without_stays_and_says_what_it_has() {
+    let mut cluster = with_keys().await;
+    cluster.converge().await;
+    let follower = cluster.follower().await;
+    let away = cluster
+        .voters
+        .iter()
+        .copied()
+        .find(|node| *node != follower && Some(*node) != cluster.leader(RANGE));
+    cluster.kill(away.expect("the third one")).await;
+    let meta = cluster.nodes[&follower].meta.clone();
+    meta.spoil(row("a-3")).expect("lost");
+    let report = meta.verify(RANGE).await.expect("counted");
+    assert!(!report.is_right() && !report.begins_anew, "{report:?}");
+    assert_eq!(report.agreement, Agreement::Majority);
+    cluster.put("a-5", 5).await;
+    cluster.boot(away.expect("the third one")).await;
+    cluster
+        .wait("three answer", |cluster| {
+            cluster.nodes.keys().all(|node| cluster.status(*node, RANGE).state_hash.is_some())
+        })
+        .await;
+    cluster.put("a-6", 6).await;
+    cluster.converge().await;
+    let report = meta.verify(RANGE).await.expect("counted");
+    assert!(report.begins_anew, "now they can: {report:?}");
+    cluster.begins_anew(follower).await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r4_two_that_differ_take_no_writes_until_the_third_says_who_is_right() {
+    let mut cluster = with_keys().await;
+    let follower = cluster.follower().await;
+    let leader = cluster.leader(RANGE).expect("it leads");
+    let third = cluster.voters.iter().copied().find(|&node| node != follower && node != leader);
+    let third = third.expect("three voters");
+    cluster.kill(third).await;
+    cluster.part_from_the_others(follower, "a-3").await;
+    let began = cluster.host.clock.now();
+    let why = loop {
+        let command = Command { caller: None, op: put("a-7", 7) };
+        let asked = cluster.nodes[&leader].meta.execute(RANGE, EPOCH, command).await;
+        match asked {
+            Err(NotDone::Busy { reason, .. }) if reason.contains("different states") => {
+                break reason;
+            }
+            _ if cluster.host.clock.now() - began > PATIENCE => panic!("writes go on: {asked:?}"),
+            _ => cluster.host.clock.sleep(Duration::from_millis(10)).await,
+        }
+    };
+    assert!(why.contains("start the voters that are away"), "{why}");
+    assert_eq!(cluster.get("a-4").await, Some(4), "reads go on");
+    assert!(cluster.nodes.values().all(|running| running.meta.distrusted() == 0));
+    cluster.boot(third).await;
+    cluster.begins_anew(follower).await;
+    assert_eq!(cluster.get("a-3").await, Some(1000));
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r4_a_replica_that_is_not_to_be_trusted_is_not_after_a_crash_either() {
+    let mut cluster = with_keys().await;
+    cluster.converge().await;
+    let follower = cluster.follower().await;
+    cluster.kill(follower).await;
+    let mark = cluster.dir(follower).join(format!("distrusted-{}", RANGE.0));
+    std::fs::write(&mark, "for a test").expect("written");
+    cluster.boot(follower).await;
+    let damaged = cluster.damaged(follower);
+    assert!(damaged.iter().any(|one| one.range == RANGE && one.why == "for a test"), "{damaged:?}");
+    cluster.wait("it has begun anew", Cluster::is_whole).await;
+    assert!(!mark.exists(), "it is trusted again");
+    cluster.put("last", 1).await;
+    cluster.converge().await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r8_what_was_a_part_of_a_range_that_begins_anew_goes_on_and_keeps_its_rows() {
+    let mut cluster = with_keys().await;
+    let follower = cluster.follower().await;
+    cluster.split("m").await;
+    cluster
+        .wait("the child runs on every node", |cluster| {
+            let runs = |running: &Running| running.meta.descriptor(CHILD).is_some();
+            cluster.nodes.values().all(runs)
+        })
+        .await;
+    cluster.converge().await;
+    cluster.nodes[&follower].meta.spoil(row("a-3")).expect("lost");
+    let written = cluster.execute_at(RANGE, LATER, put("a-3", 1000)).await;
+    assert!(matches!(written, Outcome::Applied(Applied::Written { .. })), "{written:?}");
+    cluster.wait("it is found out", |cluster| cluster.nodes[&follower].meta.distrusted() > 0).await;
+    cluster
+        .wait("both sides run everywhere", |cluster| {
+            cluster.nodes.values().all(|running| {
+                let status = running.meta.status();
+                let full = |status: &GroupStatus| status.voters == cluster.voters;
+                status.len() == RANGES + 1 && status.iter().all(full)
+            })
+        })
+        .await;
+    for (range, key) in [(RANGE, "b"), (CHILD, "y")] {
+        let written = cluster.execute_at(range, LATER, put(key, 1)).await;
+        assert!(matches!(written, Outcome::Applied(Applied::Written { .. })), "{written:?}");
+        cluster.converge_on(range).await;
+    }
+    cluster.sums_are_those_of_the_rows();
+    // what it has of the child outlives its map
+    cluster.kill(follower).await;
+    std::fs::remove_dir_all(cluster.dir(follower).join("map")).expect("lost");
+    cluster.boot(follower).await;
+    cluster.execute_at(CHILD, LATER, put("x", 1)).await;
+    cluster.converge_on(CHILD).await;
+    assert!(cluster.damaged(follower).is_empty());
+    assert_eq!(cluster.get_of(CHILD, "z-3").await, Some(103));
+    cluster.sums_are_those_of_the_rows();
+    cluster.stop_all().await;
+}
+
+/// A release that knows no splits, in a cluster that was founded by it.
+fn of_before() -> Versions {
+    Versions { known: ApplyVersions { root: 1, ranges: 1 }, first_of_ranges: 1 }
+}
+
+/// A release that knows them, in that cluster.
+fn of_now() -> Versions {
+    Versions { first_of_ranges: 1, ..Versions::default() }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r4_what_not_all_releases_know_gets_into_no_log_until_the_range_is_raised() {
+    let mut cluster = Cluster::start_as(3, 64 << 20, of_before()).await;
+    cluster.open_bucket().await;
+    cluster.put("a", 1).await;
+    cluster.versions = of_now();
+    for node in [NodeId(1), NodeId(2)] {
+        cluster.stop(node).await;
+        cluster.boot(node).await;
+        cluster.put(&format!("while {node} is new"), 2).await;
+    }
+    cluster.converge().await;
+    let split = || RangeOp::PrepareSplit(SplitAt { child: CHILD, at: at("m") });
+    cluster.wait("somebody leads", |cluster| cluster.leader(RANGE).is_some()).await;
+    let leader = cluster.leader(RANGE).expect("it leads");
+    let applied = cluster.status(leader, RANGE).applied;
+    let asked =
+        cluster.nodes[&leader].meta.execute(RANGE, EPOCH, Command { caller: None, op: split() });
+    let refused = asked.await.expect_err("the third node could not read it");
+    assert!(matches!(refused, NotDone::Busy { .. }), "{refused:?}");
+    assert!(refused.to_string().contains("upgrade all nodes first"), "{refused}");
+    assert_eq!(cluster.status(leader, RANGE).applied, applied, "it was not proposed");
+
+    cluster.stop(NodeId(3)).await;
+    cluster.boot(NodeId(3)).await;
+    let raised = cluster.until(|meta| async move { meta.raise_apply_version(RANGE, 2).await });
+    raised.await.expect("raised");
+    cluster.split("m").await;
+    cluster.execute_at(RANGE, LATER, put("b", 1)).await;
+    cluster.converge().await;
+    assert_eq!(cluster.nodes[&NodeId(3)].meta.apply_version(RANGE), Some(2));
+    cluster.sums_are_those_of_the_rows();
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r4_an_older_release_does_not_open_what_was_raised_beyond_it() {
+    let mut cluster = Cluster::start_as(3, 64 << 20, of_now()).await;
+    cluster.open_bucket().await;
+    cluster.put("a", 1).await;
+    let raised = cluster.until(|meta| async move { meta.raise_apply_version(RANGE, 2).await });
+    raised.await.expect("raised");
+    cluster.converge().await;
+    cluster.stop(NodeId(3)).await;
+    cluster.versions = of_before();
+    cluster.boots += 1;
+    let refused = cluster.try_boot(NodeId(3), cluster.boots).await.expect_err("it is too old");
+    let told = refused.to_string();
+    assert!(told.contains("this release is too old"), "{told}");
+    assert!(told.contains("applied by version 2, this binary knows 1: upgrade it"), "{told}");
+    cluster.versions = of_now();
+    cluster.boot(NodeId(3)).await;
+    cluster.put("b", 2).await;
+    cluster.converge().await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r4_a_replica_of_an_older_release_stops_when_the_range_is_raised() {
+    let mut cluster = Cluster::start_as(3, 64 << 20, of_now()).await;
+    cluster.open_bucket().await;
+    cluster.put("a", 1).await;
+    cluster.stop(NodeId(3)).await;
+    cluster.versions = of_before();
+    cluster.boot(NodeId(3)).await;
+    cluster.put("b", 2).await;
+    cluster.converge().await;
+    let before = cluster.status(NodeId(3), RANGE).state_hash;
+    let raised = cluster.until(|meta| async move { meta.raise_apply_version(RANGE, 2).await });
+    raised.await.expect("raised");
+    cluster.put("c", 3).await;
+    assert_eq!(cluster.status(NodeId(3), RANGE).state_hash, before, "it applies no further");
+    cluster.wait("it says why", |cluster| cluster.nodes[&NodeId(3)].meta.failure().is_some()).await;
+    let why = cluster.nodes[&NodeId(3)].meta.until_failed().await;
+    assert!(why.contains("this release is too old for the cluster"), "{why}");
+    cluster.kill(NodeId(3)).await;
+    cluster.versions = of_now();
+    cluster.boot(NodeId(3)).await;
+    cluster.put("d", 4).await;
+    cluster.converge().await;
+    cluster.stop_all().await;
+}

@@ -1,0 +1,64 @@
+//! By which version nodes apply what is in the logs (`docs/adr/0022`).
+
+use crate::{RangeOp, SPLIT_APPLY_VERSION, Versioned};
+use serde::{Deserialize, Serialize};
+
+/// Versions of apply: of the root, and of the ranges of data. What a binary knows up to, or what a cluster uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplyVersions {
+    /// Of the root. 1: the first. 2: the root keeps by which versions the cluster applies.
+    pub root: u32,
+    /// Of the ranges of data. 1: the first. 2: ranges split.
+    pub ranges: u32,
+}
+
+impl ApplyVersions {
+    /// What a cluster applies by whose root says nothing of it.
+    pub const FIRST: Self = Self { root: 1, ranges: 2 };
+
+    /// Whether whoever knows these can apply by the others.
+    pub fn include(&self, others: &Self) -> bool {
+        self.root >= others.root && self.ranges >= others.ranges
+    }
+
+    /// What both know.
+    #[must_use]
+    pub fn common(&self, other: &Self) -> Self {
+        Self { root: self.root.min(other.root), ranges: self.ranges.min(other.ranges) }
+    }
+}
+
+impl std::fmt::Display for ApplyVersions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "version {} of the root and {} of the ranges", self.root, self.ranges)
+    }
+}
+
+impl RangeOp {
+    /// The first version of apply that knows it. It is proposed only in a range that applies by that, or by a later one:
+    /// who does not know it could not read its entry, and would come to another state (R4).
+    pub fn apply_version(&self) -> u32 {
+        match self {
+            Self::PrepareSplit(_) | Self::StepSplit | Self::Split(_) | Self::SplitTold { .. } => {
+                SPLIT_APPLY_VERSION
+            }
+            _ => 1,
+        }
+    }
+}
+
+/// What the metadata role of a node says of its binary.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeVersions {
+    /// Which start of the node says it.
+    pub incarnation: u64,
+    /// The release.
+    pub release: String,
+    /// By which versions it can apply.
+    pub known: ApplyVersions,
+}
+
+impl Versioned for NodeVersions {
+    const NAME: &'static str = "versions of a node";
+    const VERSION: u8 = 1;
+}
