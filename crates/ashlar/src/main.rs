@@ -628,9 +628,7 @@ async fn server(host: Host, args: ServerArgs) -> Result<()> {
     };
     // nothing can be handed over or flushed that the log would have to keep
     let _late = clock.timeout(LAST_WORDS, node.stop()).await;
-    bail!(
-        "{why}. Look at the disk of the node's directory: has it room, are there errors in the system's log? Then start the node again, or let its supervisor do so"
-    )
+    bail!("{why}")
 }
 
 fn server_config(host: &Host, args: ServerArgs) -> Result<NodeConfig> {

@@ -336,7 +336,9 @@ impl Member {
     /// By which versions the cluster applies.
     pub async fn apply_versions(&self) -> Result<VersionsReport> {
         let mut member = self.client();
-        let reply = self.answer(member.apply_versions(ApplyVersionsRequest {})).await?;
+        // a range without a leader is waited for
+        let call = member.apply_versions(ApplyVersionsRequest {});
+        let reply = self.answer_within(CHANGE_PATIENCE, call).await?;
         decode(&reply.body).context("the member's answer is not understood")
     }
 

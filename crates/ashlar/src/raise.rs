@@ -7,11 +7,13 @@
 use crate::leading::Leading;
 use ashlar_client::{Client, Failure};
 use ashlar_host::Host;
-use ashlar_types::{ApplyVersions, ClusterMap, Node, NodeId, NodeVersions, Role};
+use ashlar_types::{ApplyVersions, ClusterMap, Node, NodeId, NodeVersions, Role, RootRefusal};
 use futures::future::join_all;
 use std::time::Duration;
 
 const PERIOD: Duration = Duration::from_secs(5);
+/// How often the raise is tried with a newer epoch of the map, until all are asked again.
+const RAISES_MAX: u32 = 3;
 
 /// Raises what may be raised.
 pub(crate) struct Raiser {
@@ -25,45 +27,62 @@ impl Raiser {
     pub(crate) async fn run(self) {
         loop {
             self.host.clock.sleep(PERIOD).await;
-            if let Err(failure) = self.raise_cluster().await {
+            if let Err(failure) = self.look().await {
                 tracing::debug!(%failure, "whether versions of apply may be raised is not known now");
-            }
-            if let Err(failure) = self.raise_ranges().await {
-                tracing::debug!(%failure, "to which version ranges may be raised is not known now");
             }
         }
     }
 
-    async fn raise_cluster(&self) -> Result<(), Failure> {
-        if !self.leading.root() {
-            return Ok(());
-        }
+    async fn look(&self) -> Result<(), Failure> {
         let used = self.client.apply_versions().await?;
-        if used.include(&self.leading.meta.known_versions()) {
-            return Ok(());
+        // also where it holds no replica that would say so
+        self.leading.meta.note_versions(used);
+        if self.leading.root() && !used.include(&self.leading.meta.known_versions()) {
+            self.raise_cluster(used).await?;
         }
-        let map = self.client.map_now().await?;
-        let told = ask_all(&self.client, &map).await;
-        match common(&told) {
-            Ok(to) if !used.include(&to) => {
-                self.client.raise_apply_versions(map.epoch, to).await?;
-                tracing::info!(%to, "all nodes know them: the cluster applies by later versions now");
+        self.raise_ranges(used).await;
+        Ok(())
+    }
+
+    async fn raise_cluster(&self, used: ApplyVersions) -> Result<(), Failure> {
+        let asked = self.client.map_now().await?;
+        let told = ask_all(&self.client, &asked).await;
+        let to = match common(&told) {
+            Ok(to) if used.include(&to) => {
+                tracing::debug!(?told, "not all nodes know later versions of apply");
+                return Ok(());
             }
-            Ok(_) => {}
-            Err(who) => tracing::debug!(who, "the versions of apply stay as they are"),
+            Ok(to) => to,
+            Err(who) => {
+                tracing::debug!(who, "the versions of apply stay as they are");
+                return Ok(());
+            }
+        };
+        let mut base = asked.epoch;
+        for _ in 0..RAISES_MAX {
+            match self.client.raise_apply_versions(base, to).await {
+                Ok(()) => {
+                    tracing::info!(%to, "all nodes know them: the cluster applies by later versions now");
+                    return Ok(());
+                }
+                // slots move, for instance: whoever was asked may still be all that there are
+                Err(Failure::Root(RootRefusal::StaleMap { .. })) => {
+                    let now = self.client.map_now().await?;
+                    if starts(&now) != starts(&asked) {
+                        return Ok(());
+                    }
+                    base = now.epoch;
+                }
+                Err(failure) => return Err(failure),
+            }
         }
         Ok(())
     }
 
-    async fn raise_ranges(&self) -> Result<(), Failure> {
-        let (meta, known) = (&self.leading.meta, self.leading.meta.known_versions().ranges);
-        let mut led = self.leading.data_ranges();
-        led.retain(|range| meta.apply_version(*range).is_some_and(|version| version < known));
-        if led.is_empty() {
-            return Ok(());
-        }
-        let to = self.client.apply_versions().await?.ranges.min(known);
-        for range in led {
+    async fn raise_ranges(&self, used: ApplyVersions) {
+        let meta = &self.leading.meta;
+        let to = used.ranges.min(meta.known_versions().ranges);
+        for range in self.leading.data_ranges() {
             if meta.apply_version(range).is_none_or(|version| version >= to) {
                 continue;
             }
@@ -72,8 +91,16 @@ impl Raiser {
                 Err(why) => tracing::debug!(%range, %why, "the range was not raised"),
             }
         }
-        Ok(())
     }
+}
+
+/// The nodes that may hold replicas, and which start of each the root knows.
+fn starts(map: &ClusterMap) -> Vec<(NodeId, u64)> {
+    holders(map).map(|node| (node.id, node.incarnation)).collect()
+}
+
+fn holders(map: &ClusterMap) -> impl Iterator<Item = &Node> {
+    map.nodes.values().filter(|node| node.roles.contains(&Role::Meta))
 }
 
 /// A node that may hold replicas, and what it says of its binary.
@@ -81,8 +108,7 @@ pub(crate) type Told<'a> = (&'a Node, Result<NodeVersions, String>);
 
 /// Asks every node that may hold replicas.
 pub(crate) async fn ask_all<'a>(client: &Client, map: &'a ClusterMap) -> Vec<Told<'a>> {
-    let nodes = map.nodes.values().filter(|node| node.roles.contains(&Role::Meta));
-    join_all(nodes.map(|node| async move { (node, client.versions_of(node.id).await) })).await
+    join_all(holders(map).map(|node| async move { (node, client.versions_of(node).await) })).await
 }
 
 /// What all of them know; an error says who has not said so. Only the start of a node that the root knows counts: another
@@ -122,7 +148,7 @@ mod tests {
 
     fn knows(incarnation: u64, root: u32, ranges: u32) -> Result<NodeVersions, String> {
         let known = ApplyVersions { root, ranges };
-        Ok(NodeVersions { incarnation, release: "1".to_owned(), known })
+        Ok(NodeVersions { node: NodeId(1), incarnation, release: "1".to_owned(), known })
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub use range::{
     removable_intervals,
 };
 pub use read::RangeReader;
-pub use recount::{Recount, recount, recount_root};
+pub use recount::{Recount, RowSum, recount, recount_root};
 pub use root::{Root, root_export, root_owned_intervals};
 
 /// The newest versions of apply that this binary knows.

@@ -85,6 +85,15 @@ impl Range {
 
     /// The range as its rows in `view` say; `None`: it has none there.
     pub fn load(view: &dyn View, id: RangeId) -> Result<Option<Self>, CatalogError> {
+        Self::load_knowing(view, id, KNOWN_VERSIONS.ranges)
+    }
+
+    /// As `load`, by a binary that knows versions up to `known`.
+    pub fn load_knowing(
+        view: &dyn View,
+        id: RangeId,
+        known: u32,
+    ) -> Result<Option<Self>, CatalogError> {
         let txn = Txn::new(view);
         let missing = || CatalogError::Inconsistent("a row of a range's head is missing");
         let Some(descriptor) = descriptor_in(view, id)? else { return Ok(None) };
@@ -93,7 +102,6 @@ impl Range {
         let HashRow(hash) = txn.get(&key::state(id, HASH_FIELD))?.ok_or_else(missing)?;
         let splits: SplitRow = txn.get(&key::state(id, SPLIT_FIELD))?.unwrap_or_default();
         let retry = RetryTable::load(view, id, floor)?;
-        let known = KNOWN_VERSIONS.ranges;
         let at_end = AtEnd::default();
         Self { descriptor, head, splits, at_end, retry, hash, known }.knowing(known).map(Some)
     }

@@ -3,9 +3,9 @@
 
 use crate::key::{self, family};
 use crate::range::HASH_FIELD;
-use crate::root::stored_hash;
+use crate::root::root_hash_key;
 use crate::row::{HashRow, UsageRow, summary};
-use crate::txn::{Txn, row_hash};
+use crate::txn::row_hash;
 use crate::{CatalogError, View, descriptor_in, export, root_export};
 use ashlar_types::{BucketId, RangeId, WrongUsage, decode};
 use std::collections::BTreeMap;
@@ -37,8 +37,8 @@ impl Recount {
 pub fn recount(view: &dyn View, id: RangeId) -> Result<Option<Recount>, CatalogError> {
     let Some(descriptor) = descriptor_in(view, id)? else { return Ok(None) };
     let missing = || CatalogError::Inconsistent("a row of a range's head is missing");
-    let HashRow(told) = Txn::new(view).get(&key::state(id, HASH_FIELD))?.ok_or_else(missing)?;
-    let mut rows = Rows { id, rows: 0, hash: 0, told: BTreeMap::new(), counted: BTreeMap::new() };
+    let (told, counted) = (Sums::new(), Sums::new());
+    let mut rows = Rows { id, rows: 0, sum: RowSum::of(id), told, counted };
     let mut failed = None;
     export(view, &descriptor, &mut |row, value| {
         if let Err(error) = rows.take(row, value) {
@@ -59,30 +59,69 @@ pub fn recount(view: &dyn View, id: RangeId) -> Result<Option<Recount>, CatalogE
     let usage: BTreeMap<_, _> = buckets.filter_map(differs).collect();
     Ok(Some(Recount {
         rows: rows.rows,
-        told,
-        counted: rows.hash,
+        told: rows.sum.told.ok_or_else(missing)?,
+        counted: rows.sum.counted,
         usage: usage.into_values().collect(),
     }))
 }
 
 /// Visits every row of the root in a view. `None`: it has none there.
 pub fn recount_root(view: &dyn View) -> Result<Option<Recount>, CatalogError> {
-    let Some((own, told)) = stored_hash(view)? else { return Ok(None) };
-    let mut found = Recount { told, ..Recount::default() };
+    let mut sum = RowSum::of(RangeId::ROOT);
+    let (mut rows, mut failed) = (0, None);
     root_export(view, &mut |row, value| {
-        found.rows += 1;
-        if row != own {
-            found.counted = found.counted.wrapping_add(row_hash(row, value));
+        rows += 1;
+        if let Err(error) = sum.take(row, value) {
+            failed.get_or_insert(error);
         }
     })?;
-    Ok(Some(found))
+    if let Some(error) = failed {
+        return Err(error);
+    }
+    let usage = Vec::new();
+    Ok(sum.told.map(|told| Recount { rows, told, counted: sum.counted, usage }))
+}
+
+/// The sum over the rows of a range, and what its row of the state hash says, whichever way they come.
+#[derive(Debug)]
+pub struct RowSum {
+    /// The key of the row that is not under the sum.
+    own: Vec<u8>,
+    told: Option<u128>,
+    counted: u128,
+}
+
+impl RowSum {
+    /// Of no rows yet.
+    pub fn of(range: RangeId) -> Self {
+        let own = match range {
+            RangeId::ROOT => root_hash_key(),
+            range => key::state(range, HASH_FIELD),
+        };
+        Self { own, told: None, counted: 0 }
+    }
+
+    /// Adds a row.
+    pub fn take(&mut self, row: &[u8], value: &[u8]) -> Result<(), CatalogError> {
+        if row == self.own {
+            self.told = Some(decode::<HashRow>(value)?.0);
+        } else {
+            self.counted = self.counted.wrapping_add(row_hash(row, value));
+        }
+        Ok(())
+    }
+
+    /// Whether the rows are those of the state hash. Where nothing was applied there is neither.
+    pub fn is_right(&self) -> bool {
+        self.told.unwrap_or_default() == self.counted
+    }
 }
 
 /// The sums over the rows that were visited.
 struct Rows {
     id: RangeId,
     rows: u64,
-    hash: u128,
+    sum: RowSum,
     /// As usage rows say.
     told: Sums,
     /// Of the objects themselves.
@@ -92,9 +131,7 @@ struct Rows {
 impl Rows {
     fn take(&mut self, row: &[u8], value: &[u8]) -> Result<(), CatalogError> {
         self.rows += 1;
-        if row != key::state(self.id, HASH_FIELD) {
-            self.hash = self.hash.wrapping_add(row_hash(row, value));
-        }
+        self.sum.take(row, value)?;
         let malformed = || CatalogError::Inconsistent("the key of a row");
         let number = |from: usize| row.get(from..from + 8).and_then(key::read_u64).map(BucketId);
         if row[0] == family::CURRENT {

@@ -155,6 +155,11 @@ impl Root {
 
     /// The root as its rows in `view` say; `None`: it has none there.
     pub fn load(view: &dyn View) -> Result<Option<Self>, CatalogError> {
+        Self::load_knowing(view, KNOWN_VERSIONS.root)
+    }
+
+    /// As `load`, by a binary that knows versions up to `known`.
+    pub fn load_knowing(view: &dyn View, known: u32) -> Result<Option<Self>, CatalogError> {
         let txn = Txn::new(view);
         let mut root = Self::empty();
         let Some(head) = txn.get(&row_key(field::HEAD, &[]))? else { return Ok(None) };
@@ -167,7 +172,7 @@ impl Root {
         map.cluster = root.head.cluster.unwrap_or_default();
         map.epoch = root.head.map_epoch;
         map.wide = root.head.wide;
-        root.knowing(KNOWN_VERSIONS.root).map(Some)
+        root.knowing(known).map(Some)
     }
 
     /// The same, applied by a binary that knows versions up to `known`.
@@ -893,11 +898,9 @@ fn interval() -> (Vec<u8>, Option<Vec<u8>>) {
     (vec![family::ROOT], key::successor(&[family::ROOT]))
 }
 
-/// The key of the row that has the root's state hash, and what it says. `None`: the root is not there.
-pub(crate) fn stored_hash(view: &dyn View) -> Result<Option<(Vec<u8>, u128)>, CatalogError> {
-    let row = row_key(field::HASH, &[]);
-    let stored: Option<RootHash> = Txn::new(view).get(&row)?;
-    Ok(stored.map(|RootHash(hash)| (row, hash)))
+/// The key of the row that has the root's state hash.
+pub(crate) fn root_hash_key() -> Vec<u8> {
+    row_key(field::HASH, &[])
 }
 
 /// The intervals of the node-wide map that the root range owns: see [`crate::owned_intervals`].

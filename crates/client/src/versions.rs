@@ -3,8 +3,8 @@
 
 use crate::{Client, Failure};
 use ashlar_types::{
-    ApplyVersions, NodeId, NodeVersions, RangeId, ReplicaReport, RootAnswer, RootOp, RootQuery,
-    Versioned, decode,
+    ApplyVersions, Epoch, Node, NodeId, NodeVersions, RangeId, ReplicaReport, RootAnswer, RootOp,
+    RootQuery, Versioned, decode,
 };
 use ashlar_wire::Class;
 use ashlar_wire::proto::metadata_client::MetadataClient;
@@ -30,22 +30,27 @@ impl Client {
     /// The cluster applies by these from now on, decided from the map of this epoch.
     pub async fn raise_apply_versions(
         &self,
-        base: ashlar_types::Epoch,
+        base: Epoch,
         to: ApplyVersions,
     ) -> Result<(), Failure> {
         self.root(RootOp::RaiseApplyVersions { base, to }).await.map(|_| ())
     }
 
     /// What the binary of a node knows; an error says why it does not answer.
-    pub async fn versions_of(&self, node: NodeId) -> Result<NodeVersions, String> {
-        let mut member = self.metadata_of(node)?;
+    pub async fn versions_of(&self, node: &Node) -> Result<NodeVersions, String> {
+        let mut member = self.metadata_at(&node.address);
         let asked = member.versions(VersionsRequest {});
-        match self.0.host.clock.timeout(ANSWER_PATIENCE, asked).await {
-            Ok(Ok(reply)) => read(&reply.into_inner().body),
-            Ok(Err(status)) if status.code() == Code::Unimplemented => Ok(of_before()),
-            Ok(Err(status)) => Err(why_not(&status)),
-            Err(_) => Err("it does not answer".to_owned()),
+        let said: NodeVersions = match self.0.host.clock.timeout(ANSWER_PATIENCE, asked).await {
+            Ok(Ok(reply)) => read(&reply.into_inner().body)?,
+            Ok(Err(status)) if status.code() == Code::Unimplemented => of_before(node.id),
+            Ok(Err(status)) => return Err(why_not(&status)),
+            Err(_) => return Err("it does not answer".to_owned()),
+        };
+        // another node may have got its address
+        if said.node != node.id {
+            return Err(format!("{} answers at its address", said.node));
         }
+        Ok(said)
     }
 
     /// Has a node visit every row of its replica of a range.
@@ -54,7 +59,10 @@ impl Client {
         node: NodeId,
         range: RangeId,
     ) -> Result<ReplicaReport, String> {
-        let mut member = self.metadata_of(node)?;
+        let address = self.map().nodes.get(&node).map(|node| node.address.clone());
+        let address =
+            address.ok_or_else(|| format!("where {node} is reached is not known here"))?;
+        let mut member = self.metadata_at(&address);
         let asked = member.verify(VerifyRequest { range: range.0 });
         match self.0.host.clock.timeout(VERIFY_PATIENCE, asked).await {
             Ok(Ok(reply)) => read(&reply.into_inner().body),
@@ -66,17 +74,14 @@ impl Client {
         }
     }
 
-    fn metadata_of(&self, node: NodeId) -> Result<MetadataClient<Channel>, String> {
-        let address = self.map().nodes.get(&node).map(|node| node.address.clone());
-        let address =
-            address.ok_or_else(|| format!("where {node} is reached is not known here"))?;
-        Ok(MetadataClient::new(self.0.dialer.channel(&address, Class::Metadata)))
+    fn metadata_at(&self, address: &str) -> MetadataClient<Channel> {
+        MetadataClient::new(self.0.dialer.channel(address, Class::Metadata))
     }
 }
 
 /// What a release knows that does not say so.
-fn of_before() -> NodeVersions {
-    NodeVersions { incarnation: 0, release: String::new(), known: ApplyVersions::FIRST }
+fn of_before(node: NodeId) -> NodeVersions {
+    NodeVersions { node, incarnation: 0, release: String::new(), known: ApplyVersions::FIRST }
 }
 
 fn read<T: Versioned>(body: &[u8]) -> Result<T, String> {

@@ -10,7 +10,8 @@
 //! | a majority has another one | it takes no part any more; a leader hands over first. It begins anew, as a damaged replica does |
 //! | two differ, and there is no majority | the leader takes no writes, and nobody in, until there is one |
 //!
-//! Why a replica may never be refilled while there is no majority, and what else may happen: `docs/adr/0022`.
+//! A replica that was filled by another one is no witness for it, until all have agreed once: a wrong leader would make
+//! itself a majority. What else may happen: `docs/adr/0022`.
 
 use crate::group::{Group, NotDone};
 use crate::members::{is_joint, members};
@@ -35,6 +36,15 @@ pub(crate) const ASKED_MAX: usize = 8;
 
 /// An entry, and the state hash behind it.
 pub(crate) type Mark = (u64, u128);
+
+/// What a replica says of its state.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Witness {
+    /// The hashes that it remembers, of those that were asked for.
+    pub(crate) marks: Vec<Mark>,
+    /// It has its state from another replica, and all have not agreed on it since.
+    pub(crate) is_copy: bool,
+}
 
 /// The state hashes that a replica remembers of its way.
 #[derive(Debug, Default)]
@@ -115,39 +125,66 @@ impl Verdict {
 /// What nodes say of their states: by entry, and by node.
 type Said = BTreeMap<u64, BTreeMap<u64, u128>>;
 
-/// Judges at the newest entry at which something can be said; but that a replica differs from a majority counts at an
-/// older entry too: those who lag have no other. `own` need not be a voter: a learner is judged by those who vote.
-fn judge(own: u64, voters: &BTreeSet<u64>, said: &Said) -> Verdict {
-    let at = |(&index, hashes): (&u64, &BTreeMap<u64, u128>)| judge_at(own, voters, index, hashes);
-    let verdicts: Vec<Verdict> = said.iter().rev().map(at).collect();
-    let names_who =
-        |verdict: &&Verdict| matches!(verdict, Verdict::Others { .. } | Verdict::Differs { .. });
-    let says_something = |verdict: &&Verdict| **verdict != Verdict::Unknown;
-    let first = verdicts.iter().find(names_who);
-    let first = first.or_else(|| verdicts.iter().find(says_something));
-    first.cloned().unwrap_or(Verdict::Unknown)
+/// What the voters of a range say.
+struct Heard {
+    voters: BTreeSet<u64>,
+    /// Those that are no witnesses.
+    copies: BTreeSet<u64>,
+    said: Said,
 }
 
-fn judge_at(own: u64, voters: &BTreeSet<u64>, index: u64, hashes: &BTreeMap<u64, u128>) -> Verdict {
-    let Some(mine) = hashes.get(&own) else { return Verdict::Unknown };
-    let mut votes: BTreeMap<u128, usize> = BTreeMap::new();
-    for hash in voters.iter().filter_map(|voter| hashes.get(voter)) {
-        *votes.entry(*hash).or_default() += 1;
+impl Heard {
+    /// Judges at the newest entry at which something can be said; but that a replica differs from a majority counts at an
+    /// older entry too: those who lag have no other. `own` need not be a voter: a learner is judged by those who vote.
+    fn verdict(&self, own: u64) -> Verdict {
+        let at =
+            |(&index, hashes): (&u64, &BTreeMap<u64, u128>)| self.verdict_at(own, index, hashes);
+        let verdicts: Vec<Verdict> = self.said.iter().rev().map(at).collect();
+        let names_who = |verdict: &&Verdict| {
+            matches!(verdict, Verdict::Others { .. } | Verdict::Differs { .. })
+        };
+        let says_something = |verdict: &&Verdict| **verdict != Verdict::Unknown;
+        let first = verdicts.iter().find(names_who);
+        let first = first.or_else(|| verdicts.iter().find(says_something));
+        first.cloned().unwrap_or(Verdict::Unknown)
     }
-    let majority = votes.iter().find(|(_, count)| **count * 2 > voters.len());
-    match majority {
-        Some((hash, _)) if hash != mine => Verdict::Differs { index },
-        Some((_, count)) => {
-            let differs = |voter: &&u64| hashes.get(voter).is_some_and(|hash| hash != mine);
-            let nodes: Vec<u64> = voters.iter().filter(differs).copied().collect();
-            match nodes.is_empty() {
-                true => Verdict::Agrees { index, all: *count == voters.len() },
-                false => Verdict::Others { index, nodes },
-            }
+
+    fn verdict_at(&self, own: u64, index: u64, hashes: &BTreeMap<u64, u128>) -> Verdict {
+        let Some(mine) = hashes.get(&own) else { return Verdict::Unknown };
+        let voters = || self.voters.iter().filter_map(|voter| Some((voter, hashes.get(voter)?)));
+        let differ: Vec<u64> =
+            voters().filter(|(_, hash)| *hash != mine).map(|(voter, _)| *voter).collect();
+        let all = voters().count() == self.voters.len();
+        if all && differ.is_empty() {
+            return Verdict::Agrees { index, all };
         }
-        None if votes.len() > 1 => Verdict::Divided { index },
-        None => Verdict::Unknown,
+        let witnesses = voters().filter(|(voter, _)| !self.copies.contains(voter));
+        match majority(witnesses.map(|(_, hash)| *hash), self.voters.len()) {
+            Some(hash) if hash != *mine => Verdict::Differs { index },
+            Some(_) if differ.is_empty() => Verdict::Agrees { index, all },
+            Some(_) => Verdict::Others { index, nodes: differ },
+            None if differ.is_empty() => Verdict::Unknown,
+            // who does not vote says nothing of those who do
+            None if voters().any(|(_, hash)| hash == mine) => Verdict::Divided { index },
+            None => Verdict::Unknown,
+        }
     }
+
+    /// Whether a majority of the voters agrees without this node: it may go without their being too few.
+    fn others_agree(&self, own: u64) -> bool {
+        self.said.values().any(|hashes| {
+            let others = self.voters.iter().filter(|&&voter| voter != own);
+            let hashes = others.filter_map(|voter| hashes.get(voter).copied());
+            majority(hashes, self.voters.len()).is_some()
+        })
+    }
+}
+
+/// The hash that more than half of `voters` have.
+fn majority(hashes: impl Iterator<Item = u128>, voters: usize) -> Option<u128> {
+    let mut votes: BTreeMap<u128, usize> = BTreeMap::new();
+    hashes.for_each(|hash| *votes.entry(hash).or_default() += 1);
+    votes.into_iter().find(|(_, count)| count * 2 > voters).map(|(hash, _)| hash)
 }
 
 /// Compares the replicas of this node with the others that have applied something since, every so often, until the node is
@@ -163,45 +200,45 @@ pub(crate) async fn run(node: Weak<Inner>, every: Duration) {
         if inner.has_ended() {
             return;
         }
-        let groups = inner.groups();
-        agreed.retain(|range, _| groups.iter().any(|group| group.range == *range));
-        let is_new = |group: &&Arc<Group>| {
-            let last = group.state.hash().map(|mark| mark.0);
-            last.is_some() && last != agreed.get(&group.range).copied()
-        };
-        let compared = groups.iter().filter(is_new).map(|group| compare(&inner, group));
-        agreed.extend(join_all(compared).await.into_iter().flatten());
+        tokio::select! {
+            biased;
+            () = inner.until_stopping() => return,
+            () = compare_all(&inner, &mut agreed) => {}
+        }
+    }
+}
+
+/// `agreed`: at which entry all had the same.
+async fn compare_all(inner: &Arc<Inner>, agreed: &mut BTreeMap<RangeId, u64>) {
+    let groups = inner.groups();
+    let is_due = |group: &&Arc<Group>| {
+        let last = group.state.hash().map(|mark| mark.0);
+        let is_new = last.is_some() && last != agreed.get(&group.range).copied();
+        is_new || group.disputed().is_some() || group.state.is_copy() || group.state.is_spoilt()
+    };
+    let compared = groups
+        .iter()
+        .filter(is_due)
+        .map(|group| async move { (group.range, compare(inner, group).await) });
+    let compared = join_all(compared).await;
+    agreed.retain(|range, _| groups.iter().any(|group| group.range == *range));
+    for (range, index) in compared {
+        match index {
+            Some(index) => drop(agreed.insert(range, index)),
+            None => drop(agreed.remove(&range)),
+        }
     }
 }
 
 /// Compares one replica, and acts on what comes of it. Gives the entry at which all agree.
-async fn compare(inner: &Inner, group: &Group) -> Option<(RangeId, u64)> {
+async fn compare(inner: &Arc<Inner>, group: &Arc<Group>) -> Option<u64> {
     let heard = hear(inner, group).await?;
-    act(inner, group, &heard.verdict(inner.node.0)).await.map(|index| (group.range, index))
-}
-
-/// What the voters of a range say.
-struct Heard {
-    voters: BTreeSet<u64>,
-    said: Said,
-}
-
-impl Heard {
-    fn verdict(&self, own: u64) -> Verdict {
-        judge(own, &self.voters, &self.said)
+    if group.state.is_spoilt() && heard.others_agree(inner.node.0) {
+        let why = "a snapshot has shown that its rows are not those of its state hash";
+        inner.begin_to_distrust(group, why);
+        return None;
     }
-
-    /// Whether a majority of the voters agrees without this node: it may go without their being too few.
-    fn others_agree(&self, own: u64) -> bool {
-        self.said.values().any(|hashes| {
-            let others = self.voters.iter().filter(|&&voter| voter != own);
-            let mut votes: BTreeMap<u128, usize> = BTreeMap::new();
-            for hash in others.filter_map(|voter| hashes.get(voter)) {
-                *votes.entry(*hash).or_default() += 1;
-            }
-            votes.values().any(|count| count * 2 > self.voters.len())
-        })
-    }
+    act(inner, group, &heard.verdict(inner.node.0))
 }
 
 /// `None`: who counts has changed meanwhile, or is being changed.
@@ -211,15 +248,18 @@ async fn hear(inner: &Inner, group: &Group) -> Option<Heard> {
         return None;
     }
     let voters: BTreeSet<u64> = before.membership().voter_ids().collect();
-    let said = gather(inner, group, &voters).await;
+    let heard = gather(inner, group, voters).await;
     let is_same = before.log_id() == members(&group.raft).log_id();
-    is_same.then_some(Heard { voters, said })
+    is_same.then_some(heard)
 }
 
 /// Visits every row of a replica, and compares it with the others. One whose rows are not what its state hash says begins
 /// anew, where the others are enough without it: a row has changed past the log, and whatever was applied since may
 /// have gone by it.
-pub(crate) async fn verify(inner: &Inner, group: &Group) -> Result<ReplicaReport, NotDone> {
+pub(crate) async fn verify(
+    inner: &Arc<Inner>,
+    group: &Arc<Group>,
+) -> Result<ReplicaReport, NotDone> {
     let busy = |reason: String| NotDone::Busy { retry_after_ms: 1000, reason };
     let state = group.state.clone();
     let counted = inner.host.tasks.run_blocking(move || state.recount()).await;
@@ -230,12 +270,14 @@ pub(crate) async fn verify(inner: &Inner, group: &Group) -> Result<ReplicaReport
     let own = inner.node.0;
     let verdict = heard.as_ref().map_or(Verdict::Unknown, |heard| heard.verdict(own));
     let is_spoilt = found.told != found.counted;
-    if is_spoilt && heard.is_some_and(|heard| heard.others_agree(own)) {
+    let begins_anew = if is_spoilt && heard.is_some_and(|heard| heard.others_agree(own)) {
         let why = format!("at entry {applied} its rows are not those of its state hash");
-        inner.distrust(group, &why).await;
+        inner.begin_to_distrust(group, &why);
+        true
     } else {
-        act(inner, group, &verdict).await;
-    }
+        act(inner, group, &verdict);
+        matches!(verdict, Verdict::Differs { .. })
+    };
     Ok(ReplicaReport {
         applied,
         apply_version: group.state.apply_version(),
@@ -244,11 +286,11 @@ pub(crate) async fn verify(inner: &Inner, group: &Group) -> Result<ReplicaReport
         counted: found.counted,
         usage: found.usage,
         agreement: verdict.told(),
-        begins_anew: inner.group(group.range).is_none(),
+        begins_anew,
     })
 }
 
-async fn gather(inner: &Inner, group: &Group, voters: &BTreeSet<u64>) -> Said {
+async fn gather(inner: &Inner, group: &Group, voters: BTreeSet<u64>) -> Heard {
     let own = group.state.samples();
     let indices: Vec<u64> = own.iter().map(|mark| mark.0).collect();
     let peers = Peers { sender: inner.sender.clone(), range: group.range };
@@ -257,26 +299,31 @@ async fn gather(inner: &Inner, group: &Group, voters: &BTreeSet<u64>) -> Said {
         let (peer, indices) = (peers.peer(voter), indices.clone());
         async move { (voter, peer.ask_hashes(indices, ANSWER_PATIENCE).await) }
     });
-    let mut said = Said::new();
-    let mut take = |node: u64, marks: Vec<Mark>| {
+    let answers = join_all(asked).await;
+    let mut heard = Heard { voters, copies: BTreeSet::new(), said: Said::new() };
+    let mut take = |node: u64, Witness { marks, is_copy }: Witness| {
         for (index, hash) in marks {
-            said.entry(index).or_default().insert(node, hash);
+            heard.said.entry(index).or_default().insert(node, hash);
+        }
+        if is_copy {
+            heard.copies.insert(node);
         }
     };
-    for (voter, answer) in join_all(asked).await {
+    for (voter, answer) in answers {
         match answer {
-            Ok(marks) => take(voter, marks),
+            Ok(witness) => take(voter, witness),
             Err(why) => {
                 tracing::debug!(range = %group.range, voter, why, "no state hash to compare")
             }
         }
     }
     // now, not before: an installed snapshot may have replaced what was asked for
-    take(inner.node.0, group.state.hashes_at(&indices));
-    said
+    let (marks, is_copy) = (group.state.hashes_at(&indices), group.state.is_copy());
+    take(inner.node.0, Witness { marks, is_copy });
+    heard
 }
 
-async fn act(inner: &Inner, group: &Group, verdict: &Verdict) -> Option<u64> {
+fn act(inner: &Arc<Inner>, group: &Arc<Group>, verdict: &Verdict) -> Option<u64> {
     let range = group.range;
     if *verdict == Verdict::Unknown {
         return None;
@@ -288,6 +335,9 @@ async fn act(inner: &Inner, group: &Group, verdict: &Verdict) -> Option<u64> {
         Verdict::Unknown => None,
         Verdict::Agrees { index, all } => {
             group.note_disputed(None);
+            if *all && let Err(error) = group.state.end_copy() {
+                tracing::warn!(%range, %error, "that all agree with the replica was not noted");
+            }
             // not at an older entry: behind that nothing was compared
             let is_last = group.state.hash().is_some_and(|last| last.0 == *index);
             (*all && is_last).then_some(*index)
@@ -299,7 +349,7 @@ async fn act(inner: &Inner, group: &Group, verdict: &Verdict) -> Option<u64> {
         }
         Verdict::Differs { index } => {
             let why = format!("at entry {index} its state is not that of most voters");
-            inner.distrust(group, &why).await;
+            inner.begin_to_distrust(group, &why);
             None
         }
         Verdict::Divided { index } => {
@@ -318,16 +368,18 @@ async fn act(inner: &Inner, group: &Group, verdict: &Verdict) -> Option<u64> {
 mod tests {
     use super::*;
 
-    fn said(marks: &[(u64, u64, u128)]) -> Said {
+    /// What `voters` voters say: index, node, hash.
+    fn heard(voters: u64, copies: &[u64], marks: &[(u64, u64, u128)]) -> Heard {
         let mut said = Said::new();
         for &(index, node, hash) in marks {
             said.entry(index).or_default().insert(node, hash);
         }
-        said
+        let copies = copies.iter().copied().collect();
+        Heard { voters: (1..=voters).collect(), copies, said }
     }
 
     fn verdict(own: u64, voters: u64, marks: &[(u64, u64, u128)]) -> Verdict {
-        judge(own, &(1..=voters).collect(), &said(marks))
+        heard(voters, &[], marks).verdict(own)
     }
 
     #[test]
@@ -354,6 +406,8 @@ mod tests {
         assert_eq!(verdict(1, 3, &[(10, 1, a)]), Verdict::Unknown);
         let two_of_five = [(10, 1, a), (10, 2, a)];
         assert_eq!(verdict(1, 5, &two_of_five), Verdict::Unknown, "no majority yet");
+        let learner = [(10, 1, a), (10, 4, b)];
+        assert_eq!(verdict(4, 3, &learner), Verdict::Unknown, "one voter is no majority");
     }
 
     #[test]
@@ -367,6 +421,23 @@ mod tests {
         let late = [(20, 1, a), (20, 2, b), (10, 1, a), (10, 2, b), (10, 3, b)];
         assert_eq!(verdict(1, 3, &late), Verdict::Differs { index: 10 });
         assert_eq!(verdict(3, 3, &late), Verdict::Others { index: 10, nodes: vec![1] });
+    }
+
+    #[test]
+    fn r4_a_copy_is_no_witness_for_what_it_was_copied_from_until_all_agree() {
+        let (a, b) = (7, 8);
+        let copied = heard(3, &[3], &[(10, 1, a), (10, 2, b), (10, 3, a)]);
+        for own in 1..=3 {
+            assert_eq!(copied.verdict(own), Verdict::Divided { index: 10 }, "{own}");
+        }
+        let all = heard(3, &[3], &[(10, 1, a), (10, 2, a), (10, 3, a)]);
+        assert_eq!(all.verdict(3), Verdict::Agrees { index: 10, all: true });
+        let wrong = heard(3, &[3], &[(10, 1, a), (10, 2, a), (10, 3, b)]);
+        assert_eq!(wrong.verdict(3), Verdict::Differs { index: 10 });
+        let one_away = heard(3, &[3], &[(10, 1, a), (10, 3, a)]);
+        assert_eq!(one_away.verdict(1), Verdict::Unknown);
+        assert!(one_away.others_agree(2), "enough to do without it");
+        assert!(!one_away.others_agree(1));
     }
 
     #[test]

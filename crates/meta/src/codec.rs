@@ -3,7 +3,7 @@
 //! All integers are little-endian and of fixed size; the tables are in `docs/formats/raft.md`. An entry's payload is
 //! laid out once, by the proposer, and the same bytes go through the WAL and over the wire without being copied apart.
 
-use crate::agreement::Mark;
+use crate::agreement::Witness;
 use crate::birth::Origin;
 use crate::boots::Boot;
 use crate::raft::{
@@ -647,10 +647,12 @@ pub(crate) fn read_refill_answer(body: Bytes) -> Result<RefillAnswer, BadBytes> 
     fields.end().map(|()| answer)
 }
 
-/// State hashes behind entries.
-pub(crate) fn marks_bytes(marks: &[Mark]) -> Bytes {
-    let mut to = BytesMut::with_capacity(5 + 24 * marks.len());
+/// What a replica says of its state.
+pub(crate) fn witness_bytes(witness: &Witness) -> Bytes {
+    let Witness { marks, is_copy } = witness;
+    let mut to = BytesMut::with_capacity(6 + 24 * marks.len());
     to.put_u8(MESSAGE_VERSION);
+    to.put_u8(u8::from(*is_copy));
     put_count(&mut to, marks.len());
     for (index, hash) in marks {
         to.put_u64_le(*index);
@@ -659,15 +661,16 @@ pub(crate) fn marks_bytes(marks: &[Mark]) -> Bytes {
     to.freeze()
 }
 
-/// The inverse of [`marks_bytes`].
-pub(crate) fn read_marks(body: Bytes) -> Result<Vec<Mark>, BadBytes> {
+/// The inverse of [`witness_bytes`].
+pub(crate) fn read_witness(body: Bytes) -> Result<Witness, BadBytes> {
     let mut fields = Fields::new("state hashes", body);
     fields.version(MESSAGE_VERSION)?;
+    let is_copy = fields.flag()?;
     let count = fields.u32()?;
     let marks: Result<_, BadBytes> =
         (0..count).map(|_| Ok((fields.u64()?, fields.u128()?))).collect();
     fields.end()?;
-    marks
+    Ok(Witness { marks: marks?, is_copy })
 }
 
 /// The answer to a vote.
@@ -782,10 +785,11 @@ mod tests {
         ] {
             assert_eq!(read_refill_answer(refill_answer_bytes(&answer)), Ok(answer));
         }
-        for marks in [vec![], vec![(9, 1), (1024, u128::MAX)]] {
-            let body = marks_bytes(&marks);
-            assert_eq!(read_marks(body.clone()), Ok(marks));
-            assert!(read_marks(body.slice(..body.len() - 1)).is_err());
+        for (marks, is_copy) in [(vec![], true), (vec![(9, 1), (1024, u128::MAX)], false)] {
+            let witness = Witness { marks, is_copy };
+            let body = witness_bytes(&witness);
+            assert_eq!(read_witness(body.clone()), Ok(witness));
+            assert!(read_witness(body.slice(..body.len() - 1)).is_err());
         }
         let boot = Boot { incarnation: 258, nonce: 3 };
         for wrong in [WrongBoot::Sender(boot), WrongBoot::Addressee(boot)] {

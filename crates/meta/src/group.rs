@@ -342,10 +342,13 @@ impl Waiting {
         let epoch = first.epoch;
         let mut candidate = Some(first);
         while let Some(queued) = candidate {
-            if queued.epoch != epoch || (bytes > 0 && bytes + queued.bytes > BATCH_BYTES_MAX) {
+            let is_full = bytes > 0 && bytes + queued.bytes > BATCH_BYTES_MAX;
+            let is_apart = queued.proposal.is_alone() && !batch.is_empty();
+            if queued.epoch != epoch || is_full || is_apart {
                 self.next = Some(queued);
                 break;
             }
+            let is_alone = queued.proposal.is_alone();
             bytes += queued.bytes;
             // from here on its caller can no longer withdraw it
             let claimed =
@@ -353,8 +356,8 @@ impl Waiting {
             if claimed.is_ok() {
                 batch.push(queued);
             }
-            candidate =
-                if batch.len() < BATCH_COMMANDS_MAX { self.queue.try_recv().ok() } else { None };
+            let is_over = is_alone || batch.len() >= BATCH_COMMANDS_MAX;
+            candidate = if is_over { None } else { self.queue.try_recv().ok() };
         }
         Some((epoch, batch))
     }
@@ -422,6 +425,10 @@ mod tests {
         for (epoch, bytes) in [(1, 10), (1, 10), (2, 10), (1, 10), (1, BATCH_BYTES_MAX)] {
             commands.try_send(queued(epoch, bytes)).expect("there is room");
         }
+        let raise = Command { caller: None, op: RangeOp::RaiseApplyVersion { version: 3 } };
+        let raise = Queued { proposal: Proposal::Range(Box::new(raise)), ..queued(1, 10) };
+        commands.try_send(raise).expect("there is room");
+        commands.try_send(queued(1, 10)).expect("there is room");
         let withdrawn = queued(1, 10);
         assert!(withdraw(&withdrawn.way));
         commands.try_send(withdrawn).expect("there is room");
@@ -431,6 +438,7 @@ mod tests {
             assert!(batch.iter().all(|queued| queued.epoch == epoch));
             batches.push((epoch.0, batch.len()));
         }
-        assert_eq!(batches, [(1, 2), (2, 1), (1, 1), (1, 1), (1, 0)]);
+        // a raise is alone: whoever does not know it may read nothing else of its entry
+        assert_eq!(batches, [(1, 2), (2, 1), (1, 1), (1, 1), (1, 1), (1, 1)]);
     }
 }

@@ -6,8 +6,9 @@ use ashlar_catalog::{
     Writes,
 };
 use ashlar_types::{
-    ApplyVersions, Batch, Command, Epoch, Outcome, RangeAnswer, RangeDescriptor, RangeId,
-    RangeQuery, RootAnswer, RootBatch, RootCommand, RootOutcome, RootQuery, bug, decode, encode,
+    ApplyVersions, Batch, Command, Epoch, Outcome, RangeAnswer, RangeDescriptor, RangeId, RangeOp,
+    RangeQuery, RootAnswer, RootBatch, RootCommand, RootOp, RootOutcome, RootQuery, bug, decode,
+    encode,
 };
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -39,6 +40,16 @@ pub(crate) enum Ledger {
 pub(crate) enum Proposal {
     Range(Box<Command>),
     Root(Box<RootCommand>),
+}
+
+impl Proposal {
+    /// Whether its entry holds nothing else: who does not know it comes to nothing with all of its entry.
+    pub(crate) fn is_alone(&self) -> bool {
+        match self {
+            Self::Range(command) => matches!(command.op, RangeOp::RaiseApplyVersion { .. }),
+            Self::Root(command) => matches!(command.op, RootOp::RaiseApplyVersions { .. }),
+        }
+    }
 }
 
 /// What one command of a batch came to.
@@ -85,12 +96,12 @@ impl Ledger {
     ) -> Result<(Self, Writes), CatalogError> {
         let Versions { known, first_of_ranges } = versions;
         if first.id == RangeId::ROOT {
-            let root = Root::load(view)?;
+            let root = Root::load_knowing(view, known.root)?;
             let (root, writes) = root.map_or_else(Root::create, |root| (root, Writes::default()));
             let root = root.knowing(known.root)?;
             return Ok((Self::Root(Arc::new(RwLock::new(root))), writes));
         }
-        let range = Range::load(view, first.id)?;
+        let range = Range::load_knowing(view, first.id, known.ranges)?;
         let fresh = || Range::create_by(first, first_of_ranges);
         let (range, writes) = range.map_or_else(fresh, |range| (range, Writes::default()));
         Ok((Self::Range(Box::new(range.knowing(known.ranges)?)), writes))

@@ -16,7 +16,7 @@ use crate::raft::{
     RaftStateMachine, Results, Snapshot, SnapshotMeta, StoredMembership, Types,
 };
 use crate::snapshot::{Contents, SnapshotError, SnapshotFile, Snapshots};
-use ashlar_catalog::{CatalogError, OrderedMap, Recount, View, Writes};
+use ashlar_catalog::{CatalogError, OrderedMap, Recount, RowSum, View, Writes};
 use ashlar_host::{Host, Monotonic};
 use ashlar_types::{RangeDescriptor, RangeId, bug};
 use ashlar_wal::{Record, Wal};
@@ -26,7 +26,7 @@ use metrics::Histogram;
 use std::collections::VecDeque;
 use std::io;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 /// The field of the system row that says how far a group has been applied.
@@ -69,6 +69,10 @@ pub(crate) struct State {
     reader: Mutex<Option<Reader>>,
     /// The state hashes behind the entries applied last.
     marks: Mutex<Marks>,
+    /// The state is another replica's, and all have not agreed since that it is theirs: it is no witness.
+    copied: AtomicBool,
+    /// A snapshot was built here, and its rows were not those of the state hash.
+    spoilt: AtomicBool,
     apply_seconds: Histogram,
 }
 
@@ -158,6 +162,7 @@ impl State {
         snapshots.remove_leftovers()?;
         let newest = Mutex::new(snapshots.newest()?.map(Arc::new));
         let log_bytes = wal.live_bytes(first.id);
+        let is_copy = snapshots.is_copy();
         Ok(Self {
             host: host.clone(),
             map,
@@ -176,6 +181,8 @@ impl State {
             log_bytes: AtomicU64::new(log_bytes),
             reader: Mutex::default(),
             marks: Mutex::default(),
+            copied: AtomicBool::new(is_copy),
+            spoilt: AtomicBool::new(false),
             apply_seconds: metrics::histogram!("ashlar_raft_apply_seconds"),
         })
     }
@@ -188,6 +195,15 @@ impl State {
     /// By which version it applies, as far as it is applied here.
     pub(crate) fn apply_version(&self) -> u32 {
         self.apply_version.load(Ordering::Relaxed)
+    }
+
+    /// Remembers whether the range was raised beyond what this binary knows.
+    fn unless_outgrown<T>(&self, done: Result<T, CatalogError>) -> io::Result<T> {
+        if let Err(newer @ CatalogError::ApplyVersion { .. }) = &done {
+            // the first one counts
+            let _known = self.outgrown.set(newer.to_string());
+        }
+        done.map_err(failed)
     }
 
     /// Why this binary cannot apply what comes next.
@@ -283,6 +299,29 @@ impl State {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner).last()
     }
 
+    /// Whether the state is another replica's, which all have not agreed on since.
+    pub(crate) fn is_copy(&self) -> bool {
+        self.copied.load(Ordering::Relaxed)
+    }
+
+    fn mark_copy(&self) -> Result<(), SnapshotError> {
+        self.snapshots.mark_copy()?;
+        self.copied.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// All have agreed on the state.
+    pub(crate) fn end_copy(&self) -> Result<(), SnapshotError> {
+        self.snapshots.end_copy()?;
+        self.copied.store(false, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether a snapshot has shown that its rows are not those of its state hash.
+    pub(crate) fn is_spoilt(&self) -> bool {
+        self.spoilt.load(Ordering::Relaxed)
+    }
+
     /// Entries, and the state hashes behind them, at which to compare with other replicas.
     pub(crate) fn samples(&self) -> Vec<Mark> {
         self.marks.lock().unwrap_or_else(PoisonError::into_inner).samples()
@@ -305,8 +344,8 @@ impl State {
         if applied.is_none() {
             remove_all_rows(&*self.map, &self.first)?;
         }
-        let (ledger, writes) =
-            Ledger::load(&*self.map.view(), &self.first, self.versions).map_err(failed)?;
+        let loaded = Ledger::load(&*self.map.view(), &self.first, self.versions);
+        let (ledger, writes) = self.unless_outgrown(loaded)?;
         self.map.write(writes).map_err(failed)?;
         self.note_descriptor(&ledger);
         let begins = applied.map(|applied| (applied.index, ledger.hash()));
@@ -347,11 +386,11 @@ impl State {
                 self.log_bytes.fetch_add(batch.len() as u64, Ordering::Relaxed);
                 let is_joint = at.membership.membership().get_joint_config().len() > 1;
                 let applied = at.ledger.apply(&*view, entry.log_id.index, is_joint, &batch);
-                if let Err(newer @ CatalogError::ApplyVersion { .. }) = &applied {
-                    // the first one counts
-                    let _known = self.outgrown.set(newer.to_string());
+                if applied.is_err() {
+                    // half of the entry may be in what it reads
+                    *self.reader.lock().unwrap_or_else(PoisonError::into_inner) = None;
                 }
-                applied.map_err(failed)
+                self.unless_outgrown(applied)
             }
         }
     }
@@ -404,7 +443,11 @@ impl State {
         let (map, wal) = (self.map.clone(), self.wal.clone());
         let snapshots = self.snapshots.of(child.id.0);
         let state = Self::open(&self.host, map, child.clone(), snapshots, wal, self.versions);
-        Ok(Arc::new(state.map_err(failed)?))
+        let state = state.map_err(failed)?;
+        if self.is_copy() {
+            state.mark_copy()?;
+        }
+        Ok(Arc::new(state))
     }
 
     /// Writes a snapshot file of what `view` shows.
@@ -415,16 +458,22 @@ impl State {
         let (last, membership) = read_applied(view, self.range)?;
         let contents = Contents { range: self.range.0, last, membership };
         let mut writer = self.snapshots.begin(&contents)?;
+        let mut sum = RowSum::of(self.range);
         for (from, to) in spans(view, &self.first).map_err(failed)? {
             let mut written = Ok(());
             let scanned = view.scan(&from, to.as_deref(), &mut |key, value| {
-                written = writer.row(key, value);
+                let summed = sum.take(key, value).map_err(failed);
+                written = summed.and_then(|()| Ok(writer.row(key, value)?));
                 if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             });
             scanned.map_err(failed)?;
             written?;
         }
         writer.finish()?;
+        // it goes on by itself as well as its rows do; nobody else takes it
+        if !sum.is_right() && !self.spoilt.swap(true, Ordering::Relaxed) {
+            tracing::error!(range = %self.range, "the rows of a snapshot are not those of the state hash");
+        }
         let file = self.publish_built(&self.snapshots.built()?)?;
         // an installation may have set it to zero meanwhile
         let subtract = |now: u64| Some(now.saturating_sub(log_bytes));
@@ -440,6 +489,15 @@ impl State {
         Some(format!("the snapshot is of {older}, and this replica begins at {}", self.first.epoch))
     }
 
+    /// Whether the rows of a snapshot are those of its state hash: they were not checked by it on their way, only as bytes.
+    pub(crate) fn is_right(&self, file: &SnapshotFile) -> io::Result<bool> {
+        let mut sum = RowSum::of(self.range);
+        file.rows(&mut |rows| {
+            rows.iter().try_for_each(|(key, value)| sum.take(key, value)).map_err(failed)
+        })?;
+        Ok(sum.is_right())
+    }
+
     /// Whether the newest snapshot is of before a split: it is of no use to a replica that begins behind that.
     pub(crate) fn needs_snapshot(&self) -> bool {
         let epoch = self.newest().and_then(|file| file.epoch);
@@ -453,6 +511,7 @@ impl State {
             return Err(io::Error::other(refusal));
         }
         self.secure_children(&*self.map.view())?;
+        self.mark_copy()?;
         let published = self.publish(file)?;
         let from = published.as_deref().unwrap_or(file);
         let mut nothing = Writes::default();
@@ -838,6 +897,38 @@ mod tests {
         assert_eq!(objects(&parent), [5, 6, 7], "they are the child's");
         ahead.wal.close().await;
         parent.wal.close().await;
+    }
+
+    #[tokio::test]
+    async fn r4_a_snapshot_whose_rows_are_not_those_of_the_state_hash_is_known_and_taken_by_nobody()
+    {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = state(directory.path());
+        put_head(&state, &descriptor(3, 1, 0, 9));
+        put_applied(&state, 7);
+        let file = state.build(&*state.map.view()).expect("built");
+        assert!(state.is_right(&file).expect("read") && !state.is_spoilt());
+        // past the log
+        put_objects(&state, 2..3);
+        put_applied(&state, 8);
+        let file = state.build(&*state.map.view()).expect("built");
+        assert!(!state.is_right(&file).expect("read") && state.is_spoilt());
+        state.wal.close().await;
+    }
+
+    #[tokio::test]
+    async fn r4_what_was_installed_is_a_copy_until_all_agree_and_so_is_its_child() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = state(&directory.path().join("here"));
+        assert!(!state.is_copy());
+        put_head(&state, &descriptor(3, 1, 0, 9));
+        state.install(&built(&state, 10)).expect("installed");
+        assert!(state.is_copy() && state.snapshots.is_copy(), "also after a start");
+        let child = state.child(&descriptor(4, 2, 5, 9)).expect("opened");
+        assert!(child.is_copy());
+        state.end_copy().expect("noted");
+        assert!(!state.is_copy() && !state.snapshots.is_copy());
+        state.wal.close().await;
     }
 
     #[tokio::test]

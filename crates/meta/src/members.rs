@@ -207,6 +207,10 @@ pub(crate) fn tend_members(inner: &Inner, group: &Arc<Group>) {
         return;
     }
     let Some(due) = due_change(inner, group) else { return };
+    // a vote more for one of those who differ would make it the majority
+    if group.disputed().is_some() && due != Due::End {
+        return;
+    }
     let Ok(one) = group.changing.clone().try_lock_owned() else { return };
     let (group, clock) = (group.clone(), inner.host.clock.clone());
     let changing = async move {

@@ -3,11 +3,11 @@
 //! Appends go through a bidirectional stream, so that several are under way. Every exchange has a deadline; an append
 //! stream has one for each answer.
 
-use crate::agreement::Mark;
+use crate::agreement::Witness;
 use crate::boots::Boots;
 use crate::codec::{
-    Envelope, Message, RefillAnswer, WrongBoot, message_bytes, read_append_result, read_marks,
-    read_refill_answer, read_vote, read_vote_response, read_wrong_boot,
+    Envelope, Message, RefillAnswer, WrongBoot, message_bytes, read_append_result,
+    read_refill_answer, read_vote, read_vote_response, read_witness, read_wrong_boot,
 };
 use crate::raft::{
     AppendEntriesRequest, AppendEntriesResponse, BoxFuture, BoxStream, NetworkError, OptionalSend,
@@ -193,10 +193,10 @@ impl Peer {
         &self,
         indices: Vec<u64>,
         patience: Duration,
-    ) -> Result<Vec<Mark>, String> {
+    ) -> Result<Witness, String> {
         // as with a wish to be refilled
         let asked = self.ask(&Message::Hashes(indices), RPCTypes::TransferLeader, patience).await;
-        read_marks(asked.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
+        read_witness(asked.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
     }
 
     /// Asks to be taken out of the group, or into it.

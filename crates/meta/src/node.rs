@@ -47,6 +47,8 @@ const OPEN_AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// How often a founder asks for an election until its group has its first leader.
 const FOUNDING_PERIOD: Duration = Duration::from_millis(50);
 const FOUNDING_PERIOD_MAX: Duration = Duration::from_secs(1);
+/// What to do when the log has failed.
+const LOG_ADVICE: &str = "Look at the disk of the node's directory: has it room, are there errors in the system's log? Then start the node again, or let its supervisor do so";
 /// Says that the map was synced and closed: it may be trusted under every engine.
 const CLEAN_MARK: &str = "map.clean";
 
@@ -178,7 +180,9 @@ pub enum MetaError {
     #[error("{0} cannot be opened: {1}")]
     Group(RangeId, String),
     /// The cluster applies by a version that this binary does not know.
-    #[error("this release is too old for the cluster, which has been raised beyond it: {0}: {1}")]
+    #[error(
+        "this release is too old for the cluster ({0}: {1}). Install the release that the others run"
+    )]
     OldRelease(RangeId, String),
 }
 
@@ -241,6 +245,8 @@ pub(crate) struct Inner {
     wal: Wal,
     dir: PathBuf,
     groups: RwLock<BTreeMap<RangeId, Arc<Group>>>,
+    /// Groups that were ended while the node runs, and whose last users may not have let go of them.
+    ending: Mutex<BTreeMap<RangeId, Weak<State>>>,
     /// How many replicas were found since the start whose state was not that of the others.
     distrusted: AtomicU64,
     /// Why this release is too old.
@@ -414,7 +420,7 @@ impl MetaNode {
 
     /// The newest versions that this binary can apply by.
     pub fn known_versions(&self) -> ApplyVersions {
-        self.0.opening.config.versions.known
+        self.0.known()
     }
 
     /// Raises the version by which a range applies that this node leads. Done already is done.
@@ -422,6 +428,15 @@ impl MetaNode {
         let epoch = self.descriptor(range).ok_or(NotDone::Epoch(None))?.epoch;
         let command = Command { caller: None, op: RangeOp::RaiseApplyVersion { version } };
         self.execute(range, epoch, command).await.map(|_| ())
+    }
+
+    /// What the cluster applies by, as the root says. Where that is beyond what this binary knows, the node must be ended.
+    pub fn note_versions(&self, used: ApplyVersions) {
+        let known = self.known_versions();
+        if !known.include(&used) {
+            let why = format!("it applies by {used}, this binary knows {known}");
+            self.0.note_outgrown(RangeId::ROOT, &why);
+        }
     }
 
     /// By which version a range that runs here applies, as far as it is applied.
@@ -457,16 +472,17 @@ impl MetaNode {
     /// Why this node must be ended, and only stands in the way of its groups until then: its write-ahead log takes nothing
     /// more, or a range has been raised beyond what this release knows.
     pub fn failure(&self) -> Option<String> {
-        let failed = self.0.wal.failure().map(|error| error.to_string());
+        let failed = self.0.wal.failure().map(|error| format!("{error}. {LOG_ADVICE}"));
         failed.or_else(|| self.0.outgrown.get().cloned())
     }
 
     /// Waits until the node must be ended; says why.
     pub async fn until_failed(&self) -> String {
         tokio::select! {
-            error = self.0.wal.until_failed() => error.to_string(),
-            () = self.0.outgrowing.requested() => self.failure().unwrap_or_default(),
+            _ = self.0.wal.until_failed() => {}
+            () = self.0.outgrowing.requested() => {}
         }
+        self.failure().unwrap_or_default()
     }
 
     /// Hands leadership over, flushes and closes everything.
@@ -502,10 +518,12 @@ fn status(group: &Group) -> GroupStatus {
     }
 }
 
-/// Whether a state was not loaded because it is applied by a version that is not known here.
-fn is_newer(error: &std::io::Error) -> bool {
-    let why = error.get_ref().and_then(|inner| inner.downcast_ref());
-    matches!(why, Some(CatalogError::ApplyVersion { .. }))
+/// Why a group does not open: its state may have been raised beyond what this binary knows.
+fn unopened(state: &State, error: &dyn std::error::Error) -> MetaError {
+    match state.outgrown() {
+        Some(why) => MetaError::OldRelease(state.range, why.to_owned()),
+        None => MetaError::Group(state.range, error.to_string()),
+    }
 }
 
 async fn shut(group: &Group) {
@@ -676,6 +694,7 @@ impl Opening {
             waiting: Mutex::new(waiting),
             opening_due: tokio::sync::Mutex::default(),
             groups: RwLock::new(groups),
+            ending: Mutex::default(),
             distrusted: AtomicU64::new(0),
             outgrown: OnceLock::new(),
             outgrowing: Shutdown::default(),
@@ -747,10 +766,14 @@ impl Opening {
         &self,
         map: &dyn OrderedMap,
         range: RangeId,
+        of: &Interval,
         runs: &(dyn Fn(RangeId) -> bool + Sync),
     ) -> Result<(), MetaError> {
-        let waiting = descendants(self.stored()?, range).into_iter();
-        for child in waiting.filter(|child| !runs(child.range())) {
+        let is_under = |child: &&Created| {
+            let theirs = &child.descriptor().interval;
+            theirs.without(of) != [theirs.clone()] && !runs(child.range())
+        };
+        for child in descendants(self.stored()?, range).iter().filter(is_under) {
             let forgotten = forget_rows(map, child.descriptor());
             forgotten.map_err(|error| MetaError::Group(range, error.to_string()))?;
         }
@@ -771,7 +794,8 @@ impl Opening {
             state.forget_applied().map_err(|error| refused(error.to_string()))?;
         }
         if state.applied().map_err(|error| refused(error.to_string()))?.is_none() {
-            self.forget_descendants(&*state.map, range, runs)?;
+            let of = &created.descriptor().interval;
+            self.forget_descendants(&*state.map, range, of, runs)?;
         }
         self.check_beginning(created, &state)?;
         let library =
@@ -780,13 +804,11 @@ impl Opening {
         let log = LogStore::new(self.wal.clone(), range, created.first(), clock);
         let births = self.births(created.cluster());
         let machine = Machine::new(state.clone(), births, created.anew_at());
-        let machine = machine.map_err(|error| match is_newer(&error) {
-            true => MetaError::OldRelease(range, error.to_string()),
-            false => refused(error.to_string()),
-        })?;
+        let machine = machine.map_err(|error| unopened(&state, &error))?;
         let peers = Peers { sender: sender.clone(), range };
         let raft = Raft::build(self.config.node.0, library, peers, log, machine).await;
-        let raft = raft.map_err(|error| refused(error.to_string()))?;
+        // it installs and applies what is stored
+        let raft = raft.map_err(|error| unopened(&state, &error))?;
         let lease_reads = self.config.lease_reads;
         let is_anew = created.anew_at().is_some() && !bug!("anew-from-the-first-entry");
         let group = Group::start(&self.host, raft, state, (stored.health, is_anew), lease_reads);
@@ -959,6 +981,10 @@ impl Inner {
         std::mem::take(&mut *groups).into_values().collect()
     }
 
+    pub(crate) async fn until_stopping(&self) {
+        self.stopping.requested().await;
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.is_requested()
     }
@@ -1009,6 +1035,7 @@ impl Inner {
         if is_waiting || self.group(range).is_some() {
             return Err(MetaError::Group(range, "it is here".to_owned()));
         }
+        self.check_ended(range)?;
         let map = self.map.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let map = map.ok_or(MetaError::Stopping)?;
         // those that wait, and those that run: a replica may be found out while they do
@@ -1019,8 +1046,7 @@ impl Inner {
         let state = Arc::new(self.opening.open_state(&map, created.descriptor())?);
         children.iter().for_each(|child| state.adopt(child));
         drop((children, map));
-        let runs = |id: RangeId| self.group(id).is_some();
-        let group = self.opening.start_group(&self.sender, &created, state, &runs).await?;
+        let group = self.start_group(&created, state).await?;
         tracing::warn!(%range, "an empty replica waits for the range's leader");
         metrics::counter!("ashlar_raft_refills_total").increment(1);
         self.admit(group).await
@@ -1028,43 +1054,99 @@ impl Inner {
 
     /// A replica that others hold from now on takes no part any more. Closed before it asks to be out: whatever it had
     /// acknowledged later would be forgotten with it (R5, R7).
-    pub(crate) async fn close_to_leave(&self, group: &Group) {
-        let range = group.range;
-        self.note_damaged(Damaged::leaves((*group.descriptor()).clone()));
-        let closed = self.groups.write().unwrap_or_else(PoisonError::into_inner).remove(&range);
-        if let Some(closed) = closed {
-            keeper::show_leader(&closed, false);
-            shut(&closed).await;
+    pub(crate) async fn close_to_leave(&self, group: &Arc<Group>) {
+        if let Some(closed) = self.withdraw(group) {
+            self.end(closed).await;
+            self.note_damaged(Damaged::leaves((*group.descriptor()).clone()));
         }
     }
 
     /// A replica whose state is not that of the others takes no part any more: it begins anew, as a damaged one does (R4).
-    /// A leader hands over first, so that it is missed no longer than at a planned stop.
-    pub(crate) async fn distrust(&self, group: &Group, why: &str) {
+    /// It goes on when whoever has found that out is gone.
+    pub(crate) fn begin_to_distrust(self: &Arc<Self>, group: &Arc<Group>, why: &str) {
+        let (inner, group, why) = (self.clone(), group.clone(), why.to_owned());
+        let distrusting = Box::pin(async move { inner.distrust(group, why).await });
+        let _distrusting =
+            self.host.tasks.spawn(TaskKind::Background("distrust a replica"), distrusting);
+    }
+
+    /// A leader hands over first, so that it is missed no longer than at a planned stop. What is not trusted is the group that
+    /// was judged, and not one that has begun anew since.
+    async fn distrust(&self, group: Arc<Group>, why: String) {
         let range = group.range;
-        let created = match Created::stored(&self.wal, range) {
-            Ok(Some(created)) => created,
-            Ok(None) => return,
-            Err(error) => {
-                return tracing::error!(%range, %error, why, "the replica is not to be trusted, and cannot begin anew");
-            }
-        };
-        self.hand_over(group).await;
-        // so that it does not begin anew before it has ended
-        let _one = self.opening_due.lock().await;
-        let (opening, told) = (self.opening.clone(), why.to_owned());
+        self.hand_over(&group).await;
+        let Some(closed) = self.withdraw(&group) else { return };
+        drop(group);
+        tracing::error!(%range, why, "the state of the replica is not to be trusted");
+        metrics::counter!("ashlar_raft_distrusted_total").increment(1);
+        self.distrusted.fetch_add(1, Ordering::Relaxed);
+        let (opening, told) = (self.opening.clone(), why.clone());
         let marking = move || opening.distrust(range, &told);
         if let Err(error) = self.host.tasks.run_blocking(marking).await {
             tracing::warn!(%range, %error, "a crash makes this node forget that the replica is not to be trusted");
         }
-        self.note_damaged(Damaged::stored(&created, why));
-        metrics::counter!("ashlar_raft_distrusted_total").increment(1);
-        self.distrusted.fetch_add(1, Ordering::Relaxed);
-        let closed = self.groups.write().unwrap_or_else(PoisonError::into_inner).remove(&range);
-        if let Some(closed) = closed {
-            keeper::show_leader(&closed, false);
-            shut(&closed).await;
+        self.end(closed).await;
+        match self.present_beginning(range) {
+            Ok(Some((descriptor, origin))) => {
+                self.note_damaged(Damaged { origin, ..Damaged::lost(descriptor, why) });
+            }
+            Ok(None) => {}
+            Err(error) => {
+                tracing::error!(%range, %error, "the replica cannot begin anew before this node is started again");
+            }
         }
+    }
+
+    /// Takes a group out of those that run, if it is still this one.
+    fn withdraw(&self, group: &Arc<Group>) -> Option<Arc<Group>> {
+        let mut groups = self.groups.write().unwrap_or_else(PoisonError::into_inner);
+        let is_same = groups.get(&group.range).is_some_and(|known| Arc::ptr_eq(known, group));
+        let taken = is_same.then(|| groups.remove(&group.range)).flatten();
+        taken.inspect(|closed| keeper::show_leader(closed, false))
+    }
+
+    /// Ends a group that was taken out. Whatever of it still works on its rows keeps a new life from beginning.
+    async fn end(&self, closed: Arc<Group>) {
+        let (range, state) = (closed.range, Arc::downgrade(&closed.state));
+        self.ending.lock().unwrap_or_else(PoisonError::into_inner).insert(range, state);
+        shut(&closed).await;
+    }
+
+    fn check_ended(&self, range: RangeId) -> Result<(), MetaError> {
+        match self.is_ending(range) {
+            true => Err(MetaError::Group(range, "its former life is still ending".to_owned())),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether something of a group that was ended may still write its rows.
+    fn is_ending(&self, range: RangeId) -> bool {
+        let mut ending = self.ending.lock().unwrap_or_else(PoisonError::into_inner);
+        ending.retain(|_, state| state.strong_count() > 0);
+        ending.contains_key(&range)
+    }
+
+    /// With what a replica begins anew that has run: what the range is now, without what is other ranges' by then. They run
+    /// here, and must not be met by the rows of before their splits: neither by a snapshot of before, nor by its removal (R5).
+    fn present_beginning(
+        &self,
+        range: RangeId,
+    ) -> Result<Option<(RangeDescriptor, Option<Origin>)>, MetaError> {
+        let stored = self.opening.stored()?;
+        let Some(created) = stored.iter().find(|created| created.range() == range).cloned() else {
+            return Ok(None);
+        };
+        // the root's word, and not its own rows', which are not trusted
+        let known = self.directory.find(range).map(|one| one.range);
+        let began = created.descriptor().clone();
+        let mut now = known.filter(|known| known.epoch > began.epoch).unwrap_or(began);
+        for child in descendants(stored, range) {
+            let theirs = child.descriptor();
+            now.epoch = now.epoch.max(theirs.epoch);
+            now.interval =
+                now.interval.without(&theirs.interval).into_iter().next().unwrap_or(now.interval);
+        }
+        Ok(Some((now, created.origin().cloned())))
     }
 
     /// The end of a replica that the others have taken out of the members. A crash in between repeats all of it: until the
@@ -1076,6 +1158,7 @@ impl Inner {
         if self.group(range).is_some() {
             return Err(MetaError::Group(range, "it is here".to_owned()));
         }
+        self.check_ended(range)?;
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&range);
         let map = self.map.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let map = map.ok_or(MetaError::Stopping)?;
@@ -1261,6 +1344,19 @@ impl Inner {
         self.opening.may_open(origin, |id| self.group(id).map(|group| group.state.clone()))
     }
 
+    async fn start_group(
+        &self,
+        created: &Created,
+        state: Arc<State>,
+    ) -> Result<Arc<Group>, MetaError> {
+        let runs = |id: RangeId| self.group(id).is_some();
+        let started = self.opening.start_group(&self.sender, created, state, &runs).await;
+        if let Err(MetaError::OldRelease(range, why)) = &started {
+            self.note_outgrown(*range, why);
+        }
+        started
+    }
+
     /// Opens the replicas that need wait no longer.
     pub(crate) async fn open_due(self: &Arc<Self>) {
         let _one = self.opening_due.lock().await;
@@ -1274,9 +1370,7 @@ impl Inner {
             if is_soon || self.has_ended() || !self.may_open(created.origin()) {
                 continue;
             }
-            let runs = |id: RangeId| self.group(id).is_some();
-            let opened = self.opening.start_group(&self.sender, &created, state, &runs).await;
-            match opened {
+            match self.start_group(&created, state).await {
                 Ok(group) => match self.admit(group.clone()).await {
                     Ok(()) => self.elect_after_split(group, created.origin()),
                     Err(error) => tracing::debug!(%range, %error, "the node is stopping"),
@@ -1364,7 +1458,7 @@ impl Inner {
         bytes: usize,
     ) -> Result<CommandReply, NotDone> {
         let group = self.group_at(range, epoch)?;
-        check_version(&command, group.state.apply_version())?;
+        check_version(&command.op, group.state.apply_version(), self.known().ranges)?;
         match group.propose(epoch, Proposal::Range(Box::new(command)), bytes).await? {
             (index, CommandResult::Range(outcome)) => Ok(CommandReply { index, outcome }),
             (_, CommandResult::Root(_)) => {
@@ -1378,6 +1472,11 @@ impl Inner {
         command: RootCommand,
         bytes: usize,
     ) -> Result<RootOutcome, NotDone> {
+        if let RootOp::RaiseApplyVersions { to, .. } = &command.op
+            && !self.known().include(to)
+        {
+            return Err(unknown_here(self.known().root));
+        }
         let group = self.group_at(RangeId::ROOT, Epoch(0))?;
         match group.propose(Epoch(0), Proposal::Root(Box::new(command)), bytes).await? {
             (_, CommandResult::Root(outcome)) => Ok(*outcome),
@@ -1410,17 +1509,22 @@ impl Inner {
         if blocks { self.host.tasks.run_blocking(read).await } else { read() }
     }
 
-    pub(crate) async fn verify(&self, range: RangeId) -> Result<ReplicaReport, NotDone> {
+    pub(crate) async fn verify(self: &Arc<Self>, range: RangeId) -> Result<ReplicaReport, NotDone> {
         let group = self.group(range).ok_or_else(|| self.not_here(range))?;
         agreement::verify(self, &group).await
     }
 
-    /// What this binary knows.
+    fn known(&self) -> ApplyVersions {
+        self.opening.config.versions.known
+    }
+
+    /// What this node says of its binary.
     pub(crate) fn versions(&self) -> NodeVersions {
         NodeVersions {
+            node: self.node,
             incarnation: self.boots.own().incarnation,
             release: env!("CARGO_PKG_VERSION").to_owned(),
-            known: self.opening.config.versions.known,
+            known: self.known(),
         }
     }
 
@@ -1599,17 +1703,27 @@ fn is_long(query: &RangeQuery) -> bool {
     }
 }
 
-/// What a range applies by an earlier version than that of a command must not get it into its log (R4): replicas of an
-/// earlier release could not read it.
-fn check_version(command: &Command, applies_by: u32) -> Result<(), NotDone> {
-    let needed = command.op.apply_version();
-    if needed <= applies_by {
-        return Ok(());
+/// What a range cannot apply by its version must not get into its log (R4): replicas of an earlier release could not read
+/// it. No more must what this binary cannot apply itself: nobody would be left who can.
+fn check_version(op: &RangeOp, applies_by: u32, known: u32) -> Result<(), NotDone> {
+    match op {
+        RangeOp::RaiseApplyVersion { version } if *version > known => Err(unknown_here(known)),
+        op if op.apply_version() > applies_by => {
+            let needed = op.apply_version();
+            Err(too_early(format!(
+                "the range applies by version {applies_by}, and this needs {needed}: upgrade all nodes first"
+            )))
+        }
+        _ => Ok(()),
     }
-    let reason = format!(
-        "the range applies by version {applies_by}, and this needs {needed}: upgrade all nodes first"
-    );
-    Err(NotDone::Busy { retry_after_ms: 1000, reason })
+}
+
+fn unknown_here(known: u32) -> NotDone {
+    too_early(format!("this release knows no later version than {known}: ask one that does"))
+}
+
+fn too_early(reason: String) -> NotDone {
+    NotDone::Busy { retry_after_ms: 1000, reason }
 }
 
 fn reader_of(group: &Group) -> Result<Reader, NotDone> {

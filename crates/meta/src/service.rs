@@ -1,10 +1,10 @@
 //! What other nodes and gateways ask of this one: Raft of all groups, commands and reads.
 
-use crate::agreement::ASKED_MAX;
+use crate::agreement::{ASKED_MAX, Witness};
 use crate::boots::{Boot, BootRefused};
 use crate::codec::{
-    BadBytes, Envelope, Message, WrongBoot, append_result_bytes, marks_bytes, read_message,
-    refill_answer_bytes, vote_bytes, vote_response_bytes, wrong_boot_bytes,
+    BadBytes, Envelope, Message, WrongBoot, append_result_bytes, read_message, refill_answer_bytes,
+    vote_bytes, vote_response_bytes, witness_bytes, wrong_boot_bytes,
 };
 use crate::group::{Group, NotDone};
 use crate::members;
@@ -222,7 +222,8 @@ impl raft_server::Raft for RaftService {
         if indices.len() > ASKED_MAX {
             return Err(Status::invalid_argument("too many state hashes are asked for at once"));
         }
-        let body = marks_bytes(&group.state.hashes_at(&indices));
+        let (marks, is_copy) = (group.state.hashes_at(&indices), group.state.is_copy());
+        let body = witness_bytes(&Witness { marks, is_copy });
         Ok(Response::new(Frame { range, body, last: true }))
     }
 }
@@ -306,6 +307,13 @@ async fn receive(
                 error @ SnapshotError::Disk(..) => disk(error),
                 damaged => Status::data_loss(damaged.to_string()),
             })?;
+            let is_right = state.is_right(&received);
+            if !is_right.map_err(|error| Status::internal(error.to_string()))? {
+                tracing::error!(range = %state.range, "a snapshot came whose rows are not those of its state hash");
+                return Err(Status::data_loss(
+                    "the rows of the snapshot are not those of its state hash",
+                ));
+            }
             // the leader builds a newer one, and sends that
             match state.refusal_of(&received) {
                 Some(refusal) => Err(Status::failed_precondition(refusal)),

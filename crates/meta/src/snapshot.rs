@@ -447,7 +447,7 @@ impl Snapshots {
     /// Removes all files of the range: its replica here begins anew.
     pub(crate) fn remove_all(&self) -> Result<(), SnapshotError> {
         self.remove_leftovers()?;
-        for path in [self.path("snapshot"), self.path("building")] {
+        for path in [self.path("snapshot"), self.path("building"), self.path("copied")] {
             if self.disk.exists(&path) {
                 let removed = self.disk.remove_file(&path);
                 removed.map_err(|error| SnapshotError::Disk(path, error))?;
@@ -455,6 +455,29 @@ impl Snapshots {
         }
         let synced = self.disk.sync_dir(&self.directory);
         synced.map_err(|error| SnapshotError::Disk(self.directory.clone(), error))
+    }
+
+    /// Whether the state is another replica's, and all have not agreed since that it is theirs.
+    pub(crate) fn is_copy(&self) -> bool {
+        self.disk.exists(&self.path("copied"))
+    }
+
+    /// What is installed next is another replica's state.
+    pub(crate) fn mark_copy(&self) -> Result<(), SnapshotError> {
+        let path = self.path("copied");
+        if self.disk.exists(&path) {
+            return Ok(());
+        }
+        self.disk.replace(&path, b"").map_err(|error| SnapshotError::Disk(path, error))
+    }
+
+    /// All have agreed.
+    pub(crate) fn end_copy(&self) -> Result<(), SnapshotError> {
+        let path = self.path("copied");
+        if !self.disk.exists(&path) {
+            return Ok(());
+        }
+        self.disk.remove_file(&path).map_err(|error| SnapshotError::Disk(path, error))
     }
 
     /// Begins one of our own state.

@@ -1,7 +1,9 @@
 //! How a value becomes bytes: one version byte, then postcard.
 //!
 //! postcard is compact and not self-describing, so the rules of change are strict: fields and enum variants are only
-//! ever appended under a new version, and `decode_old` keeps reading what earlier versions wrote.
+//! ever appended under a new version, and `decode_old` keeps reading what earlier versions wrote. Operations, queries and
+//! their answers are the exception: variants are appended under the same version, so that releases run mixed. What not
+//! all of them know gets into no log (`ApplyVersions`), and a query that a node does not know is refused.
 
 use serde::{Serialize, de::DeserializeOwned};
 

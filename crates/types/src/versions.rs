@@ -1,6 +1,6 @@
 //! By which version nodes apply what is in the logs (`docs/adr/0022`).
 
-use crate::{RangeOp, SPLIT_APPLY_VERSION, Versioned};
+use crate::{NodeId, RangeOp, SPLIT_APPLY_VERSION, Versioned};
 use serde::{Deserialize, Serialize};
 
 /// Versions of apply: of the root, and of the ranges of data. What a binary knows up to, or what a cluster uses.
@@ -50,6 +50,8 @@ impl RangeOp {
 /// What the metadata role of a node says of its binary.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NodeVersions {
+    /// Who says it.
+    pub node: NodeId,
     /// Which start of the node says it.
     pub incarnation: u64,
     /// The release.

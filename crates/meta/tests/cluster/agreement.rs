@@ -214,6 +214,72 @@ async fn r8_what_was_a_part_of_a_range_that_begins_anew_goes_on_and_keeps_its_ro
     cluster.stop_all().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r5_a_snapshot_of_before_the_split_writes_nothing_over_what_was_a_part() {
+    let mut cluster = Cluster::start_with(3, 32 << 10).await;
+    cluster.open_bucket().await;
+    let mut number = 0;
+    let is_purged = |cluster: &Cluster| {
+        let nodes = cluster.nodes.keys();
+        nodes.into_iter().all(|node| cluster.status(*node, RANGE).purged.is_some())
+    };
+    while !is_purged(&cluster) {
+        cluster.put(&format!("a-{}", number % 20), number).await;
+        cluster.put(&format!("z-{}", number % 20), number).await;
+        number += 1;
+    }
+    let follower = cluster.follower().await;
+    cluster.split("m").await;
+    cluster
+        .wait("the child runs on every node", |cluster| {
+            let runs = |running: &Running| running.meta.descriptor(CHILD).is_some();
+            cluster.nodes.values().all(runs)
+        })
+        .await;
+    for key in 0..20 {
+        cluster.execute_at(CHILD, LATER, put(&format!("z-{key}"), 5000 + key)).await;
+    }
+    cluster.converge().await;
+    cluster.nodes[&follower].meta.spoil(row("a-3")).expect("lost");
+    cluster.execute_at(RANGE, LATER, put("a-3", 1000)).await;
+    cluster.wait("it is found out", |cluster| cluster.nodes[&follower].meta.distrusted() > 0).await;
+    cluster
+        .wait("it has come back", |cluster| {
+            let status = cluster.nodes.values().flat_map(|running| running.meta.status());
+            status.filter(|status| status.range == RANGE && status.voters == cluster.voters).count()
+                == 3
+        })
+        .await;
+    cluster.execute_at(RANGE, LATER, put("b", 1)).await;
+    cluster.converge_on(RANGE).await;
+    cluster.execute_at(CHILD, LATER, put("y", 1)).await;
+    cluster.converge_on(CHILD).await;
+    cluster.sums_are_those_of_the_rows();
+    for key in 0..20 {
+        assert_eq!(cluster.get_of(CHILD, &format!("z-{key}")).await, Some(5000 + key));
+    }
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r4_a_leader_whose_snapshot_shows_that_a_row_is_lost_begins_anew() {
+    let mut cluster = Cluster::start_with(3, 32 << 10).await;
+    cluster.open_bucket().await;
+    cluster.put("a", 1).await;
+    cluster.converge().await;
+    let leader = cluster.leader(RANGE).expect("it leads");
+    cluster.nodes[&leader].meta.spoil(row("a")).expect("lost");
+    let mut number = 0;
+    while cluster.nodes[&leader].meta.distrusted() == 0 {
+        cluster.put(&format!("b-{}", number % 20), number).await;
+        number += 1;
+        assert!(number < 10_000, "a snapshot shows it");
+    }
+    cluster.begins_anew(leader).await;
+    assert_eq!(cluster.get("a").await, Some(1));
+    cluster.stop_all().await;
+}
+
 /// A release that knows no splits, in a cluster that was founded by it.
 fn of_before() -> Versions {
     Versions { known: ApplyVersions { root: 1, ranges: 1 }, first_of_ranges: 1 }
@@ -304,5 +370,79 @@ async fn r4_a_replica_of_an_older_release_stops_when_the_range_is_raised() {
     cluster.boot(NodeId(3)).await;
     cluster.put("d", 4).await;
     cluster.converge().await;
+    cluster.stop_all().await;
+}
+
+impl Cluster {
+    fn lose_map(&self, node: NodeId) {
+        std::fs::remove_dir_all(self.dir(node).join("map")).expect("a map");
+    }
+
+    async fn says_that_it_is_too_old(&mut self, node: NodeId) {
+        self.versions = of_before();
+        self.boots += 1;
+        // what it finds at once keeps it from starting; what it finds later, or in its ranges alone, ends it
+        let why = match self.try_boot(node, self.boots).await {
+            Err(refused) => refused.to_string(),
+            Ok(()) => {
+                self.wait("it says why", |it| it.nodes[&node].meta.failure().is_some()).await;
+                let why = self.nodes[&node].meta.until_failed().await;
+                self.kill(node).await;
+                why
+            }
+        };
+        assert!(why.contains("this release is too old for the cluster"), "{why}");
+        self.versions = of_now();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r4_an_older_release_says_so_wherever_it_meets_what_it_does_not_know() {
+    let mut cluster = Cluster::start_as(3, 64 << 10, of_now()).await;
+    cluster.open_bucket().await;
+    cluster.put("a", 1).await;
+    let raised = cluster.until(|meta| async move { meta.raise_apply_version(RANGE, 2).await });
+    raised.await.expect("raised");
+    cluster.put("b", 2).await;
+    cluster.converge().await;
+    // in the log
+    cluster.kill(NodeId(3)).await;
+    cluster.lose_map(NodeId(3));
+    cluster.says_that_it_is_too_old(NodeId(3)).await;
+    // in a snapshot of its own
+    cluster.boot(NodeId(3)).await;
+    let mut number = 3;
+    while cluster.status(NodeId(3), RANGE).snapshot.is_none() {
+        cluster.put(&format!("key {number}"), number).await;
+        number += 1;
+    }
+    cluster.converge().await;
+    cluster.kill(NodeId(3)).await;
+    cluster.lose_map(NodeId(3));
+    cluster.says_that_it_is_too_old(NodeId(3)).await;
+    // in a snapshot that it is sent
+    std::fs::remove_dir_all(cluster.dir(NodeId(3))).expect("wiped");
+    cluster.says_that_it_is_too_old(NodeId(3)).await;
+    cluster.boot(NodeId(3)).await;
+    cluster.wait("it has everything", Cluster::is_whole).await;
+    cluster.put("last", 1).await;
+    cluster.converge().await;
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_raises_a_version_beyond_what_he_knows_himself() {
+    let mut cluster = Cluster::start(1).await;
+    cluster.open_bucket().await;
+    let meta = cluster.nodes[&NodeId(1)].meta.clone();
+    let refused = meta.raise_apply_version(RANGE, 99).await.expect_err("nobody could apply it");
+    assert!(refused.to_string().contains("no later version than 2"), "{refused}");
+    let to = ApplyVersions { root: 99, ranges: 2 };
+    let op = RootOp::RaiseApplyVersions { base: Epoch(1), to };
+    let refused = meta.root_execute(RootCommand { nonce: 1, op }).await.expect_err("nor this");
+    assert!(matches!(refused, NotDone::Busy { .. }), "{refused:?}");
+    meta.note_versions(ApplyVersions { root: 2, ranges: 3 });
+    let why = meta.until_failed().await;
+    assert!(why.contains("Install the release that the others run"), "{why}");
     cluster.stop_all().await;
 }
