@@ -157,6 +157,13 @@ pub const CATALOGUE: &[Bug] = &[
         faults: "split,move-replica",
         seed: 1,
     },
+    Bug {
+        id: "apply-loses-a-row",
+        what: "a replica now and then loses a row of what it has applied",
+        breaks: "R4",
+        faults: "kill",
+        seed: 1,
+    },
 ];
 
 /// The bug of this name.
