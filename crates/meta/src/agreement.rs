@@ -62,7 +62,7 @@ impl Marks {
 
     pub(crate) fn note(&mut self, mark: Mark) {
         keep(&mut self.recent, RECENT, mark);
-        if mark.0 % SPARSE_EVERY == 0 {
+        if mark.0.is_multiple_of(SPARSE_EVERY) {
             keep(&mut self.sparse, SPARSE, mark);
         }
     }
@@ -313,7 +313,7 @@ async fn gather(inner: &Inner, group: &Group, voters: BTreeSet<u64>) -> Heard {
         match answer {
             Ok(witness) => take(voter, witness),
             Err(why) => {
-                tracing::debug!(range = %group.range, voter, why, "no state hash to compare")
+                tracing::debug!(range = %group.range, voter, why, "no state hash to compare");
             }
         }
     }

@@ -397,7 +397,7 @@ impl State {
 
     fn write(&self, at: &Standing, entry: LogId, effect: Effect) -> io::Result<Results> {
         let Effect { results, mut writes, .. } = effect;
-        if bug!("apply-loses-a-row") && self.host.random.next_u64() % 64 == 0 {
+        if bug!("apply-loses-a-row") && self.host.random.next_u64().is_multiple_of(64) {
             writes.0.pop_last();
         }
         writes.put(applied_key(self.range), applied_value(entry, &at.membership));

@@ -3,7 +3,6 @@
 //! lives, nothing acknowledged is lost, and in the end all replicas have the same state, row by row.
 
 #![expect(clippy::unwrap_used, reason = "helpers of tests: where they fail, the test fails")]
-#![expect(clippy::print_stdout, reason = "what it measures is for whoever looks")]
 
 mod common;
 

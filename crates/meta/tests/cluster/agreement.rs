@@ -160,12 +160,12 @@ async fn r4_a_replica_that_is_not_to_be_trusted_is_not_after_a_crash_either() {
     let follower = cluster.follower().await;
     cluster.kill(follower).await;
     let mark = cluster.dir(follower).join(format!("distrusted-{}", RANGE.0));
-    std::fs::write(&mark, "for a test").expect("written");
+    cluster.host.disk.replace(&mark, b"for a test").expect("written");
     cluster.boot(follower).await;
     let damaged = cluster.damaged(follower);
     assert!(damaged.iter().any(|one| one.range == RANGE && one.why == "for a test"), "{damaged:?}");
     cluster.wait("it has begun anew", Cluster::is_whole).await;
-    assert!(!mark.exists(), "it is trusted again");
+    assert!(!cluster.host.disk.exists(&mark), "it is trusted again");
     cluster.put("last", 1).await;
     cluster.converge().await;
     cluster.stop_all().await;
@@ -204,7 +204,7 @@ async fn r8_what_was_a_part_of_a_range_that_begins_anew_goes_on_and_keeps_its_ro
     cluster.sums_are_those_of_the_rows();
     // what it has of the child outlives its map
     cluster.kill(follower).await;
-    std::fs::remove_dir_all(cluster.dir(follower).join("map")).expect("lost");
+    cluster.lose_map(follower);
     cluster.boot(follower).await;
     assert_eq!(
         cluster.damaged(follower),
@@ -385,7 +385,7 @@ async fn r4_a_replica_of_an_older_release_stops_when_the_range_is_raised() {
 
 impl Cluster {
     fn lose_map(&self, node: NodeId) {
-        std::fs::remove_dir_all(self.dir(node).join("map")).expect("a map");
+        self.host.disk.remove_dir_all(&self.dir(node).join("map")).expect("a map");
     }
 
     async fn says_that_it_is_too_old(&mut self, node: NodeId) {
@@ -431,7 +431,7 @@ async fn r4_an_older_release_says_so_wherever_it_meets_what_it_does_not_know() {
     cluster.lose_map(NodeId(3));
     cluster.says_that_it_is_too_old(NodeId(3)).await;
     // in a snapshot that it is sent
-    std::fs::remove_dir_all(cluster.dir(NodeId(3))).expect("wiped");
+    cluster.host.disk.remove_dir_all(&cluster.dir(NodeId(3))).expect("wiped");
     cluster.says_that_it_is_too_old(NodeId(3)).await;
     cluster.boot(NodeId(3)).await;
     cluster.wait("it has everything", Cluster::is_whole).await;
