@@ -11,7 +11,7 @@ use crate::raft::{
     ClientWriteError, ForwardReason, LinearizableReadError, Raft, RaftError, ReadPolicy, Types,
     WatchReceiver,
 };
-use ashlar_host::{Host, Monotonic, TaskKind};
+use ashlar_host::{Host, Monotonic, Shutdown, TaskKind};
 use ashlar_types::{Epoch, NodeId, RangeDescriptor, RangeId};
 use ashlar_wal::{GroupHealth, Record};
 use metrics::{Counter, Histogram};
@@ -101,6 +101,8 @@ pub(crate) struct Group {
     commands: mpsc::Sender<Queued>,
     reads: mpsc::Sender<ReadDone>,
     host: Host,
+    /// It was ended while the node runs: no stream holds it any longer.
+    pub(crate) closed: Shutdown,
     /// One snapshot is received at a time.
     pub(crate) receiving: tokio::sync::Mutex<()>,
     /// The members are changed one change at a time.
@@ -131,6 +133,7 @@ impl Group {
             commands,
             reads,
             host: host.clone(),
+            closed: Shutdown::default(),
             receiving: tokio::sync::Mutex::new(()),
             changing: Arc::default(),
         });

@@ -129,7 +129,7 @@ impl raft_server::Raft for RaftService {
         let appends = futures::stream::unfold(inbound, |mut inbound| async move {
             inbound.next().await.map(|append| (append, inbound))
         });
-        let watched = group.clone();
+        let (watched, closed) = (group.clone(), group.closed.requested());
         let answers = group.raft.stream_append(appends).map(move |answer| {
             let result = answer.map_err(|fatal| Status::unavailable(fatal.to_string()))?;
             let commit =
@@ -137,8 +137,9 @@ impl raft_server::Raft for RaftService {
             watch_recovery(&watched, &result, commit);
             Ok(Frame { range, body: append_result_bytes(&result), last: false })
         });
-        // an idle stream must not hold up the port when the node stops
-        Ok(Response::new(Box::pin(answers.take_until(self.0.closed.requested()))))
+        // an idle stream must not hold up the port when the node stops, nor the group when that is ended
+        let answers = answers.take_until(self.0.closed.requested()).take_until(closed);
+        Ok(Response::new(Box::pin(answers)))
     }
 
     async fn vote(&self, request: Request<Frame>) -> Result<Response<Frame>, Status> {

@@ -118,6 +118,7 @@ impl Inner {
     async fn end(&self, closed: Arc<Group>) {
         let (range, state) = (closed.range, Arc::downgrade(&closed.state));
         self.ending.lock().unwrap_or_else(PoisonError::into_inner).insert(range, state);
+        closed.closed.request();
         shut(&closed).await;
     }
 

@@ -93,6 +93,13 @@ impl Cluster {
 
     /// Tells a node of the directory, as its duty does, again and again, until it has all of these and none is damaged.
     async fn takes_in(&self, node: NodeId, ranges: &[RangeId]) {
+        self.wait("each of them runs somewhere", |cluster| {
+            let runs = |range: &RangeId| {
+                cluster.nodes.values().any(|running| running.meta.descriptor(*range).is_some())
+            };
+            ranges.iter().all(runs)
+        })
+        .await;
         let began = self.host.clock.now();
         let directory = self.directory(ranges);
         let meta = &self.nodes[&node].meta;
