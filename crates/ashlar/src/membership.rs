@@ -120,7 +120,12 @@ impl MembershipService {
             ranges: request.ranges_version.max(first.ranges),
         };
         let used = self.client.apply_versions().await;
-        let used = used.map_err(|failure| Status::unavailable(failure.to_string()))?;
+        let used = used.map_err(|failure| {
+            Status::unavailable(format!(
+                "by which versions the cluster applies is not known now ({failure}): if it is being upgraded, join when all \
+                 members run the same release"
+            ))
+        })?;
         if known.include(&used) {
             return Ok(());
         }

@@ -1,7 +1,7 @@
 //! What an operator is told of the metadata plane: whether the replicas of a range have what they say, and by which versions
 //! the cluster applies.
 
-use crate::raise::ask_all;
+use crate::raise::{Told, ask_all};
 use ashlar_client::{Client, Failure};
 use ashlar_types::{
     ApplyVersions, NodeId, NodeVersions, RangeDescriptor, RangeId, ReplicaReport, Versioned,
@@ -71,9 +71,14 @@ pub(crate) async fn verify_range(
 
 /// What the cluster uses, and what its nodes know.
 pub(crate) async fn versions(client: &Client) -> Result<VersionsReport, Failure> {
-    let used = client.apply_versions().await?;
     let map = client.map_now().await?;
     let told = ask_all(client, &map).await;
+    // nothing was raised while one of them does not know how; as the root's leader, it would not know the question
+    let is_of_before = |(_, said): &Told<'_>| said.as_ref().is_ok_and(NodeVersions::is_of_before);
+    let used = match told.iter().any(is_of_before) {
+        true => ApplyVersions::FIRST,
+        false => client.apply_versions().await?,
+    };
     let nodes = told.into_iter().map(|(node, said)| (node.id, said)).collect();
     let ranges = client.ranges_now().await?;
     let asked = ranges.into_iter().map(|range| behind(client, range, used.ranges));

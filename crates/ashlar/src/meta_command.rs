@@ -54,7 +54,7 @@ pub(crate) async fn verify(member: &Member, names: &[String], json: bool) -> Res
         wrong += usize::from(!report.is_right());
         let found = replica_lines(&report);
         if !json {
-            print!("{}", range_text(&found));
+            print!("{}", range_text(&found, lines.is_empty()));
         }
         lines.extend(found);
     }
@@ -90,14 +90,19 @@ fn range_name(range: RangeId) -> String {
     }
 }
 
-fn range_text(lines: &[ReplicaLine]) -> String {
+/// The heads of the columns once, before the first range.
+fn range_text(lines: &[ReplicaLine], is_first: bool) -> String {
     let number = |number: Option<u64>| number.map_or_else(|| "-".to_owned(), |it| it.to_string());
     let rows = lines.iter().map(|line| {
         let version = number(line.apply_version.map(u64::from));
         let (range, node) = (line.range.clone(), line.node.clone());
         vec![range, node, number(line.rows), number(line.applied), version, line.finding.clone()]
     });
-    table(&["RANGE", "NODE", "ROWS", "APPLIED", "VERSION", "FINDING"], rows)
+    let text = table(&["RANGE", "NODE", "ROWS", "APPLIED", "VERSION", "FINDING"], rows);
+    match text.split_once('\n') {
+        Some((_, below)) if !is_first => below.to_owned(),
+        _ => text,
+    }
 }
 
 /// What a replica has found, as a sentence.

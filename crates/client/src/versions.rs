@@ -42,7 +42,9 @@ impl Client {
         let asked = member.versions(VersionsRequest {});
         let said: NodeVersions = match self.0.host.clock.timeout(ANSWER_PATIENCE, asked).await {
             Ok(Ok(reply)) => read(&reply.into_inner().body)?,
-            Ok(Err(status)) if status.code() == Code::Unimplemented => of_before(node.id),
+            Ok(Err(status)) if status.code() == Code::Unimplemented => {
+                NodeVersions::of_before(node.id)
+            }
             Ok(Err(status)) => return Err(why_not(&status)),
             Err(_) => return Err("it does not answer".to_owned()),
         };
@@ -77,11 +79,6 @@ impl Client {
     fn metadata_at(&self, address: &str) -> MetadataClient<Channel> {
         MetadataClient::new(self.0.dialer.channel(address, Class::Metadata))
     }
-}
-
-/// What a release knows that does not say so.
-fn of_before(node: NodeId) -> NodeVersions {
-    NodeVersions { node, incarnation: 0, release: String::new(), known: ApplyVersions::FIRST }
 }
 
 fn read<T: Versioned>(body: &[u8]) -> Result<T, String> {

@@ -60,6 +60,18 @@ pub struct NodeVersions {
     pub known: ApplyVersions,
 }
 
+impl NodeVersions {
+    /// What a node is taken to say whose release is of before there was this question.
+    pub fn of_before(node: NodeId) -> Self {
+        Self { node, incarnation: 0, release: String::new(), known: ApplyVersions::FIRST }
+    }
+
+    /// Whether it is such a release.
+    pub fn is_of_before(&self) -> bool {
+        self.release.is_empty()
+    }
+}
+
 impl Versioned for NodeVersions {
     const NAME: &'static str = "versions of a node";
     const VERSION: u8 = 1;
