@@ -8,7 +8,7 @@
 //! |---|---|
 //! | a majority of the voters has this replica's hash | nothing |
 //! | a majority has another one | it takes no part any more; a leader hands over first. It begins anew, as a damaged replica does |
-//! | two differ, and there is no majority | the leader takes no writes, and nobody in, until there is one |
+//! | two differ, and there is no majority | the leader takes no writes until there is one |
 //!
 //! A replica that was filled by another one is no witness for it, until all have agreed once: a wrong leader would make
 //! itself a majority. What else may happen: `docs/adr/0022`.
@@ -238,6 +238,10 @@ async fn compare(inner: &Arc<Inner>, group: &Arc<Group>) -> Option<u64> {
         inner.begin_to_distrust(group, why);
         return None;
     }
+    if group.state.is_spoilt() {
+        // nobody takes its snapshots: another one can fill those who lack them
+        inner.hand_over(group).await;
+    }
     act(inner, group, &heard.verdict(inner.node.0))
 }
 
@@ -335,7 +339,7 @@ fn act(inner: &Arc<Inner>, group: &Arc<Group>, verdict: &Verdict) -> Option<u64>
         Verdict::Unknown => None,
         Verdict::Agrees { index, all } => {
             group.note_disputed(None);
-            if *all && let Err(error) = group.state.end_copy() {
+            if *all && let Err(error) = group.state.end_copy(*index) {
                 tracing::warn!(%range, %error, "that all agree with the replica was not noted");
             }
             // not at an older entry: behind that nothing was compared

@@ -16,7 +16,7 @@ use crate::raft::{
     RaftStateMachine, Results, Snapshot, SnapshotMeta, StoredMembership, Types,
 };
 use crate::snapshot::{Contents, SnapshotError, SnapshotFile, Snapshots};
-use ashlar_catalog::{CatalogError, OrderedMap, Recount, RowSum, View, Writes};
+use ashlar_catalog::{CatalogError, OrderedMap, Recount, View, Writes};
 use ashlar_host::{Host, Monotonic};
 use ashlar_types::{RangeDescriptor, RangeId, bug};
 use ashlar_wal::{Record, Wal};
@@ -160,7 +160,9 @@ impl State {
         versions: Versions,
     ) -> Result<Self, SnapshotError> {
         snapshots.remove_leftovers()?;
-        let newest = Mutex::new(snapshots.newest()?.map(Arc::new));
+        let newest = snapshots.newest()?.map(Arc::new);
+        let spoilt = AtomicBool::new(newest.as_ref().is_some_and(|file| !file.is_right));
+        let newest = Mutex::new(newest);
         let log_bytes = wal.live_bytes(first.id);
         let is_copy = snapshots.is_copy();
         Ok(Self {
@@ -182,7 +184,7 @@ impl State {
             reader: Mutex::default(),
             marks: Mutex::default(),
             copied: AtomicBool::new(is_copy),
-            spoilt: AtomicBool::new(false),
+            spoilt,
             apply_seconds: metrics::histogram!("ashlar_raft_apply_seconds"),
         })
     }
@@ -304,16 +306,22 @@ impl State {
         self.copied.load(Ordering::Relaxed)
     }
 
+    /// From now on nothing counts of what it said of its state before.
     fn mark_copy(&self) -> Result<(), SnapshotError> {
+        let mut marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
         self.snapshots.mark_copy()?;
         self.copied.store(true, Ordering::Relaxed);
+        marks.begin(None);
         Ok(())
     }
 
-    /// All have agreed on the state.
-    pub(crate) fn end_copy(&self) -> Result<(), SnapshotError> {
-        self.snapshots.end_copy()?;
-        self.copied.store(false, Ordering::Relaxed);
+    /// All have agreed on the state behind an entry; nothing if it has been replaced since.
+    pub(crate) fn end_copy(&self, index: u64) -> Result<(), SnapshotError> {
+        let marks = self.marks.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_copy() && marks.at(index).is_some() {
+            self.snapshots.end_copy()?;
+            self.copied.store(false, Ordering::Relaxed);
+        }
         Ok(())
     }
 
@@ -461,23 +469,19 @@ impl State {
         let (last, membership) = read_applied(view, self.range)?;
         let contents = Contents { range: self.range.0, last, membership };
         let mut writer = self.snapshots.begin(&contents)?;
-        let mut sum = RowSum::of(self.range);
         for (from, to) in spans(view, &self.first).map_err(failed)? {
             let mut written = Ok(());
             let scanned = view.scan(&from, to.as_deref(), &mut |key, value| {
-                let summed = sum.take(key, value).map_err(failed);
-                written = summed.and_then(|()| Ok(writer.row(key, value)?));
+                written = writer.row(key, value);
                 if written.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             });
             scanned.map_err(failed)?;
             written?;
         }
         writer.finish()?;
-        // it goes on by itself as well as its rows do; nobody else takes it
-        if !sum.is_right() && !self.spoilt.swap(true, Ordering::Relaxed) {
-            tracing::error!(range = %self.range, "the rows of a snapshot are not those of the state hash");
-        }
-        let file = self.publish_built(&self.snapshots.built()?)?;
+        let built = self.snapshots.built()?;
+        self.note_spoilt(&built);
+        let file = self.publish_built(&built)?;
         // an installation may have set it to zero meanwhile
         let subtract = |now: u64| Some(now.saturating_sub(log_bytes));
         let _before = self.log_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, subtract);
@@ -488,22 +492,28 @@ impl State {
     /// Why a snapshot is not for this replica; `None`: it is. One that begins behind a split of the range may not get what
     /// the range had before: those keys are another's here, perhaps.
     pub(crate) fn refusal_of(&self, file: &SnapshotFile) -> Option<String> {
-        let older = file.epoch.filter(|epoch| *epoch < self.first.epoch)?;
-        Some(format!("the snapshot is of {older}, and this replica begins at {}", self.first.epoch))
+        let &RangeDescriptor { epoch, ref interval, .. } = file.descriptor.as_ref()?;
+        let is_older = epoch < self.first.epoch;
+        let is_wider = !interval.without(&self.first.interval).is_empty();
+        (is_older || is_wider).then(|| {
+            format!(
+                "the snapshot is of {epoch}, of before a split behind which this replica begins ({})",
+                self.first.epoch
+            )
+        })
     }
 
-    /// Whether the rows of a snapshot are those of its state hash: they were not checked by it on their way, only as bytes.
-    pub(crate) fn is_right(&self, file: &SnapshotFile) -> io::Result<bool> {
-        let mut sum = RowSum::of(self.range);
-        file.rows(&mut |rows| {
-            rows.iter().try_for_each(|(key, value)| sum.take(key, value)).map_err(failed)
-        })?;
-        Ok(sum.is_right())
+    /// It goes on by itself as well as its rows do; nobody else takes its snapshots.
+    fn note_spoilt(&self, own: &SnapshotFile) {
+        if !own.is_right && !self.spoilt.swap(true, Ordering::Relaxed) {
+            tracing::error!(range = %self.range, "the rows of a snapshot are not those of its state hash");
+        }
     }
 
     /// Whether the newest snapshot is of before a split: it is of no use to a replica that begins behind that.
     pub(crate) fn needs_snapshot(&self) -> bool {
-        let epoch = self.newest().and_then(|file| file.epoch);
+        let newest = self.newest();
+        let epoch = newest.and_then(|file| Some(file.descriptor.as_ref()?.epoch));
         epoch.is_some_and(|epoch| epoch < self.descriptor().epoch)
     }
 
@@ -514,7 +524,10 @@ impl State {
             return Err(io::Error::other(refusal));
         }
         self.secure_children(&*self.map.view())?;
-        self.mark_copy()?;
+        // one's own, which is installed again after a crash, is no copy
+        if file.is_received() {
+            self.mark_copy()?;
+        }
         let published = self.publish(file)?;
         let from = published.as_deref().unwrap_or(file);
         let mut nothing = Writes::default();
@@ -910,28 +923,68 @@ mod tests {
         put_head(&state, &descriptor(3, 1, 0, 9));
         put_applied(&state, 7);
         let file = state.build(&*state.map.view()).expect("built");
-        assert!(state.is_right(&file).expect("read") && !state.is_spoilt());
+        assert!(file.is_right && !state.is_spoilt());
         // past the log
         put_objects(&state, 2..3);
         put_applied(&state, 8);
         let file = state.build(&*state.map.view()).expect("built");
-        assert!(!state.is_right(&file).expect("read") && state.is_spoilt());
+        assert!(!file.is_right && state.is_spoilt());
+        state.wal.close().await;
+    }
+
+    /// The file as if another replica had sent it.
+    fn received(state: &State, file: &SnapshotFile) -> SnapshotFile {
+        let incoming = state.snapshots.incoming().expect("begun");
+        let bytes = state.host.disk.read(&file.path).expect("read");
+        incoming.file.write_at(&bytes, 0).expect("written");
+        state.snapshots.received(incoming).expect("whole")
+    }
+
+    #[tokio::test]
+    async fn r4_what_another_has_sent_is_a_copy_until_all_agree_on_it_and_so_is_its_child() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = state(&directory.path().join("here"));
+        put_head(&state, &descriptor(3, 1, 0, 9));
+        put_applied(&state, 7);
+        state.load().expect("loaded");
+        let own = state.build(&*state.map.view()).expect("built");
+        state.install(&own).expect("installed again, as after a crash");
+        assert!(!state.is_copy());
+        state.marks.lock().expect("whole").note((8, 1));
+
+        let sent = received(&state, &own);
+        state.install(&sent).expect("installed");
+        assert!(state.is_copy() && state.snapshots.is_copy(), "also after a start");
+        state.end_copy(8).expect("noted");
+        assert!(state.is_copy(), "that all agreed there was before");
+        let child = state.child(&descriptor(4, 2, 5, 9)).expect("opened");
+        assert!(child.is_copy());
+        state.load().expect("loaded");
+        state.end_copy(7).expect("noted");
+        assert!(!state.is_copy() && !state.snapshots.is_copy());
         state.wal.close().await;
     }
 
     #[tokio::test]
-    async fn r4_what_was_installed_is_a_copy_until_all_agree_and_so_is_its_child() {
+    async fn r5_a_snapshot_that_reaches_beyond_what_a_replica_begins_with_is_not_for_it() {
         let directory = tempfile::tempdir().expect("a directory");
-        let state = state(&directory.path().join("here"));
-        assert!(!state.is_copy());
-        put_head(&state, &descriptor(3, 1, 0, 9));
-        state.install(&built(&state, 10)).expect("installed");
-        assert!(state.is_copy() && state.snapshots.is_copy(), "also after a start");
-        let child = state.child(&descriptor(4, 2, 5, 9)).expect("opened");
-        assert!(child.is_copy());
-        state.end_copy().expect("noted");
-        assert!(!state.is_copy() && !state.snapshots.is_copy());
-        state.wal.close().await;
+        let ahead = state(&directory.path().join("ahead"));
+        put_head(&ahead, &descriptor(3, 1, 0, 9));
+        put_applied(&ahead, 7);
+        let wide = ahead.build(&*ahead.map.view()).expect("built");
+        put_head(&ahead, &descriptor(3, 2, 0, 5));
+        put_applied(&ahead, 8);
+        let narrow = ahead.build(&*ahead.map.view()).expect("built");
+
+        let behind = state(&directory.path().join("behind"));
+        let begins = State { first: descriptor(3, 1, 0, 5), ..behind };
+        assert!(
+            begins.refusal_of(&wide).is_some(),
+            "of the same epoch, and with what is another's"
+        );
+        assert_eq!(begins.refusal_of(&narrow), None);
+        ahead.wal.close().await;
+        begins.wal.close().await;
     }
 
     #[tokio::test]

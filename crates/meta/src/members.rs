@@ -54,10 +54,6 @@ pub(crate) async fn answer(
     if emptied && !is_wanted(inner, group, from) {
         return is_outside(inner, group, from).await;
     }
-    if emptied && let Some(why) = group.disputed() {
-        // a copy of one of them would make it the majority
-        return RefillAnswer::NotYet(why);
-    }
     let Ok(_one) = group.changing.try_lock() else {
         return RefillAnswer::NotYet("another change of the members is on its way".to_owned());
     };
@@ -207,10 +203,6 @@ pub(crate) fn tend_members(inner: &Inner, group: &Arc<Group>) {
         return;
     }
     let Some(due) = due_change(inner, group) else { return };
-    // a vote more for one of those who differ would make it the majority
-    if group.disputed().is_some() && due != Due::End {
-        return;
-    }
     let Ok(one) = group.changing.clone().try_lock_owned() else { return };
     let (group, clock) = (group.clone(), inner.host.clock.clone());
     let changing = async move {

@@ -1248,7 +1248,7 @@ impl Inner {
     }
 
     /// Leadership goes to the voter that has most of the log; one that lacks the newest entry refuses, and is asked again.
-    async fn hand_over(&self, group: &Group) {
+    pub(crate) async fn hand_over(&self, group: &Group) {
         let began = self.host.clock.now();
         let mut metrics = group.raft.metrics();
         while let Some(heir) = self.heir(group) {

@@ -25,10 +25,14 @@ use bytes::{Buf, Bytes};
 use futures::StreamExt;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 /// A snapshot larger than this is a damaged length: a range is split at 128 MiB.
 const SNAPSHOT_BYTES_MAX: u64 = 1 << 40;
+
+/// How long the next frame of a snapshot may take.
+const FRAME_PATIENCE: Duration = Duration::from_secs(30);
 
 fn malformed(error: &BadBytes) -> Status {
     Status::invalid_argument(error.to_string())
@@ -290,7 +294,7 @@ async fn receive(
     let tasks = group.state.host.tasks.clone();
     let mut at = 0;
     while at < length {
-        let frame = frames.message().await?;
+        let frame = next_frame(group, &mut frames).await?;
         let frame = frame.ok_or_else(|| Status::cancelled("the snapshot ended before its end"))?;
         let bytes = snapshot_bytes(frame.body, at)?;
         at += bytes.len() as u64;
@@ -308,8 +312,7 @@ async fn receive(
                 error @ SnapshotError::Disk(..) => disk(error),
                 damaged => Status::data_loss(damaged.to_string()),
             })?;
-            let is_right = state.is_right(&received);
-            if !is_right.map_err(|error| Status::internal(error.to_string()))? {
+            if !received.is_right {
                 tracing::error!(range = %state.range, "a snapshot came whose rows are not those of its state hash");
                 return Err(Status::data_loss(
                     "the rows of the snapshot are not those of its state hash",
@@ -322,6 +325,18 @@ async fn receive(
             }
         })
         .await
+}
+
+/// A sender that has lost its power says nothing of it; and a group that is ended shall not be held by what it receives.
+async fn next_frame(group: &Group, frames: &mut Streaming<Frame>) -> Result<Option<Frame>, Status> {
+    let clock = group.state.host.clock.clone();
+    tokio::select! {
+        biased;
+        () = group.closed.requested() => Err(Status::cancelled("the replica is ended")),
+        frame = clock.timeout(FRAME_PATIENCE, frames.message()) => {
+            frame.map_err(|_| Status::cancelled("the snapshot does not go on"))?
+        }
+    }
 }
 
 fn snapshot_bytes(mut body: Bytes, at: u64) -> Result<Bytes, Status> {

@@ -6,8 +6,9 @@
 
 use crate::codec::{BadBytes, read_stored_membership, stored_membership_bytes};
 use crate::raft::{LogId, Snapshot, SnapshotMeta, StoredMembership, log_id};
+use ashlar_catalog::RowSum;
 use ashlar_host::{Disk, File, OpenMode};
-use ashlar_types::{Epoch, RangeId, bug};
+use ashlar_types::{RangeDescriptor, RangeId, bug};
 use bytes::Bytes;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -78,12 +79,14 @@ pub(crate) struct SnapshotFile {
     pub(crate) length: u64,
     pub(crate) contents: Contents,
     pub(crate) sums: Sums,
-    /// The epoch of the range in it; `None`: the root's.
-    pub(crate) epoch: Option<Epoch>,
+    /// The range as it is in it; `None`: the root's.
+    pub(crate) descriptor: Option<RangeDescriptor>,
+    /// Whether the rows are those of the state hash among them.
+    pub(crate) is_right: bool,
     /// Where the first chunk begins.
     body: u64,
     /// Set while it lies under the name it was received under.
-    _received: Option<ReceivedName>,
+    received: Option<ReceivedName>,
 }
 
 /// The name of one received file. It is used once: an installation that is still on its way when its sender gave up
@@ -134,11 +137,23 @@ impl SnapshotFile {
         }
         let (mut sums, mut described) = (Sums::default(), None);
         let path = path.to_owned();
-        let epoch = None;
-        let mut opened = Self { path, file, length, contents, sums, epoch, body, _received: None };
+        let mut rows = RowSum::of(RangeId(range));
+        let mut opened = Self {
+            path,
+            file,
+            length,
+            contents,
+            sums,
+            descriptor: None,
+            is_right: true,
+            body,
+            received: None,
+        };
+        let mut unread = None;
         opened.chunks(&mut |chunk| {
             rows_of(&chunk, &mut |key, value| {
                 sums.add(&key, &value);
+                unread = unread.take().or_else(|| rows.take(&key, &value).err());
                 let says = ashlar_catalog::descriptor_row(RangeId(range), &key, &value);
                 described = says.or_else(|| described.take());
             })
@@ -146,8 +161,14 @@ impl SnapshotFile {
         opened.check_trailer(sums)?;
         opened.sums = sums;
         let described = described.transpose().map_err(|error| opened.damaged(error.to_string()))?;
-        opened.epoch = described.map(|descriptor| descriptor.epoch);
+        opened.descriptor = described;
+        opened.is_right = unread.is_none() && rows.is_right();
         Ok(opened)
+    }
+
+    /// Whether another replica has sent it.
+    pub(crate) fn is_received(&self) -> bool {
+        self.received.is_some()
     }
 
     /// The rows, chunk by chunk.
@@ -505,9 +526,20 @@ impl Snapshots {
             self.disk.sync_dir(&self.directory).map_err(at)?;
         }
         let file = self.disk.open(&path, OpenMode::Read).map_err(at)?;
-        let SnapshotFile { length, ref contents, sums, epoch, body, .. } = *verified;
-        let contents = contents.clone();
-        Ok(SnapshotFile { path, epoch, file, length, contents, sums, body, _received: None })
+        let SnapshotFile { length, sums, is_right, body, .. } = *verified;
+        let (contents, descriptor) = (verified.contents.clone(), verified.descriptor.clone());
+        let received = None;
+        Ok(SnapshotFile {
+            path,
+            file,
+            length,
+            contents,
+            sums,
+            descriptor,
+            is_right,
+            body,
+            received,
+        })
     }
 
     /// An empty file for what a leader sends, under a name of its own.
@@ -525,7 +557,7 @@ impl Snapshots {
         let Incoming { file, name } = incoming;
         file.sync_data().map_err(|error| SnapshotError::Disk(name.path.clone(), error))?;
         let mut verified = SnapshotFile::open(&*self.disk, &name.path, self.range)?;
-        verified._received = Some(name);
+        verified.received = Some(name);
         Ok(verified)
     }
 }
@@ -605,7 +637,7 @@ mod tests {
     }
 
     #[test]
-    fn a_received_file_is_only_ever_published_as_itself() {
+    fn areceived_file_is_only_ever_published_as_itself() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = written(directory.path(), &[(b"key", b"value")]).path;
         let bytes = <dyn Disk>::read(&RealDisk, &path).expect("read");

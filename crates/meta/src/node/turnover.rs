@@ -1,7 +1,7 @@
 //! Replicas that come to this node, go from it or begin anew while it runs.
 
 use super::{Inner, MetaError, Waiting, shut};
-use crate::birth::{Created, Origin, descendants};
+use crate::birth::{Created, Origin};
 use crate::group::Group;
 use crate::keeper;
 use crate::machine::{State, read_applied};
@@ -150,11 +150,13 @@ impl Inner {
         let known = self.directory.find(range).map(|one| one.range);
         let began = created.descriptor().clone();
         let mut now = known.filter(|known| known.epoch > began.epoch).unwrap_or(began);
-        for child in descendants(stored, range) {
-            let theirs = child.descriptor();
-            now.epoch = now.epoch.max(theirs.epoch);
-            now.interval =
-                now.interval.without(&theirs.interval).into_iter().next().unwrap_or(now.interval);
+        // whatever lies in it was a part of it, or of one of its parts
+        for other in stored.iter().filter(|other| other.range() != range) {
+            let theirs = &other.descriptor().interval;
+            if theirs.without(&now.interval).is_empty() {
+                let left = now.interval.without(theirs).into_iter().next();
+                now.interval = left.unwrap_or(now.interval);
+            }
         }
         Ok(Some((now, created.origin().cloned())))
     }

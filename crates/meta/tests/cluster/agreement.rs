@@ -1,6 +1,6 @@
 //! Replicas that come to another state than the others, and releases that apply by other versions (`docs/adr/0022`).
 
-use super::split::{CHILD, LATER};
+use super::split::{CHILD, GRANDCHILD, LATER};
 use super::*;
 
 /// The row of the current object of a key.
@@ -268,6 +268,45 @@ async fn r5_a_snapshot_of_before_the_split_writes_nothing_over_what_was_a_part()
     for key in 0..20 {
         assert_eq!(cluster.get_of(CHILD, &format!("z-{key}")).await, Some(5000 + key));
     }
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn r5_a_range_begins_anew_beside_its_part_and_a_part_of_that_of_later_epochs() {
+    const LATEST: Epoch = Epoch(3);
+    let mut cluster = with_keys().await;
+    let follower = cluster.follower().await;
+    cluster.split("m").await;
+    let at = SplitAt { child: GRANDCHILD, at: at("z-3") };
+    cluster.execute_at(CHILD, LATER, RangeOp::PrepareSplit(at.clone())).await;
+    while cluster.execute_at(CHILD, LATER, RangeOp::StepSplit).await
+        != Outcome::Applied(Applied::Stepped { more: false })
+    {}
+    let parted = cluster.execute_at(CHILD, LATER, RangeOp::Split(at)).await;
+    assert_eq!(parted, Outcome::Applied(Applied::Done));
+    let runs_everywhere = |cluster: &Cluster, count| {
+        cluster.nodes.values().all(|running| {
+            let status = running.meta.status();
+            let full = |status: &GroupStatus| status.voters == cluster.voters;
+            status.len() == count && status.iter().all(full)
+        })
+    };
+    cluster.wait("all run on every node", |it| runs_everywhere(it, RANGES + 2)).await;
+    cluster.converge().await;
+    // the range in the middle is of epoch 3, the first one of 2
+    for (range, epoch, key) in [(RANGE, LATER, "a-3"), (CHILD, LATEST, "z-2")] {
+        let found = cluster.nodes[&follower].meta.distrusted();
+        cluster.converge_on(range).await;
+        cluster.nodes[&follower].meta.spoil(row(key)).expect("lost");
+        cluster.execute_at(range, epoch, put(key, 1000)).await;
+        cluster.wait("it is found out", |it| it.nodes[&follower].meta.distrusted() > found).await;
+        cluster.wait("all run on every node", |it| runs_everywhere(it, RANGES + 2)).await;
+        cluster.execute_at(range, epoch, put(key, 1001)).await;
+        cluster.converge_on(range).await;
+    }
+    cluster.execute_at(GRANDCHILD, LATEST, put("z-4", 1002)).await;
+    cluster.converge_on(GRANDCHILD).await;
+    cluster.sums_are_those_of_the_rows();
     cluster.stop_all().await;
 }
 

@@ -326,7 +326,7 @@ async fn r7_a_wiped_node_that_replays_a_split_makes_no_child_whose_votes_it_has_
 }
 
 /// What was a part of the child.
-const GRANDCHILD: RangeId = RangeId(51);
+pub(super) const GRANDCHILD: RangeId = RangeId(51);
 const LATEST: Epoch = Epoch(3);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
