@@ -54,7 +54,10 @@ pub(crate) fn test() -> Result<()> {
 }
 
 /// Runs that found a bug once, under faults that their seeds do not draw by themselves.
-const UNDER: [(u64, &str); 1] = [(229, "power-one,power-mid-write,partition,failed-sync,rot-log")];
+const UNDER: [(u64, &str); 2] = [
+    (229, "power-one,power-mid-write,partition,failed-sync,rot-log"),
+    (465_502_447_045, "power-one,power-some,partition,slow-disk,full-disk"),
+];
 
 fn under_other_faults() -> Result<()> {
     for (seed, faults) in UNDER {

@@ -13,6 +13,8 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::Instant;
 
 /// How long a node may take from its boot to the end of its start: no node waits for another one there.
 const START_PATIENCE: Duration = Duration::from_secs(60);
@@ -119,28 +121,46 @@ impl World {
         if machine.is_up() {
             return self.give_back(index, machine);
         }
-        let starting = machine.boot();
-        let ended = tokio::time::timeout(START_PATIENCE, starting).await;
+        let ended = self.until_started(index, machine.boot()).await;
         match ended.map(|joined| joined.map_err(anyhow::Error::from).flatten()) {
-            Ok(Ok(node)) => machine.started(node),
-            Ok(Err(error)) if machine.is_dark() => {
+            Some(Ok(node)) => machine.started(node),
+            Some(Err(error)) if machine.is_dark() => {
                 self.0
                     .recorder
                     .note(&format!("{} went dark at its start: {error:#}", machine.name()));
                 machine.cut(CutStyle::DropAll).await;
             }
-            Ok(Err(error)) => {
+            Some(Err(error)) => {
                 let what = format!("{} does not start: {error:#}", machine.name());
                 self.0.recorder.find("L1", what);
                 machine.kill().await;
             }
-            Err(_late) => {
+            None => {
                 let what = format!("{} does not start within {START_PATIENCE:?}", machine.name());
                 self.0.recorder.find("L1", what);
                 machine.kill().await;
             }
         }
         self.give_back(index, machine);
+    }
+
+    /// `None`: that takes too long. The time that its disk takes does not count: nobody promises a start on a slow one.
+    async fn until_started<T>(
+        &self,
+        index: usize,
+        mut starting: JoinHandle<T>,
+    ) -> Option<Result<T, JoinError>> {
+        let (began, conduct) = (Instant::now(), self.hardware(index).conduct.clone());
+        let before = conduct.taken();
+        loop {
+            let patience = START_PATIENCE + conduct.taken().saturating_sub(before);
+            let left = patience.saturating_sub(began.elapsed());
+            match tokio::time::timeout(left, &mut starting).await {
+                Ok(ended) => return Some(ended),
+                Err(_late) if left.is_zero() => return None,
+                Err(_late) => {}
+            }
+        }
     }
 
     /// Boots all that are down, at once.
