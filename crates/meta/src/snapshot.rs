@@ -637,7 +637,7 @@ mod tests {
     }
 
     #[test]
-    fn areceived_file_is_only_ever_published_as_itself() {
+    fn a_received_file_is_only_ever_published_as_itself() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = written(directory.path(), &[(b"key", b"value")]).path;
         let bytes = <dyn Disk>::read(&RealDisk, &path).expect("read");

@@ -5,7 +5,7 @@
 
 mod common;
 
-use ashlar_client::Client;
+use ashlar_client::{Client, ContentName};
 use ashlar_load::Content;
 use ashlar_testkit::TestCluster;
 use ashlar_types::{BucketName, KeyPoint, RangeAnswer, RangeQuery, Role, Span};
@@ -72,7 +72,8 @@ async fn open(client: &Client, key: &str) -> impl futures::Stream<Item = Bytes> 
         RangeQuery::Object { at: at.clone(), bucket_epoch: bucket.row.epoch, span: Span::All };
     let answer = client.query(&at, query).await.unwrap();
     let RangeAnswer::Object { record, from, to, pieces } = answer else { panic!("{answer:?}") };
-    client.reader(read, at, record.object, pieces, from, to).map(Result::unwrap).boxed()
+    let content = ContentName { at, object: record.object, version: None };
+    client.reader(read, content, pieces, from, to).map(Result::unwrap).boxed()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

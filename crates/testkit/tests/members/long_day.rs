@@ -2,17 +2,13 @@
 //! leaders are killed, voters come, go and are lost, and in the middle of it all power fails. No request fails while a quorum
 //! lives, nothing acknowledged is lost, and in the end all replicas have the same state, row by row.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests: where they fail, the test fails")]
-
-mod common;
-
+use crate::common::{BUCKET, Ledger, Load, audit_finds_nothing, client_of, member, small_objects};
 use ashlar::operator::SplitRange;
 use ashlar::replica_change::ChangeReplicas;
 use ashlar_host::CutStyle;
 use ashlar_load::{Client, Content};
 use ashlar_testkit::{NewNode, TestCluster, TestNode};
 use ashlar_types::{Agreement, BucketName, NodeId, RangeId, RangeReplicas, Role};
-use common::{BUCKET, Ledger, Load, audit_finds_nothing, client_of, member, small_objects};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};

@@ -1,15 +1,11 @@
 //! Replicas of ranges move by themselves while they are used (C1-C4, L1): from a node that is lost, to nodes that are new,
 //! away from one that is drained. No request fails, nothing is lost, also where all nodes lose power in the middle of it.
 
-#![expect(clippy::unwrap_used, reason = "helpers of tests: where they fail, the test fails")]
-
-mod common;
-
+use crate::common::{BUCKET, audit_finds_nothing, client_of, member, small_objects};
 use ashlar::replica_change::ChangeReplicas;
 use ashlar_host::CutStyle;
 use ashlar_testkit::{NewNode, TestCluster, TestNode};
 use ashlar_types::{NodeId, RangeReplicas, Role};
-use common::{BUCKET, audit_finds_nothing, client_of, member, small_objects};
 use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(60);
