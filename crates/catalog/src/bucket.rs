@@ -7,7 +7,8 @@ use crate::row::UploadRow;
 use crate::step::{Step, Stop};
 use crate::{CatalogError, key};
 use ashlar_types::{
-    Applied, BucketId, BucketRow, BucketState, Epoch, KeyPoint, Refusal, Versioning, decode,
+    Applied, BucketId, BucketRow, BucketState, Epoch, KeyPoint, OBJECT_VERSIONS, Refusal,
+    Versioning, decode,
 };
 
 /// How many uploads one entry aborts for fences: an entry stays in the milliseconds.
@@ -16,6 +17,9 @@ const SWEPT_PER_ENTRY_MAX: usize = 32;
 impl Step<'_, '_> {
     pub(crate) fn set_bucket(&mut self, new: &BucketRow) -> Result<Applied, Stop> {
         self.overlapping(new.bucket)?;
+        if new.versioning != Versioning::Off && !self.keeps_versions() {
+            return Err(Refusal::Unsupported.into());
+        }
         let known = self.bucket_row(new.bucket)?;
         if known.is_none_or(|known| known.epoch < new.epoch) {
             self.install_bucket(new);
@@ -49,6 +53,11 @@ impl Step<'_, '_> {
             self.install_bucket(&BucketRow { bucket, epoch, state: BucketState::Open, versioning });
         }
         Ok(Applied::Done)
+    }
+
+    /// Whether the range's version of apply knows them.
+    pub(crate) fn keeps_versions(&self) -> bool {
+        self.head.apply_version >= OBJECT_VERSIONS.ranges
     }
 
     /// Aborts some of the open uploads of fenced buckets.

@@ -2,34 +2,44 @@
 //!
 //! Each page is one view; between two pages the range goes on. So the walk goes in the direction in which an extent
 //! can move between families: a current object or a part may be freed into the gc queue, and nothing ever leaves the
-//! gc queue for a record. Within a family nothing moves, and a family is walked in the order of its keys. A part stays
+//! gc queue for a record. Objects are walked by key, each key from its newest version on, whether that is the current
+//! object or an older one: a version's place never changes. Other families are walked in the order of their keys. A part stays
 //! in its row when its upload becomes an object; therefore *every* part row is met in the second stage, also those that
 //! the manifest of an object has listed in the first.
 
 use crate::CatalogError;
 use crate::key::{self, family};
-use crate::row::{ExtentRow, ManifestRow, ObjectContent, ObjectRow, PartRow, UploadStateRow};
+use crate::merged::Versions;
+use crate::row::{
+    ExtentRow, ManifestRow, ObjectContent, ObjectRow, PartRow, UploadStateRow, VersionRow,
+};
 use crate::txn::Txn;
 use ashlar_types::{
-    BucketId, ExtentId, ExtentOwner, HeldContent, InventoryEntry, InventoryPosition, KeyPoint,
-    ObjectId, PAGE_ENTRIES_MAX, RangeAnswer, RangeDescriptor, UploadId, decode,
+    BucketId, ExtentId, ExtentOwner, Generation, HeldContent, InventoryEntry, InventoryPosition,
+    KeyPoint, OBJECT_VERSIONS, ObjectId, PAGE_ENTRIES_MAX, RangeAnswer, RangeDescriptor, UploadId,
+    decode,
 };
 
 type Row = (Vec<u8>, Vec<u8>);
 
-/// A page of what a range names, behind `after`.
+/// A page of what a range names, behind a position, of about so many extents. `version`: by which the range applies.
 pub(crate) fn page(
     txn: &Txn<'_>,
     range: &RangeDescriptor,
-    after: Option<&InventoryPosition>,
-    limit: u32,
+    version: u32,
+    (after, limit): (Option<&InventoryPosition>, u32),
 ) -> Result<RangeAnswer, CatalogError> {
     let room = limit.clamp(1, PAGE_ENTRIES_MAX) as usize;
-    let mut page = Page { txn, range, room, entries: Vec::new() };
+    let has_versions = version >= OBJECT_VERSIONS.ranges;
+    let mut page = Page { txn, range, has_versions, room, entries: Vec::new() };
     let next = match after {
-        None | Some(InventoryPosition::Object(_) | InventoryPosition::ObjectPart { .. }) => {
-            Some(page.objects(after)?.unwrap_or(InventoryPosition::Objects))
-        }
+        None
+        | Some(
+            InventoryPosition::Object(_)
+            | InventoryPosition::ObjectPart { .. }
+            | InventoryPosition::Version { .. }
+            | InventoryPosition::VersionPart { .. },
+        ) => Some(page.objects(after)?.unwrap_or(InventoryPosition::Objects)),
         Some(InventoryPosition::Objects | InventoryPosition::Part { .. }) => {
             Some(page.parts(after)?.unwrap_or(InventoryPosition::Parts))
         }
@@ -42,12 +52,15 @@ pub(crate) fn page(
 struct Page<'a, 'v> {
     txn: &'a Txn<'v>,
     range: &'a RangeDescriptor,
+    /// Whether places are told by version, so that an object that becomes an older one is not met twice. Releases of
+    /// before that do not know such a place.
+    has_versions: bool,
     /// How much more is to be given: an entry counts as one, and one for each extent.
     room: usize,
     entries: Vec<InventoryEntry>,
 }
 
-impl Page<'_, '_> {
+impl<'a, 'v> Page<'a, 'v> {
     fn push(&mut self, entry: InventoryEntry, extents: usize) {
         self.room = self.room.saturating_sub(1 + extents);
         self.entries.push(entry);
@@ -60,27 +73,55 @@ impl Page<'_, '_> {
         self.txn.rows(&from, end.as_deref(), self.room + 1)
     }
 
+    /// The versions behind a position, or from it on where it lies inside of one.
+    fn versions(&self, after: Option<&InventoryPosition>) -> Versions<'a, 'v> {
+        let (currents, olders) = (family::CURRENT, family::VERSION);
+        let span = |family: u8, from: Vec<u8>| {
+            let (start, end) = key::object_interval(family, &self.range.interval);
+            (from.max(start), end)
+        };
+        let both =
+            |current, older| Versions::new(self.txn, span(currents, current), span(olders, older));
+        match after {
+            Some(InventoryPosition::Object(at)) => {
+                both(behind(key::current(at)), key::versions(at))
+            }
+            Some(InventoryPosition::ObjectPart { at, .. }) => {
+                both(key::current(at), key::versions(at))
+            }
+            Some(InventoryPosition::Version { at, generation }) => {
+                let older = behind(key::version(at, *generation));
+                both(key::current(at), older).behind(at.clone(), *generation)
+            }
+            Some(InventoryPosition::VersionPart { at, generation, .. }) => {
+                let from = Generation(generation.0.saturating_add(1));
+                both(key::current(at), key::version(at, *generation)).behind(at.clone(), from)
+            }
+            _ => both(Vec::new(), Vec::new()),
+        }
+    }
+
     /// Where to go on, if not all was given.
     fn objects(
         &mut self,
         after: Option<&InventoryPosition>,
     ) -> Result<Option<InventoryPosition>, CatalogError> {
-        let from = match after {
-            Some(InventoryPosition::Object(at)) => Some(behind(key::current(at))),
-            Some(InventoryPosition::ObjectPart { at, .. }) => Some(key::current(at)),
-            _ => None,
-        };
+        let mut versions = self.versions(after);
         let mut last = None;
-        for (row, value) in self.rows_from(family::CURRENT, from)? {
+        while let Some(found) = versions.next()? {
             if self.room == 0 {
                 return Ok(last);
             }
-            let (at, _) = split(&row)?;
-            let object: ObjectRow = decode(&value)?;
-            if let Some(inside) = self.object(&at, object, after)? {
+            let (at, generation) = (found.at.clone(), found.generation());
+            if let VersionRow::Object(object) = found.row
+                && let Some(inside) = self.object(&at, object, found.is_current, after)?
+            {
                 return Ok(Some(inside));
             }
-            last = Some(InventoryPosition::Object(at));
+            last = Some(match self.has_versions {
+                true => InventoryPosition::Version { at, generation },
+                false => InventoryPosition::Object(at),
+            });
         }
         Ok(None)
     }
@@ -90,13 +131,18 @@ impl Page<'_, '_> {
         &mut self,
         at: &KeyPoint,
         row: ObjectRow,
+        is_current: bool,
         after: Option<&InventoryPosition>,
     ) -> Result<Option<InventoryPosition>, CatalogError> {
-        let (object, size) = (row.object, row.size);
+        let (object, size, generation) = (row.object, row.size, row.generation);
         match row.content {
             ObjectContent::Plain(content) => {
-                let owner = ExtentOwner::Object { at: at.clone(), object };
-                let extents = self.txn.extents_of(at, object, &content)?;
+                let at = at.clone();
+                let owner = match is_current {
+                    true => ExtentOwner::Object { at, object },
+                    false => ExtentOwner::Version { at, generation, object },
+                };
+                let extents = self.txn.extents_of(owner.at(), object, &content)?;
                 let count = extents.len();
                 let content = HeldContent { owner, extents };
                 self.push(InventoryEntry::Plain { size, content }, count);
@@ -109,9 +155,15 @@ impl Page<'_, '_> {
                     {
                         *number
                     }
+                    Some(InventoryPosition::VersionPart {
+                        at: last_at,
+                        generation: last,
+                        number,
+                    }) if last_at == at && *last == generation => *number,
                     _ => 0,
                 };
-                self.composite(at, object, size, upload, begun)
+                let place = (object, generation);
+                self.composite(at, place, size, upload, begun)
             }
         }
     }
@@ -119,7 +171,7 @@ impl Page<'_, '_> {
     fn composite(
         &mut self,
         at: &KeyPoint,
-        object: ObjectId,
+        (object, generation): (ObjectId, Generation),
         size: u64,
         upload: UploadId,
         begun: u16,
@@ -146,7 +198,11 @@ impl Page<'_, '_> {
         let last = manifest.parts.iter().all(|part| part.number <= given);
         let entry = InventoryEntry::Composite { at: at.clone(), object, size, parts, last };
         self.push(entry, weight);
-        let inside = InventoryPosition::ObjectPart { at: at.clone(), object, number: given };
+        let (at, number) = (at.clone(), given);
+        let inside = match self.has_versions {
+            true => InventoryPosition::VersionPart { at, generation, number },
+            false => InventoryPosition::ObjectPart { at, object, number },
+        };
         Ok((!last).then_some(inside))
     }
 

@@ -39,7 +39,7 @@ pub(crate) mod family {
     pub(crate) const RESULT: u8 = b't';
     /// Object: an open upload, by age.
     pub(crate) const UPLOAD: u8 = b'u';
-    /// Object: reserved, versions and delete markers.
+    /// Object: older versions and delete markers.
     pub(crate) const VERSION: u8 = b'v';
     /// Object: what became of an upload id.
     pub(crate) const UPLOAD_STATE: u8 = b'w';
@@ -114,6 +114,26 @@ fn behind_key(family: u8, at: &KeyPoint, rest: &[&[u8]]) -> Vec<u8> {
 
 pub(crate) fn current(at: &KeyPoint) -> Vec<u8> {
     of_key(family::CURRENT, at)
+}
+
+/// The start of a key's older versions and delete markers.
+pub(crate) fn versions(at: &KeyPoint) -> Vec<u8> {
+    of_key(family::VERSION, at)
+}
+
+/// The newest version comes first.
+pub(crate) fn version(at: &KeyPoint, generation: Generation) -> Vec<u8> {
+    behind_key(family::VERSION, at, &[&(!generation.0).to_be_bytes()])
+}
+
+/// Behind all versions of the key: no operation has generation 0.
+pub(crate) fn null_pointer(at: &KeyPoint) -> Vec<u8> {
+    version(at, Generation(0))
+}
+
+/// Whether a row of `v` is such a pointer.
+pub(crate) fn is_null_pointer(row: &[u8]) -> bool {
+    row.ends_with(&u64::MAX.to_be_bytes())
 }
 
 pub(crate) fn inline(at: &KeyPoint, object: ObjectId) -> Vec<u8> {

@@ -15,6 +15,7 @@ mod inventory;
 mod key;
 mod list;
 mod map;
+mod merged;
 mod object;
 mod placed;
 mod range;
@@ -29,6 +30,7 @@ mod split;
 mod step;
 mod txn;
 mod upload;
+mod versions;
 
 use ashlar_types::ApplyVersions;
 pub use key::{KeySpan, system_key};
@@ -42,7 +44,7 @@ pub use recount::{Recount, RowSum, recount, recount_root};
 pub use root::{Root, root_export, root_owned_intervals};
 
 /// The newest versions of apply that this binary knows.
-pub const KNOWN_VERSIONS: ApplyVersions = ApplyVersions { root: 2, ranges: 2 };
+pub const KNOWN_VERSIONS: ApplyVersions = ApplyVersions { root: 3, ranges: 3 };
 
 /// The state could not be read or is not understood. Never the same on every replica: this replica stops, drops its view
 /// and the [`Range`] or [`Root`] that failed, and rebuilds them.

@@ -5,7 +5,7 @@ use crate::step::{Step, Stop};
 use crate::{CatalogError, key};
 use ashlar_types::{
     Applied, Delete, Etag, ExtentOwner, KeyPoint, Put, Redescribe, Refusal, RequestToken,
-    WriteCondition, bug,
+    Versioning, WriteCondition, bug,
 };
 
 /// Whether a condition lets a write pass.
@@ -37,36 +37,45 @@ pub(crate) fn is_own_success(
 }
 
 /// What a write of this object answers.
-pub(crate) fn written(row: &ObjectRow) -> Applied {
-    Applied::Written {
-        generation: row.generation,
-        etag: row.etag,
-        modified_ms: row.modified_ms,
-        checksums: row.checksums.clone(),
+pub(crate) fn written(row: &ObjectRow, versioning: Versioning) -> Applied {
+    let (generation, etag, modified_ms) = (row.generation, row.etag, row.modified_ms);
+    let checksums = row.checksums.clone();
+    match versioning {
+        Versioning::Off => Applied::Written { generation, etag, modified_ms, checksums },
+        Versioning::On | Versioning::Suspended => {
+            let version = row.name();
+            Applied::WrittenVersion { generation, etag, modified_ms, checksums, version }
+        }
     }
 }
 
 impl Step<'_, '_> {
     pub(crate) fn current(&self, at: &KeyPoint) -> Result<Option<ObjectRow>, CatalogError> {
-        self.txn.get(&key::current(at))
+        self.txn.current(at)
     }
 
     pub(crate) fn put(&mut self, op: &Put) -> Result<Applied, Stop> {
-        self.admit(&op.at, op.bucket_epoch)?;
+        let versioning = self.admit(&op.at, op.bucket_epoch)?;
         let size = Self::measure(&op.content)?;
         let current = self.current(&op.at)?;
         if let Err(refusal) = judge(&op.condition, current.as_ref()) {
             return match current {
                 Some(row) if is_own_success(Some(&row), op.token, op.etag) => {
                     self.discard_all(&op.content);
-                    Ok(written(&row))
+                    Ok(written(&row, versioning))
                 }
                 _ => Err(refusal.into()),
             };
         }
         let generation = self.next_generation();
-        self.replace(&op.at, current.as_ref(), Some(size))?;
-        let owner = ExtentOwner::Object { at: op.at.clone(), object: op.object };
+        self.make_way(&op.at, current, versioning)?;
+        let (at, object) = (op.at.clone(), op.object);
+        let owner = match versioning {
+            Versioning::Off => ExtentOwner::Object { at, object },
+            Versioning::On | Versioning::Suspended => {
+                ExtentOwner::Version { at, generation, object }
+            }
+        };
         let content = self.store(&owner, &op.content)?;
         let row = ObjectRow {
             size,
@@ -78,29 +87,60 @@ impl Step<'_, '_> {
             token: op.token,
             description: op.description.clone(),
             content: ObjectContent::Plain(content),
+            has_id: versioning == Versioning::On,
         };
-        self.txn.put(key::current(&op.at), &row);
-        Ok(written(&row))
+        self.take_place(&op.at, &row)?;
+        Ok(written(&row, versioning))
+    }
+
+    /// What the key has goes where it goes when something new takes its place.
+    pub(crate) fn make_way(
+        &mut self,
+        at: &KeyPoint,
+        current: Option<ObjectRow>,
+        versioning: Versioning,
+    ) -> Result<(), CatalogError> {
+        match versioning {
+            Versioning::Off => self.end(at, current.as_ref()),
+            Versioning::On => self.keep(at, current),
+            Versioning::Suspended => self.keep_all_but_null(at, current),
+        }
+    }
+
+    /// A new object is the current one of its key: nothing is in its place any more.
+    pub(crate) fn take_place(
+        &mut self,
+        at: &KeyPoint,
+        row: &ObjectRow,
+    ) -> Result<(), CatalogError> {
+        self.count(at.bucket, None, Some(row.size))?;
+        self.txn.put(key::current(at), row);
+        Ok(())
     }
 
     pub(crate) fn delete(&mut self, op: &Delete) -> Result<Applied, Stop> {
-        self.admit(&op.at, op.bucket_epoch)?;
+        let versioning = self.admit(&op.at, op.bucket_epoch)?;
         let current = self.current(&op.at)?;
         judge(&op.condition, current.as_ref())?;
-        if current.is_some() {
+        if versioning != Versioning::Off {
+            return self.mark_deleted(op, current, versioning);
+        }
+        let existed = current.is_some();
+        if existed {
             self.next_generation();
-            self.replace(&op.at, current.as_ref(), None)?;
+            self.end(&op.at, current.as_ref())?;
             if !bug!("delete-without-effect") {
                 self.txn.remove(key::current(&op.at));
             }
         }
-        Ok(Applied::Deleted { existed: current.is_some() })
+        Ok(Applied::Deleted { existed })
     }
 
     pub(crate) fn redescribe(&mut self, op: &Redescribe) -> Result<Applied, Stop> {
-        self.admit(&op.at, op.bucket_epoch)?;
+        let versioning = self.admit(&op.at, op.bucket_epoch)?;
         let Some(mut row) = self.current(&op.at)? else { return Err(Refusal::NoSuchKey.into()) };
-        let unchanged = if row.generation == op.generation {
+        // a version that is kept is never changed: whoever reads it again learns that, and copies it
+        let unchanged = if row.generation == op.generation && versioning == Versioning::Off {
             judge(&op.condition, Some(&row))
         } else {
             judge(&op.condition, Some(&row)).and(Err(Refusal::ObjectChanged))
@@ -108,7 +148,7 @@ impl Step<'_, '_> {
         if let Err(refusal) = unchanged {
             let etag = row.etag;
             return match is_own_success(Some(&row), op.token, etag) {
-                true => Ok(written(&row)),
+                true => Ok(written(&row, versioning)),
                 false => Err(refusal.into()),
             };
         }
@@ -118,22 +158,21 @@ impl Step<'_, '_> {
         row.checksums = op.checksums.clone();
         row.token = op.token;
         self.txn.put(key::current(&op.at), &row);
-        Ok(written(&row))
+        Ok(written(&row, versioning))
     }
 
-    /// Frees what the current object holds, and counts the change. Its row is the caller's to write or remove.
-    pub(crate) fn replace(
+    /// Frees what an object holds, and counts it out. Its row is the caller's to remove, or to write over.
+    pub(crate) fn end(
         &mut self,
         at: &KeyPoint,
-        current: Option<&ObjectRow>,
-        size: Option<u64>,
+        object: Option<&ObjectRow>,
     ) -> Result<(), CatalogError> {
-        self.count(at.bucket, current.map(|row| row.size), size)?;
-        match current.map(|row| (row.object, &row.content)) {
-            None => Ok(()),
-            Some((object, ObjectContent::Plain(content))) => self.free(at, object, content),
-            Some((object, ObjectContent::Parts(upload))) => {
-                let manifest = key::manifest(at, object);
+        let Some(row) = object else { return Ok(()) };
+        self.count(at.bucket, Some(row.size), None)?;
+        match &row.content {
+            ObjectContent::Plain(content) => self.free(at, row.object, content),
+            ObjectContent::Parts(upload) => {
+                let manifest = key::manifest(at, row.object);
                 let parts: ManifestRow = self
                     .txn
                     .get(&manifest)?

@@ -273,6 +273,7 @@ impl Range {
         match op {
             RangeOp::Put(op) => self.step(txn).put(op),
             RangeOp::Delete(op) => self.step(txn).delete(op),
+            RangeOp::DeleteVersion(op) => self.step(txn).delete_version(op),
             RangeOp::CreateUpload(op) => self.step(txn).create_upload(op),
             RangeOp::PutPart(op) => self.step(txn).put_part(op),
             RangeOp::CompleteUpload(op) => self.step(txn).complete_upload(op),
@@ -408,6 +409,7 @@ fn named_content(op: &RangeOp) -> Option<&Content> {
         RangeOp::Abandon(op) => Some(&op.content),
         RangeOp::Recode(op) => Some(&op.content),
         RangeOp::Delete(_)
+        | RangeOp::DeleteVersion(_)
         | RangeOp::CreateUpload(_)
         | RangeOp::CompleteUpload(_)
         | RangeOp::AbortUpload(_)

@@ -2,19 +2,20 @@
 
 use crate::content::Pieces;
 use crate::key::{self, family};
-use crate::list::{Found, OBJECTS, UPLOADS, Walk};
+use crate::list::{OBJECTS, Row, UPLOADS, VERSIONS, Walk, version_page};
+use crate::merged::{Found, Versions};
 use crate::range::{HEAD_FIELD, SPLIT_FIELD};
 use crate::row::{
-    ExtentRow, HeadRow, ManifestRow, MissingRow, ObjectContent, ObjectRow, PartRow, SplitRow,
-    UploadRow, UploadStateRow, UsageRow, summary,
+    ExtentRow, HeadRow, ManifestRow, MarkerRow, MissingRow, ObjectContent, ObjectRow, PartRow,
+    SplitRow, UploadRow, UploadStateRow, UsageRow, VersionRow, summary,
 };
 use crate::txn::Txn;
 use crate::{CatalogError, KeySpan, View, descriptor_in, inventory};
 use ashlar_types::{
     BucketId, BucketRow, BucketState, COLLECT_SHARDS_MAX, Epoch, ExtentId, Generation, KeyPoint,
-    ListEntry, ListObjects, MissingExtent, ObjectId, PAGE_ENTRIES_MAX, PIECES_MAX, PartSummary,
-    Piece, QueryRefusal, RangeAnswer, RangeDescriptor, RangeId, RangeQuery, Span, SplitState,
-    UploadEntry, UploadId, bug, decode,
+    ListEntry, ListObjects, ListVersions, MissingExtent, ObjectId, PAGE_ENTRIES_MAX, PIECES_MAX,
+    PartSummary, Piece, QueryRefusal, RangeAnswer, RangeDescriptor, RangeId, RangeQuery, Span,
+    SplitState, UploadEntry, UploadId, VersionName, bug, decode,
 };
 use std::ops::ControlFlow;
 
@@ -123,10 +124,27 @@ impl<'a> RangeReader<'a> {
                 Ok(RangeAnswer::Usage { objects, bytes })
             }
             RangeQuery::Inventory { after, limit } => {
-                Ok(inventory::page(&self.txn, &self.descriptor, after.as_ref(), *limit)?)
+                let version = self.head()?.apply_version;
+                let asked = (after.as_ref(), *limit);
+                Ok(inventory::page(&self.txn, &self.descriptor, version, asked)?)
             }
             RangeQuery::SplitState => Ok(RangeAnswer::SplitState(self.split_state()?)),
             RangeQuery::Middle => Ok(RangeAnswer::Middle(self.middle()?)),
+            RangeQuery::Version { at, bucket_epoch, version, span } => {
+                self.inside(at)?;
+                self.admit(at.bucket, *bucket_epoch)?;
+                self.version(at, *version, *span)
+            }
+            RangeQuery::VersionPieces { at, version, object, from, to } => {
+                self.inside(at)?;
+                let row = self.version_row(at, Some(*version))?;
+                if row.object != *object {
+                    return Err(QueryRefusal::NoSuchVersion.into());
+                }
+                let parts = self.parts_of(at, &row)?;
+                Ok(RangeAnswer::Pieces(self.pieces(at, &row, &parts, *from, *to)?))
+            }
+            RangeQuery::ListVersions(list) => self.list_versions(list),
         }
     }
 
@@ -170,6 +188,48 @@ impl<'a> RangeReader<'a> {
         let (from, to) = resolve(span, row.size, &parts)?;
         let pieces = self.pieces(at, &row, &parts, from, to)?;
         Ok(RangeAnswer::Object { record: Box::new(row.into_record(parts)), from, to, pieces })
+    }
+
+    fn version(
+        &self,
+        at: &KeyPoint,
+        version: Option<VersionName>,
+        span: Span,
+    ) -> Result<RangeAnswer, Stop> {
+        let row = self.version_row(at, version)?;
+        let parts = self.parts_of(at, &row)?;
+        let (from, to) = resolve(span, row.size, &parts)?;
+        let pieces = self.pieces(at, &row, &parts, from, to)?;
+        let version = row.name();
+        let record = Box::new(row.into_record(parts));
+        Ok(RangeAnswer::Version { record, version, from, to, pieces })
+    }
+
+    /// A version that is an object; `None`: the newest.
+    fn version_row(&self, at: &KeyPoint, version: Option<VersionName>) -> Result<ObjectRow, Stop> {
+        let current = self.txn.current(at)?;
+        let (found, absent) = match version {
+            None => (current, QueryRefusal::NoSuchKey),
+            Some(name) => (current.filter(|row| row.name() == name), QueryRefusal::NoSuchVersion),
+        };
+        if let Some(row) = found {
+            return Ok(row);
+        }
+        let older = match version {
+            None => self.txn.newest_older(at)?,
+            Some(name) => self.txn.older(at, name)?,
+        };
+        match older {
+            Some(VersionRow::Marker(MarkerRow { version, modified_ms, .. })) => {
+                Err(QueryRefusal::DeleteMarker { version, modified_ms }.into())
+            }
+            Some(VersionRow::Object(row)) if version.is_some() => Ok(row),
+            Some(VersionRow::Object(_)) => {
+                let behind = "an older version is the newest, and not the current object";
+                Err(Stop::Failed(CatalogError::Inconsistent(behind)))
+            }
+            None => Err(absent.into()),
+        }
     }
 
     fn more_pieces(
@@ -241,11 +301,19 @@ impl<'a> RangeReader<'a> {
         self.admit(list.bucket, list.bucket_epoch)?;
         let delimiter = list.delimiter.as_deref();
         let walk = self.walk(OBJECTS, list.bucket, &list.prefix, delimiter, list.limit);
-        let entry = |found: Found<'_>| {
-            Ok(ListEntry::Key { summary: summary(found.value)?, key: found.key })
-        };
+        let entry =
+            |found: Row<'_>| Ok(ListEntry::Key { summary: summary(found.value)?, key: found.key });
         let start = walk.start_behind(&list.after);
         Ok(RangeAnswer::Page(walk.page(start, entry, ListEntry::CommonPrefix)?))
+    }
+
+    fn list_versions(&self, list: &ListVersions) -> Result<RangeAnswer, Stop> {
+        self.overlapping(list.bucket)?;
+        self.admit(list.bucket, list.bucket_epoch)?;
+        let delimiter = list.delimiter.as_deref();
+        let walk = |family| self.walk(family, list.bucket, &list.prefix, delimiter, list.limit);
+        let (currents, olders) = (walk(OBJECTS), walk(VERSIONS));
+        Ok(RangeAnswer::Versions(version_page(&self.txn, &currents, &olders, list)?))
     }
 
     /// An upload that has ended since cannot tell how old it was: then the uploads of its key are given again from the
@@ -269,7 +337,7 @@ impl<'a> RangeReader<'a> {
                 walk.start_inside(after_key, behind)
             }
         };
-        let entry = |found: Found<'_>| {
+        let entry = |found: Row<'_>| {
             let row: UploadRow = decode(found.value)?;
             Ok(UploadEntry::Upload { key: found.key, upload: row.upload, record: row.record })
         };
@@ -284,7 +352,9 @@ impl<'a> RangeReader<'a> {
         let state: Option<UploadStateRow> = self.txn.get(&key::upload_state(at, upload))?;
         Ok(state.map(|state| match state {
             UploadStateRow::Open(generation) => generation,
-            UploadStateRow::Completed(done) => done.upload.generation,
+            UploadStateRow::Completed(done) | UploadStateRow::CompletedVersion(done) => {
+                done.upload.generation
+            }
         }))
     }
 
@@ -297,7 +367,7 @@ impl<'a> RangeReader<'a> {
     ) -> Result<RangeAnswer, Stop> {
         let generation = match self.txn.get(&key::upload_state(at, upload))? {
             None => return Err(QueryRefusal::NoSuchUpload.into()),
-            Some(UploadStateRow::Completed(done)) => {
+            Some(UploadStateRow::Completed(done) | UploadStateRow::CompletedVersion(done)) => {
                 let completed = Some(Box::new(done.object));
                 let record = done.upload;
                 return Ok(RangeAnswer::Upload {
@@ -401,28 +471,20 @@ impl<'a> RangeReader<'a> {
         if is_here { Ok(decode::<UsageRow>(value)?.objects) } else { Ok(0) }
     }
 
-    /// Visits half of the keys.
+    /// Visits half of the versions of all keys. One key is never parted, so the first one is no place to split.
     fn middle(&self) -> Result<Option<KeyPoint>, CatalogError> {
         let half = self.count_objects()? / 2;
-        if half == 0 {
-            return Ok(None);
-        }
-        let (from, to) = key::object_interval(family::CURRENT, &self.descriptor.interval);
-        let (mut visited, mut found) = (0, None);
-        self.view.scan(&from, to.as_deref(), &mut |row, _| {
-            if visited == half {
-                found = Some(row.to_vec());
-                return ControlFlow::Break(());
+        let span = |family| key::object_interval(family, &self.descriptor.interval);
+        let mut versions = Versions::new(&self.txn, span(family::CURRENT), span(family::VERSION));
+        let Some(Found { at: first, .. }) = versions.next()? else { return Ok(None) };
+        let mut visited = 1;
+        while let Some(Found { at, .. }) = versions.next()? {
+            if visited >= half && at != first {
+                return Ok(Some(at));
             }
             visited += 1;
-            ControlFlow::Continue(())
-        })?;
-        let point = |row: Vec<u8>| {
-            let bucket = row.get(1..9).and_then(key::read_u64)?;
-            Some(KeyPoint::new(BucketId(bucket), key::split(&row)?.0))
-        };
-        let malformed = CatalogError::Inconsistent("the key of an object's row");
-        found.map(|row| point(row).ok_or(malformed)).transpose()
+        }
+        Ok(None)
     }
 
     /// Where the rows of a family that is keyed by the range lie, from the first one behind `behind`.

@@ -4,7 +4,7 @@
 use crate::key::{self, family};
 use crate::range::HASH_FIELD;
 use crate::root::root_hash_key;
-use crate::row::{HashRow, UsageRow, summary};
+use crate::row::{HashRow, UsageRow, counted_bytes};
 use crate::txn::row_hash;
 use crate::{CatalogError, View, descriptor_in, export, root_export};
 use ashlar_types::{BucketId, RangeId, WrongUsage, decode};
@@ -134,11 +134,11 @@ impl Rows {
         self.sum.take(row, value)?;
         let malformed = || CatalogError::Inconsistent("the key of a row");
         let number = |from: usize| row.get(from..from + 8).and_then(key::read_u64).map(BucketId);
-        if row[0] == family::CURRENT {
+        if let Some(size) = counted_bytes(row, value)? {
             let bucket = number(1).ok_or_else(malformed)?;
             let (objects, bytes) = self.counted.entry(bucket).or_default();
             *objects += 1;
-            *bytes += summary(value)?.size;
+            *bytes += size;
         } else if row.starts_with(&key::of_range(family::USAGE, self.id)) {
             let UsageRow { objects, bytes } = decode(value)?;
             self.told.insert(number(9).ok_or_else(malformed)?, (objects, bytes));

@@ -85,6 +85,16 @@ impl Step<'_, '_> {
                 }) if current == *object => content,
                 Some(_) | None => return Ok(None),
             },
+            ExtentOwner::Version { at, generation, object } => {
+                match self.txn.object_at(at, *generation)? {
+                    Some(ObjectRow {
+                        object: found,
+                        content: ObjectContent::Plain(content),
+                        ..
+                    }) if found == *object => content,
+                    Some(_) | None => return Ok(None),
+                }
+            }
             ExtentOwner::Part { at, upload, number, object } => {
                 match self.txn.get(&key::part(at, *upload, *number))? {
                     Some(PartRow { record, content }) if record.object == *object => content,
@@ -106,15 +116,24 @@ impl Step<'_, '_> {
         let lost = || CatalogError::Inconsistent("the owner of an extent does not name it");
         match owner {
             ExtentOwner::Object { at, object } => {
-                let row = key::current(at);
-                let mut record: ObjectRow = self.txn.get(&row)?.ok_or_else(lost)?;
-                let ObjectContent::Plain(content) = &mut record.content else { return Err(lost()) };
+                let mut record = self.txn.current(at)?.ok_or_else(lost)?;
                 if record.object != *object {
                     return Err(lost());
                 }
+                let ObjectContent::Plain(content) = &mut record.content else { return Err(lost()) };
                 if replace(&mut content.extents, id, extent) {
-                    self.txn.put(row, &record);
+                    self.txn.put(key::current(at), &record);
                     return Ok(());
+                }
+            }
+            ExtentOwner::Version { at, generation, object } => {
+                let mut record = self.txn.object_at(at, *generation)?.ok_or_else(lost)?;
+                if record.object != *object {
+                    return Err(lost());
+                }
+                let ObjectContent::Plain(content) = &mut record.content else { return Err(lost()) };
+                if replace(&mut content.extents, id, extent) {
+                    return self.txn.put_object_at(at, record);
                 }
             }
             ExtentOwner::Part { at, upload, number, object } => {

@@ -447,7 +447,29 @@ impl Root {
             RootOp::DrainReplicas { node, drain } => self.drain_replicas(txn, *node, *drain),
             RootOp::RemoveNode(node) => self.remove_node(txn, *node),
             RootOp::RaiseApplyVersions { base, to } => self.raise_apply_versions(txn, *base, *to),
+            RootOp::SetVersioning { name, bucket, versioning } => {
+                self.set_versioning(txn, name, *bucket, *versioning)
+            }
         }
+    }
+
+    /// Whoever asks again is given what is there already: its ranges may not all have been told.
+    fn set_versioning(
+        &mut self,
+        txn: &mut Txn<'_>,
+        name: &BucketName,
+        id: BucketId,
+        versioning: Versioning,
+    ) -> Judged {
+        let mut bucket = self.bucket(name, id)?;
+        if !bucket.is_open() {
+            return Err(RootRefusal::BucketBusy);
+        }
+        if versioning == Versioning::Off || bucket.row.versioning == versioning {
+            return Ok(RootOutcome::Bucket(bucket));
+        }
+        bucket.row.versioning = versioning;
+        Ok(self.turn_bucket(txn, bucket, BucketState::Open))
     }
 
     /// Whoever has joined or booted since all were asked may know less: each of that is a new epoch of the map.

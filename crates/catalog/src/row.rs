@@ -4,10 +4,12 @@
 //! apart from records: their first extents in the row, more of them in extent rows, the inline tail in a row of its own.
 
 use crate::CatalogError;
+use crate::key::{self, family};
 use ashlar_types::{
     BucketId, Checksum, DecodeError, Description, Etag, Extent, ExtentOwner, Generation, ObjectId,
     ObjectRecord, Outcome, PartRecord, PartSummary, RangeDescriptor, RequestToken, SessionId,
-    SplitAt, SplitDone, Summary, UploadId, UploadRecord, Versioned,
+    SplitAt, SplitDone, Summary, UploadId, UploadRecord, VersionId, VersionName, Versioned, decode,
+    encode,
 };
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +36,9 @@ pub(crate) enum ObjectContent {
     Parts(UploadId),
 }
 
-/// `c`: the current object of a key. The fields of [`SummaryRow`] come first.
+/// `c`: the current object of a key; in `v`, an older version. The fields of [`SummaryRow`] come first.
+///
+/// Format 1 is the version `null`, format 2 one that has an id: their fields are the same.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct ObjectRow {
     pub(crate) size: u64,
@@ -46,9 +50,60 @@ pub(crate) struct ObjectRow {
     pub(crate) token: Option<RequestToken>,
     pub(crate) description: Description,
     pub(crate) content: ObjectContent,
+    /// Whether it has a version id: the format says it.
+    #[serde(skip, default = "written_by_format_2")]
+    pub(crate) has_id: bool,
+}
+
+fn written_by_format_2() -> bool {
+    true
+}
+
+impl Versioned for ObjectRow {
+    const NAME: &'static str = "object row";
+    const VERSION: u8 = 2;
+
+    fn version(&self) -> u8 {
+        if self.has_id { 2 } else { 1 }
+    }
+
+    fn decode_old(version: u8, body: &[u8]) -> Option<Result<Self, DecodeError>> {
+        let malformed =
+            |detail: String| DecodeError::Malformed { name: Self::NAME, version, detail };
+        (version == 1).then(|| match postcard::take_from_bytes::<Self>(body) {
+            Ok((row, [])) => Ok(Self { has_id: false, ..row }),
+            Ok((_, rest)) => Err(malformed(format!("{} bytes too many", rest.len()))),
+            Err(error) => Err(malformed(error.to_string())),
+        })
+    }
+}
+
+impl Completed {
+    /// Which version of its key the object is.
+    pub(crate) fn name(&self, has_id: bool) -> VersionName {
+        name_of(has_id, self.object.generation, self.object.object)
+    }
+}
+
+fn name_of(has_id: bool, generation: Generation, object: ObjectId) -> VersionName {
+    match has_id {
+        true => VersionName::Id(VersionId::of_object(generation, object)),
+        false => VersionName::Null,
+    }
 }
 
 impl ObjectRow {
+    /// What a list shows of it.
+    pub(crate) fn summary(self) -> Summary {
+        let Self { size, modified_ms, etag, checksums, .. } = self;
+        SummaryRow { size, modified_ms, etag, checksums }.shown()
+    }
+
+    /// Which version of its key it is.
+    pub(crate) fn name(&self) -> VersionName {
+        name_of(self.has_id, self.generation, self.object)
+    }
+
     /// The record, with the parts that the manifest lists.
     pub(crate) fn into_record(self, parts: Vec<PartSummary>) -> ObjectRecord {
         ObjectRecord {
@@ -73,6 +128,13 @@ struct SummaryRow {
     checksums: Vec<Checksum>,
 }
 
+impl SummaryRow {
+    fn shown(self) -> Summary {
+        let checksums = self.checksums.iter().map(|sum| (sum.algorithm, sum.kind)).collect();
+        Summary { size: self.size, modified_ms: self.modified_ms, etag: self.etag, checksums }
+    }
+}
+
 /// What a list shows, from the start of a current row.
 pub(crate) fn summary(row: &[u8]) -> Result<Summary, CatalogError> {
     let malformed = |detail: String| {
@@ -82,13 +144,80 @@ pub(crate) fn summary(row: &[u8]) -> Result<Summary, CatalogError> {
             detail,
         })
     };
-    let [1, body @ ..] = row else {
-        return Err(malformed("not format 1".to_owned()));
+    let [1 | 2, body @ ..] = row else {
+        return Err(malformed("neither format 1 nor 2".to_owned()));
     };
     let (row, _rest) = postcard::take_from_bytes::<SummaryRow>(body)
         .map_err(|error| malformed(error.to_string()))?;
-    let checksums = row.checksums.iter().map(|sum| (sum.algorithm, sum.kind)).collect();
-    Ok(Summary { size: row.size, modified_ms: row.modified_ms, etag: row.etag, checksums })
+    Ok(row.shown())
+}
+
+/// `v`: an older version of a key, or a delete marker.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum VersionRow {
+    /// The row that it had in `c`.
+    Object(ObjectRow),
+    /// Nothing since then.
+    Marker(MarkerRow),
+}
+
+/// A delete marker.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MarkerRow {
+    pub(crate) generation: Generation,
+    pub(crate) modified_ms: u64,
+    pub(crate) version: VersionName,
+}
+
+/// `v`, the last row of a key: at which generation its version `null` is, where that lies in `v`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct NullRow(pub(crate) Generation);
+
+/// The first byte of a value in `v`.
+const OLDER_OBJECT: u8 = 1;
+const MARKER: u8 = 2;
+
+impl VersionRow {
+    pub(crate) fn read(value: &[u8]) -> Result<Self, CatalogError> {
+        match value {
+            [OLDER_OBJECT, row @ ..] => Ok(Self::Object(decode(row)?)),
+            [MARKER, row @ ..] => Ok(Self::Marker(decode(row)?)),
+            _ => Err(CatalogError::Inconsistent("the kind of a version's row")),
+        }
+    }
+
+    pub(crate) fn write(&self) -> Vec<u8> {
+        let (kind, row) = match self {
+            Self::Object(row) => (OLDER_OBJECT, encode(row)),
+            Self::Marker(row) => (MARKER, encode(row)),
+        };
+        [&[kind], &row[..]].concat()
+    }
+
+    pub(crate) fn name(&self) -> VersionName {
+        match self {
+            Self::Object(row) => row.name(),
+            Self::Marker(row) => row.version,
+        }
+    }
+
+    pub(crate) fn generation(&self) -> Generation {
+        match self {
+            Self::Object(row) => row.generation,
+            Self::Marker(row) => row.generation,
+        }
+    }
+}
+
+/// The bytes that usage counts for a row of an object family: `None`: it is no version of an object.
+pub(crate) fn counted_bytes(row: &[u8], value: &[u8]) -> Result<Option<u64>, CatalogError> {
+    match (row.first(), value) {
+        (Some(&family::CURRENT), _) => Ok(Some(summary(value)?.size)),
+        (Some(&family::VERSION), _) if key::is_null_pointer(row) => Ok(None),
+        (Some(&family::VERSION), [OLDER_OBJECT, older @ ..]) => Ok(Some(summary(older)?.size)),
+        (Some(&family::VERSION), _) => Ok(Some(0)),
+        _ => Ok(None),
+    }
 }
 
 /// `x`: extents of one content that follow each other.
@@ -124,8 +253,10 @@ pub(crate) struct UploadRow {
 pub(crate) enum UploadStateRow {
     /// It is open; its row lies under this generation.
     Open(Generation),
-    /// It became an object.
+    /// It became an object, of the version `null`.
     Completed(Box<Completed>),
+    /// It became an object that has a version id.
+    CompletedVersion(Box<Completed>),
 }
 
 /// What completing an upload came to: kept a while, so that a repeated Complete answers the same (C10).
@@ -232,7 +363,6 @@ macro_rules! rows {
 }
 
 rows! {
-    ObjectRow: "object row",
     ExtentsRow: "extents row",
     ManifestRow: "manifest row",
     PartRow: "part row",
@@ -242,6 +372,8 @@ rows! {
     MissingRow: "missing row",
     UsageRow: "usage row",
     ResultRow: "result row",
+    MarkerRow: "delete marker row",
+    NullRow: "null version row",
     HeadRow: "range head row",
     FloorRow: "session floor row",
     HashRow: "state hash row",

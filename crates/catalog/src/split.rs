@@ -13,7 +13,7 @@
 
 use crate::key::{self, family};
 use crate::range::{DESCRIPTOR_FIELD, Range};
-use crate::row::{DescriptorRow, MissingRow, Prepared, SplitRow, UsageRow, summary};
+use crate::row::{DescriptorRow, MissingRow, Prepared, SplitRow, UsageRow, counted_bytes};
 use crate::step::Stop;
 use crate::txn::{Txn, row_hash};
 use crate::{CatalogError, KeySpan, Writes};
@@ -123,12 +123,16 @@ fn count_object(
     value: Option<&Vec<u8>>,
     sign: i128,
 ) -> Result<(), CatalogError> {
+    if !matches!(row.first(), Some(&(family::CURRENT | family::VERSION))) {
+        return Ok(());
+    }
     let bucket = row.get(1..9).and_then(key::read_u64);
     let bucket = bucket.ok_or(CatalogError::Inconsistent("the key of an object's row"))?;
-    if let Some(value) = value {
+    let size = value.map(|value| counted_bytes(row, value)).transpose()?.flatten();
+    if let Some(size) = size {
         let (objects, bytes) = usages.entry(BucketId(bucket)).or_default();
         *objects += sign;
-        *bytes += sign * i128::from(summary(value)?.size);
+        *bytes += sign * i128::from(size);
     }
     Ok(())
 }
@@ -159,10 +163,8 @@ impl Prepared {
             }
             if family::OF_OBJECTS.contains(&row[0]) && side.has(row) {
                 self.hash = self.hash.wrapping_add(txn.hash_change(row, after.as_ref())?);
-                if row[0] == family::CURRENT {
-                    count_object(&mut usages, row, txn.before(row)?.as_ref(), -1)?;
-                    count_object(&mut usages, row, after.as_ref(), 1)?;
-                }
+                count_object(&mut usages, row, txn.before(row)?.as_ref(), -1)?;
+                count_object(&mut usages, row, after.as_ref(), 1)?;
             } else if side.copies(row) {
                 match after {
                     Some(value) if side.wants(row, value)? => {
@@ -202,9 +204,7 @@ impl Prepared {
                     continue;
                 }
                 self.hash = self.hash.wrapping_add(row_hash(row, value));
-                if row[0] == family::CURRENT {
-                    count_object(&mut usages, row, Some(value), 1)?;
-                }
+                count_object(&mut usages, row, Some(value), 1)?;
             }
             if room == 0 {
                 self.cursor = rows.into_iter().next_back().map(|(row, _)| behind(row));

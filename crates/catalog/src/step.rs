@@ -44,8 +44,9 @@ impl Step<'_, '_> {
         self.head.generation
     }
 
-    /// Judges what comes before every operation on a key: the interval, the bucket, its epoch.
-    pub(crate) fn admit(&self, at: &KeyPoint, epoch: Epoch) -> Result<(), Stop> {
+    /// Judges what comes before every operation on a key: the interval, the bucket, its epoch. Gives whether versions are
+    /// kept.
+    pub(crate) fn admit(&self, at: &KeyPoint, epoch: Epoch) -> Result<Versioning, Stop> {
         if !self.interval.contains(at) && !bug!("write-outside-of-the-range") {
             return Err(Refusal::OutsideRange.into());
         }
@@ -57,10 +58,7 @@ impl Step<'_, '_> {
         if row.epoch != epoch {
             return Err(Refusal::BucketEpoch { known: Some(row.epoch) }.into());
         }
-        if row.versioning != Versioning::Off {
-            return Err(Refusal::Unsupported.into());
-        }
-        Ok(())
+        Ok(row.versioning)
     }
 
     /// Queues an extent for deletion; it needs no repair any more.

@@ -9,3 +9,4 @@ mod root;
 mod split;
 mod stories;
 mod support;
+mod versions;

@@ -10,7 +10,8 @@ use crate::step::{Step, Stop};
 use crate::{CatalogError, key};
 use ashlar_types::{
     AbortUpload, Applied, CompleteUpload, CreateUpload, ExtentOwner, Generation, KeyPoint,
-    ObjectId, PartRecord, PartSummary, PutPart, Refusal, UploadId, UploadRecord, decode,
+    ObjectId, ObjectRecord, PartRecord, PartSummary, PutPart, Refusal, UploadId, UploadRecord,
+    Versioning, decode,
 };
 use xxhash_rust::xxh3::xxh3_128;
 
@@ -69,31 +70,36 @@ impl Step<'_, '_> {
     }
 
     pub(crate) fn complete_upload(&mut self, op: &CompleteUpload) -> Result<Applied, Stop> {
-        self.admit(&op.at, op.bucket_epoch)?;
+        let versioning = self.admit(&op.at, op.bucket_epoch)?;
         let generation = match self.txn.get(&key::upload_state(&op.at, op.upload))? {
             Some(UploadStateRow::Open(generation)) => generation,
-            Some(UploadStateRow::Completed(done)) => return repeated(op, &done),
+            Some(UploadStateRow::Completed(done)) => return repeated(op, &done, false, versioning),
+            Some(UploadStateRow::CompletedVersion(done)) => {
+                return repeated(op, &done, true, versioning);
+            }
             None => return Err(Refusal::NoSuchUpload.into()),
         };
         let current = self.current(&op.at)?;
         if let Err(refusal) = judge(&op.condition, current.as_ref()) {
             return match current {
-                Some(row) if is_own_success(Some(&row), op.token, op.etag) => Ok(written(&row)),
+                Some(row) if is_own_success(Some(&row), op.token, op.etag) => {
+                    Ok(written(&row, versioning))
+                }
                 _ => Err(refusal.into()),
             };
         }
         let unused = self.match_parts(op)?;
         let upload: UploadRow = self.upload_row(&op.at, generation)?;
-        let row = self.completed_object(op, &upload.record)?;
-        self.replace(&op.at, current.as_ref(), Some(row.size))?;
+        let row = self.completed_object(op, &upload.record, versioning)?;
+        self.make_way(&op.at, current, versioning)?;
         for part in unused {
             self.free_part(&op.at, part)?;
         }
         let parts: Vec<PartSummary> = op.parts.iter().map(|(part, _)| part.clone()).collect();
         self.txn.put(key::manifest(&op.at, op.object), &ManifestRow { parts });
-        self.txn.put(key::current(&op.at), &row);
+        self.take_place(&op.at, &row)?;
         self.txn.remove(key::upload(&op.at, generation));
-        let answer = written(&row);
+        let answer = written(&row, versioning);
         self.keep_completed(op, upload.record, row);
         Ok(answer)
     }
@@ -124,7 +130,9 @@ impl Step<'_, '_> {
     fn open_upload(&self, at: &KeyPoint, upload: UploadId) -> Result<Generation, Stop> {
         match self.txn.get(&key::upload_state(at, upload))? {
             Some(UploadStateRow::Open(generation)) => Ok(generation),
-            Some(UploadStateRow::Completed(_)) | None => Err(Refusal::NoSuchUpload.into()),
+            Some(UploadStateRow::Completed(_) | UploadStateRow::CompletedVersion(_)) | None => {
+                Err(Refusal::NoSuchUpload.into())
+            }
         }
     }
 
@@ -159,6 +167,7 @@ impl Step<'_, '_> {
         &mut self,
         op: &CompleteUpload,
         upload: &UploadRecord,
+        versioning: Versioning,
     ) -> Result<ObjectRow, Stop> {
         let size = op
             .parts
@@ -175,6 +184,7 @@ impl Step<'_, '_> {
             token: op.token,
             description: upload.description.clone(),
             content: ObjectContent::Parts(op.upload),
+            has_id: versioning == Versioning::On,
         })
     }
 
@@ -183,23 +193,35 @@ impl Step<'_, '_> {
         let expires_ms = self.head.time_ms.saturating_add(COMPLETED_KEPT_MS);
         self.txn.put_bytes(key::expiry(self.range, expires_ms, &state), vec![1]);
         self.head.next_expiry_ms = self.head.next_expiry_ms.min(expires_ms);
-        let parts = parts_hash(op);
-        let done = Completed { upload, object: row.into_record(Vec::new()), parts };
-        self.txn.put(state, &UploadStateRow::Completed(Box::new(done)));
+        let (parts, has_id) = (parts_hash(op), row.has_id);
+        let done = Box::new(Completed { upload, object: row.into_record(Vec::new()), parts });
+        let done = match has_id {
+            true => UploadStateRow::CompletedVersion(done),
+            false => UploadStateRow::Completed(done),
+        };
+        self.txn.put(state, &done);
     }
 }
 
 /// A Complete of an upload that was completed before.
-fn repeated(op: &CompleteUpload, done: &Completed) -> Result<Applied, Stop> {
+fn repeated(
+    op: &CompleteUpload,
+    done: &Completed,
+    has_id: bool,
+    versioning: Versioning,
+) -> Result<Applied, Stop> {
     let same_request = op.token.is_some() && op.token == done.object.token;
     if !same_request && parts_hash(op) != done.parts {
         return Err(Refusal::NoSuchUpload.into());
     }
-    Ok(Applied::Written {
-        generation: done.object.generation,
-        etag: done.object.etag,
-        modified_ms: done.object.modified_ms,
-        checksums: done.object.checksums.clone(),
+    let ObjectRecord { generation, etag, modified_ms, .. } = done.object;
+    let checksums = done.object.checksums.clone();
+    Ok(match versioning {
+        Versioning::Off => Applied::Written { generation, etag, modified_ms, checksums },
+        Versioning::On | Versioning::Suspended => {
+            let version = done.name(has_id);
+            Applied::WrittenVersion { generation, etag, modified_ms, checksums, version }
+        }
     })
 }
 

@@ -8,7 +8,7 @@ use crate::{Client, Failure};
 use ashlar_host::Monotonic;
 use ashlar_types::{
     Applied, Bucket, BucketId, BucketName, BucketState, Epoch, Interval, KeyPoint, RangeOp,
-    Refusal, RootAnswer, RootOp, RootOutcome, RootQuery, RootRefusal,
+    Refusal, RootAnswer, RootOp, RootOutcome, RootQuery, RootRefusal, Versioning,
 };
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -174,6 +174,28 @@ impl Client {
         }
     }
 
+    /// Lets a bucket keep versions from now on, or no more. When this returns every range of it goes by that: a write that
+    /// begins later is kept, through whichever gateway (C9).
+    pub async fn set_versioning(
+        &self,
+        name: &BucketName,
+        versioning: Versioning,
+    ) -> Result<Bucket, Failure> {
+        let Some(found) = self.0.fetch_bucket(name).await? else {
+            return Err(Failure::Root(RootRefusal::NoSuchBucket));
+        };
+        self.0.buckets.forget(name);
+        let op = RootOp::SetVersioning { name: name.clone(), bucket: found.row.bucket, versioning };
+        let RootOutcome::Bucket(bucket) = self.0.root(op).await? else {
+            return Err(Failure::other_answer("the versioning of a bucket"));
+        };
+        let set = RangeOp::SetBucket(bucket.row.clone());
+        let told = self.for_every_range_of(bucket.row.bucket, &set).await;
+        // whoever asks again goes on where this was; a range is told by the next command, too
+        let half = |failure| Failure::unknown(format!("not every range knows it yet: {failure}"));
+        told.map_err(half).map(|()| bucket)
+    }
+
     /// Deletes an empty bucket: the root announces it, every range that may have keys of it checks and refuses it from
     /// then on, the root confirms. If a range has keys, all is taken back: `Refused(BucketNotEmpty)`.
     pub async fn delete_bucket(&self, name: &BucketName) -> Result<(), Failure> {
@@ -260,7 +282,10 @@ impl Client {
                 Applied::Fenced(interval) => interval,
                 Applied::Done
                 | Applied::Written { .. }
+                | Applied::WrittenVersion { .. }
                 | Applied::Deleted { .. }
+                | Applied::Marked { .. }
+                | Applied::VersionDeleted { .. }
                 | Applied::Stepped { .. } => range,
             };
             match reached.end {

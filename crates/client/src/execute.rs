@@ -365,6 +365,7 @@ fn set_bucket_epoch(op: &mut RangeOp, epoch: Epoch) {
     match op {
         RangeOp::Put(put) => put.bucket_epoch = epoch,
         RangeOp::Delete(delete) => delete.bucket_epoch = epoch,
+        RangeOp::DeleteVersion(delete) => delete.bucket_epoch = epoch,
         RangeOp::CreateUpload(create) => create.bucket_epoch = epoch,
         RangeOp::PutPart(part) => part.bucket_epoch = epoch,
         RangeOp::CompleteUpload(complete) => complete.bucket_epoch = epoch,

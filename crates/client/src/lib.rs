@@ -47,6 +47,7 @@ pub use failure::Failure;
 pub use moves::ROOM_FOR_MOVES_PER_MILLE;
 pub use open_reads::{OpenRead, OpenReadNumbers};
 pub use query::ListUploads;
+pub use reader::ContentName;
 pub use shard::ShardError;
 pub use writer::ObjectWriter;
 

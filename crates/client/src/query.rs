@@ -4,8 +4,8 @@ use crate::call::{Attempt, Target, Verb};
 use crate::inner::Inner;
 use crate::{Client, Failure};
 use ashlar_types::{
-    BucketId, Epoch, KeyPoint, ListEntry, ListObjects, Page, QueryRefusal, RangeAnswer,
-    RangeDescriptor, RangeQuery, UploadEntry, UploadId, decode, encode,
+    BucketId, Epoch, KeyPoint, ListEntry, ListObjects, ListVersions, Page, QueryRefusal,
+    RangeAnswer, RangeDescriptor, RangeQuery, UploadEntry, UploadId, VersionEntry, decode, encode,
 };
 use bytes::Bytes;
 use std::sync::Arc;
@@ -108,6 +108,37 @@ impl Client {
         }
     }
 
+    /// A page of versions by key, then from the newest on, over as many ranges as it takes (C9).
+    pub async fn list_versions(&self, list: ListVersions) -> Result<Page<VersionEntry>, Failure> {
+        let walk = Walk { bucket: list.bucket, prefix: &list.prefix, limit: list.limit };
+        let (mut after, mut after_version) = (list.after.clone(), list.after_version);
+        let mut start = list.prefix.clone().max(after.clone());
+        let mut entries: Vec<VersionEntry> = Vec::new();
+        loop {
+            let at = KeyPoint::new(list.bucket, start);
+            let limit = walk.ask_for(entries.len());
+            let query = ListVersions { after: after.clone(), after_version, limit, ..list.clone() };
+            let (answer, range) = self.0.query(&at, RangeQuery::ListVersions(query)).await?;
+            let RangeAnswer::Versions(page) = answer else {
+                return Err(Failure::other_answer("a page of versions"));
+            };
+            if let Some(more) = walk.take(&mut entries, page) {
+                return Ok(Page { entries, more });
+            }
+            let Some(next) = walk.next_start(&range) else {
+                return Ok(Page { entries, more: false });
+            };
+            if let Some(last) = entries.last() {
+                (after, after_version) = match last {
+                    VersionEntry::Object { key, version, .. }
+                    | VersionEntry::Marker { key, version, .. } => (key.clone(), Some(*version)),
+                    VersionEntry::CommonPrefix(prefix) => (prefix.clone(), None),
+                };
+            }
+            start = next;
+        }
+    }
+
     /// A page of open uploads by key, then by age, over as many ranges as it takes.
     pub async fn list_uploads(&self, list: ListUploads) -> Result<Page<UploadEntry>, Failure> {
         let walk = Walk { bucket: list.bucket, prefix: &list.prefix, limit: list.limit };
@@ -181,11 +212,13 @@ impl Walk<'_> {
 
 fn set_bucket_epoch(query: &mut RangeQuery, epoch: Epoch) {
     match query {
-        RangeQuery::Object { bucket_epoch, .. } | RangeQuery::ListUploads { bucket_epoch, .. } => {
-            *bucket_epoch = epoch;
-        }
+        RangeQuery::Object { bucket_epoch, .. }
+        | RangeQuery::Version { bucket_epoch, .. }
+        | RangeQuery::ListUploads { bucket_epoch, .. } => *bucket_epoch = epoch,
         RangeQuery::List(list) => list.bucket_epoch = epoch,
+        RangeQuery::ListVersions(list) => list.bucket_epoch = epoch,
         RangeQuery::Pieces { .. }
+        | RangeQuery::VersionPieces { .. }
         | RangeQuery::Upload { .. }
         | RangeQuery::Collectable { .. }
         | RangeQuery::AreCollectable { .. }

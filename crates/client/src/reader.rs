@@ -7,7 +7,7 @@ use crate::inner::Inner;
 use crate::open_reads::OpenRead;
 use crate::shard::Frames;
 use crate::{Client, Failure};
-use ashlar_types::{Extent, KeyPoint, ObjectId, Piece, RangeAnswer, RangeQuery};
+use ashlar_types::{Extent, KeyPoint, ObjectId, Piece, RangeAnswer, RangeQuery, VersionName};
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest};
 use futures::stream::BoxStream;
@@ -33,14 +33,35 @@ struct Part {
     extent: Option<(Arc<Extent>, u64, u64)>,
 }
 
+/// The content that a read has found.
+#[derive(Debug, Clone)]
+pub struct ContentName {
+    /// Its key.
+    pub at: KeyPoint,
+    /// Its id.
+    pub object: ObjectId,
+    /// Which version of the key it is, where the bucket keeps them: it is read to its end also when it is overwritten.
+    pub version: Option<VersionName>,
+}
+
+impl ContentName {
+    /// A question for more of its pieces.
+    fn pieces(&self, from: u64, to: u64) -> RangeQuery {
+        let (at, object) = (self.at.clone(), self.object);
+        match self.version {
+            None => RangeQuery::Pieces { at, object, from, to },
+            Some(version) => RangeQuery::VersionPieces { at, version, object, from, to },
+        }
+    }
+}
+
 impl Client {
     /// The bytes `from .. to` of an object, from the pieces that an answer named; more of them are asked for when they
     /// are needed. Nothing is fetched before the stream is polled. `read` was opened before that answer was asked for.
     pub fn reader(
         &self,
         read: OpenRead,
-        at: KeyPoint,
-        object: ObjectId,
+        content: ContentName,
         pieces: Vec<Piece>,
         from: u64,
         to: u64,
@@ -51,7 +72,7 @@ impl Client {
             let permit = inner.reserve(memory).await?;
             let clock = inner.host.clock.clone();
             let plan =
-                Plan { inner: inner.clone(), at, object, pieces: pieces.into(), next: from, to };
+                Plan { inner: inner.clone(), content, pieces: pieces.into(), next: from, to };
             let parts = plan
                 .windows()
                 .map(move |window| fetch(inner.clone(), window))
@@ -83,8 +104,7 @@ async fn fetch(inner: Arc<Inner>, window: Result<Window, Failure>) -> Result<Par
 /// Which windows follow.
 struct Plan {
     inner: Arc<Inner>,
-    at: KeyPoint,
-    object: ObjectId,
+    content: ContentName,
     pieces: VecDeque<Piece>,
     next: u64,
     to: u64,
@@ -136,8 +156,8 @@ impl Plan {
 
     async fn ask_for_more(&mut self) -> Result<(), Failure> {
         let (from, to) = (self.next, self.to);
-        let query = RangeQuery::Pieces { at: self.at.clone(), object: self.object, from, to };
-        let (answer, _) = self.inner.query(&self.at, query).await?;
+        let query = self.content.pieces(from, to);
+        let (answer, _) = self.inner.query(&self.content.at, query).await?;
         match answer {
             RangeAnswer::Pieces(pieces) if !pieces.is_empty() => {
                 self.pieces = pieces.into();

@@ -1072,6 +1072,7 @@ impl Inner {
             return Err(unknown_here(self.known().root));
         }
         let group = self.group_at(RangeId::ROOT, Epoch(0))?;
+        check_known(command.op.apply_version(), group.state.apply_version(), "the root")?;
         match group.propose(Epoch(0), Proposal::Root(Box::new(command)), bytes).await? {
             (_, CommandResult::Root(outcome)) => Ok(*outcome),
             (_, CommandResult::Range(_)) => {
@@ -1284,7 +1285,11 @@ impl Inner {
 /// Whether a read visits many rows: those run where they may block, a point read costs less than the way there.
 fn is_long(query: &RangeQuery) -> bool {
     match query {
-        RangeQuery::Object { .. } | RangeQuery::Pieces { .. } | RangeQuery::Usage { .. } => false,
+        RangeQuery::Object { .. }
+        | RangeQuery::Pieces { .. }
+        | RangeQuery::Version { .. }
+        | RangeQuery::VersionPieces { .. }
+        | RangeQuery::Usage { .. } => false,
         RangeQuery::List(_)
         | RangeQuery::ListUploads { .. }
         | RangeQuery::Upload { .. }
@@ -1293,6 +1298,7 @@ fn is_long(query: &RangeQuery) -> bool {
         | RangeQuery::Missing { .. }
         | RangeQuery::SplitState
         | RangeQuery::Middle
+        | RangeQuery::ListVersions(_)
         | RangeQuery::Inventory { .. } => true,
     }
 }
@@ -1302,14 +1308,17 @@ fn is_long(query: &RangeQuery) -> bool {
 fn check_version(op: &RangeOp, applies_by: u32, known: u32) -> Result<(), NotDone> {
     match op {
         RangeOp::RaiseApplyVersion { version } if *version > known => Err(unknown_here(known)),
-        op if op.apply_version() > applies_by => {
-            let needed = op.apply_version();
-            Err(too_early(format!(
-                "the range applies by version {applies_by}, and this needs {needed}: upgrade all nodes first"
-            )))
-        }
-        _ => Ok(()),
+        op => check_known(op.apply_version(), applies_by, "the range"),
     }
+}
+
+fn check_known(needed: u32, applies_by: u32, what: &str) -> Result<(), NotDone> {
+    if needed <= applies_by {
+        return Ok(());
+    }
+    Err(too_early(format!(
+        "{what} applies by version {applies_by}, and this needs {needed}: it is raised by itself when all nodes have a release that knows it"
+    )))
 }
 
 fn unknown_here(known: u32) -> NotDone {

@@ -11,8 +11,13 @@ use serde::{Serialize, de::DeserializeOwned};
 pub trait Versioned: Serialize + DeserializeOwned {
     /// What an error calls it.
     const NAME: &'static str;
-    /// The version that this binary writes.
+    /// The newest version that this binary writes.
     const VERSION: u8;
+
+    /// The version under which this value is written: an earlier one where that can say it.
+    fn version(&self) -> u8 {
+        Self::VERSION
+    }
 
     /// Reads the body of an earlier version. `None`: this binary never knew that version.
     fn decode_old(_version: u8, _body: &[u8]) -> Option<Result<Self, DecodeError>> {
@@ -53,7 +58,7 @@ pub enum DecodeError {
 
 /// The bytes of `value`, under its current version.
 pub fn encode<T: Versioned>(value: &T) -> Vec<u8> {
-    postcard::to_extend(value, vec![T::VERSION])
+    postcard::to_extend(value, vec![value.version()])
         .expect("serialising into memory fails for no type of ours")
 }
 

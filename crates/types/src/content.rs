@@ -1,6 +1,6 @@
 //! Where an object's bytes lie: extents, and a small tail inside the catalog.
 
-use crate::{ExtentId, KeyPoint, ObjectId, PgId, Profile, SlotSet, UploadId};
+use crate::{ExtentId, Generation, KeyPoint, ObjectId, PgId, Profile, SlotSet, UploadId};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -66,20 +66,31 @@ pub enum ExtentOwner {
         /// The part's content's id.
         object: ObjectId,
     },
+    /// A plain object that is a version of its key: the newest or an older one.
+    Version {
+        /// Its key.
+        at: KeyPoint,
+        /// The generation at which it was committed.
+        generation: Generation,
+        /// Its content's id.
+        object: ObjectId,
+    },
 }
 
 impl ExtentOwner {
     /// The key.
     pub fn at(&self) -> &KeyPoint {
         match self {
-            Self::Object { at, .. } | Self::Part { at, .. } => at,
+            Self::Object { at, .. } | Self::Part { at, .. } | Self::Version { at, .. } => at,
         }
     }
 
     /// The id of the content that holds the extent.
     pub fn object(&self) -> ObjectId {
         match self {
-            Self::Object { object, .. } | Self::Part { object, .. } => *object,
+            Self::Object { object, .. }
+            | Self::Part { object, .. }
+            | Self::Version { object, .. } => *object,
         }
     }
 }

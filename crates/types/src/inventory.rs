@@ -7,8 +7,8 @@
 //! near each other. Cells with equal sums hold the same shards; only what lies in the others is compared one by one.
 
 use crate::{
-    BucketId, DiskId, Epoch, Extent, ExtentId, ExtentOwner, KeyPoint, ObjectId, PgId, Profile,
-    SessionId, Slot, SlotSet, UploadId, Versioned,
+    BucketId, DiskId, Epoch, Extent, ExtentId, ExtentOwner, Generation, KeyPoint, ObjectId, PgId,
+    Profile, SessionId, Slot, SlotSet, UploadId, Versioned,
 };
 use serde::{Deserialize, Serialize};
 
@@ -41,6 +41,22 @@ pub enum InventoryPosition {
     Parts,
     /// An extent of the gc queue.
     Garbage(ExtentId),
+    /// An older version of a key.
+    Version {
+        /// The key.
+        at: KeyPoint,
+        /// The version's generation.
+        generation: Generation,
+    },
+    /// A part of an older version of a key.
+    VersionPart {
+        /// The key.
+        at: KeyPoint,
+        /// The version's generation.
+        generation: Generation,
+        /// The part's number.
+        number: u16,
+    },
 }
 
 /// A content, and the extents that it names.

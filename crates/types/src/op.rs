@@ -6,7 +6,7 @@
 use crate::{
     BucketId, Checksum, Content, Description, Epoch, Etag, Extent, ExtentId, ExtentOwner,
     Generation, Interval, KeyPoint, MarkLost, NodeId, ObjectId, Orphan, PartSummary, RangeId,
-    RequestToken, SessionId, SlotSet, SplitAt, UploadId, UploadRecord, Versioned,
+    RequestToken, SessionId, SlotSet, SplitAt, UploadId, UploadRecord, VersionName, Versioned,
 };
 use serde::{Deserialize, Serialize};
 
@@ -115,6 +115,8 @@ pub enum RangeOp {
         /// The right side.
         child: RangeId,
     },
+    /// Removes one version of a key, or one delete marker, for good.
+    DeleteVersion(DeleteVersion),
 }
 
 /// The condition of a write, judged where the write is ordered (C3).
@@ -171,6 +173,17 @@ pub struct Delete {
     pub deleted_ms: u64,
     /// The request.
     pub token: Option<RequestToken>,
+}
+
+/// See [`RangeOp::DeleteVersion`]. Done where there is no such version, too.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeleteVersion {
+    /// Where.
+    pub at: KeyPoint,
+    /// The bucket's configuration epoch as the gateway knows it.
+    pub bucket_epoch: Epoch,
+    /// Which.
+    pub version: VersionName,
 }
 
 /// See [`RangeOp::CreateUpload`].
@@ -311,7 +324,7 @@ pub enum BucketState {
     Fenced,
 }
 
-/// Whether a bucket keeps versions. Only `Off` is reachable in format 1.
+/// Whether a bucket keeps versions. A range applies others than `Off` from version 3 of apply on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Versioning {
     /// It never did.
@@ -358,6 +371,29 @@ pub enum Applied {
     Stepped {
         /// Whether more are left.
         more: bool,
+    },
+    /// As `Written`, where the bucket keeps versions, or did.
+    WrittenVersion {
+        /// Its generation.
+        generation: Generation,
+        /// Its entity tag: of a retry, that of the first success.
+        etag: Etag,
+        /// Its time: of a retry, that of the first success.
+        modified_ms: u64,
+        /// Its checksums.
+        checksums: Vec<Checksum>,
+        /// Which version it is.
+        version: VersionName,
+    },
+    /// The newest version of the key is a delete marker now.
+    Marked {
+        /// Which version that is.
+        version: VersionName,
+    },
+    /// There is no such version (any more).
+    VersionDeleted {
+        /// Whether it was a delete marker that was removed.
+        marker: bool,
     },
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     BucketId, Epoch, ExtentId, Generation, InventoryEntry, InventoryPosition, KeyPoint, ObjectId,
-    ObjectRecord, PartRecord, Piece, SplitState, UploadId, UploadRecord, Versioned,
+    ObjectRecord, PartRecord, Piece, SplitState, UploadId, UploadRecord, VersionName, Versioned,
 };
 use serde::{Deserialize, Serialize};
 
@@ -99,6 +99,32 @@ pub enum RangeQuery {
     SplitState,
     /// The key of the object in the middle.
     Middle,
+    /// A version of a key, and where the bytes of a span lie. Answered by [`RangeAnswer::Version`].
+    Version {
+        /// Where.
+        at: KeyPoint,
+        /// The bucket's configuration epoch as the gateway knows it.
+        bucket_epoch: Epoch,
+        /// Which; `None`: the newest.
+        version: Option<VersionName>,
+        /// Which bytes are wanted.
+        span: Span,
+    },
+    /// More pieces of a version whose first answer did not hold all.
+    VersionPieces {
+        /// Where.
+        at: KeyPoint,
+        /// Which.
+        version: VersionName,
+        /// The content that the first answer named. If it is gone: [`QueryRefusal::NoSuchVersion`].
+        object: ObjectId,
+        /// From this byte on.
+        from: u64,
+        /// Up to and without this one.
+        to: u64,
+    },
+    /// A page of the versions of the keys of a bucket: by key, then from the newest on.
+    ListVersions(ListVersions),
 }
 
 /// Which bytes of an object a read wants.
@@ -136,6 +162,25 @@ pub struct ListObjects {
     pub delimiter: Option<Vec<u8>>,
     /// Only keys (and common prefixes) behind this.
     pub after: Vec<u8>,
+    /// At most so many entries.
+    pub limit: u32,
+}
+
+/// See [`RangeQuery::ListVersions`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ListVersions {
+    /// The bucket.
+    pub bucket: BucketId,
+    /// The bucket's configuration epoch as the gateway knows it.
+    pub bucket_epoch: Epoch,
+    /// Only keys that begin so.
+    pub prefix: Vec<u8>,
+    /// Roll up what follows the prefix to this delimiter.
+    pub delimiter: Option<Vec<u8>>,
+    /// Only keys (and common prefixes) behind this.
+    pub after: Vec<u8>,
+    /// And of that very key those behind this version.
+    pub after_version: Option<VersionName>,
     /// At most so many entries.
     pub limit: u32,
 }
@@ -209,6 +254,21 @@ pub enum RangeAnswer {
     SplitState(SplitState),
     /// Where half of the objects lie before; `None`: there are fewer than two.
     Middle(Option<KeyPoint>),
+    /// A version of an object.
+    Version {
+        /// Its record.
+        record: Box<ObjectRecord>,
+        /// Which version it is.
+        version: VersionName,
+        /// The bytes of the span: first, and first behind. Equal where nothing was asked for.
+        from: u64,
+        /// First behind.
+        to: u64,
+        /// Where they lie: at most [`PIECES_MAX`]; the rest is asked for by [`RangeQuery::VersionPieces`].
+        pieces: Vec<Piece>,
+    },
+    /// A page of versions.
+    Versions(Page<VersionEntry>),
 }
 
 /// A page, and where the next one begins.
@@ -229,6 +289,35 @@ pub enum ListEntry {
         key: Vec<u8>,
         /// What a list shows of it.
         summary: Summary,
+    },
+    /// Keys rolled up.
+    CommonPrefix(Vec<u8>),
+}
+
+/// An entry of a list of versions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VersionEntry {
+    /// An object.
+    Object {
+        /// The key's bytes.
+        key: Vec<u8>,
+        /// Which version of it.
+        version: VersionName,
+        /// Whether it is the newest.
+        latest: bool,
+        /// What a list shows of it.
+        summary: Summary,
+    },
+    /// A delete marker.
+    Marker {
+        /// The key's bytes.
+        key: Vec<u8>,
+        /// Which version of it.
+        version: VersionName,
+        /// Whether it is the newest.
+        latest: bool,
+        /// When it was committed, in milliseconds since 1970.
+        modified_ms: u64,
     },
     /// Keys rolled up.
     CommonPrefix(Vec<u8>),
@@ -293,6 +382,17 @@ pub enum QueryRefusal {
     /// Refresh the range directory.
     #[error("the key does not lie in this range")]
     OutsideRange,
+    /// 404.
+    #[error("there is no such version of this key")]
+    NoSuchVersion,
+    /// 404 of the newest version, 405 of one that was asked for.
+    #[error("the version is a delete marker")]
+    DeleteMarker {
+        /// Which.
+        version: VersionName,
+        /// When it was committed, in milliseconds since 1970.
+        modified_ms: u64,
+    },
 }
 
 impl Versioned for RangeQuery {

@@ -3,7 +3,7 @@
 use crate::{
     Applied, ApplyVersions, BucketId, BucketName, BucketRow, BucketState, ClusterId, ClusterMap,
     Disk, DiskId, DiskState, Epoch, Node, NodeId, PgId, PlacementDiff, RangeDescriptor, RangeId,
-    ReplicaDirectory, ReplicaMove, Role, SessionId, SlotMove, SplitDone, Versioned,
+    ReplicaDirectory, ReplicaMove, Role, SessionId, SlotMove, SplitDone, Versioned, Versioning,
 };
 use serde::{Deserialize, Serialize};
 
@@ -175,6 +175,16 @@ pub enum RootOp {
         base: Epoch,
         /// To these. Never back.
         to: ApplyVersions,
+    },
+    /// From now on a bucket keeps versions, or keeps none of what is written from now on. It has a later epoch; the ranges
+    /// are told by whoever asks this.
+    SetVersioning {
+        /// Its name.
+        name: BucketName,
+        /// The bucket under that name.
+        bucket: BucketId,
+        /// Never back to `Off`.
+        versioning: Versioning,
     },
 }
 

@@ -1,16 +1,19 @@
 //! By which version nodes apply what is in the logs (`docs/adr/0022`).
 
-use crate::{NodeId, RangeOp, SPLIT_APPLY_VERSION, Versioned};
+use crate::{NodeId, RangeOp, RootOp, SPLIT_APPLY_VERSION, Versioned, Versioning};
 use serde::{Deserialize, Serialize};
 
 /// Versions of apply: of the root, and of the ranges of data. What a binary knows up to, or what a cluster uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApplyVersions {
-    /// Of the root. 1: the first. 2: the root keeps by which versions the cluster applies.
+    /// Of the root. 1: the first. 2: the root keeps by which versions the cluster applies. 3: buckets keep versions.
     pub root: u32,
-    /// Of the ranges of data. 1: the first. 2: ranges split.
+    /// Of the ranges of data. 1: the first. 2: ranges split. 3: buckets keep versions.
     pub ranges: u32,
 }
+
+/// From these on buckets may keep versions of objects (`docs/adr/0023`).
+pub const OBJECT_VERSIONS: ApplyVersions = ApplyVersions { root: 3, ranges: 3 };
 
 impl ApplyVersions {
     /// What a cluster applies by whose root says nothing of it.
@@ -42,7 +45,63 @@ impl RangeOp {
             Self::PrepareSplit(_) | Self::StepSplit | Self::Split(_) | Self::SplitTold { .. } => {
                 SPLIT_APPLY_VERSION
             }
-            _ => 1,
+            Self::DeleteVersion(_) => OBJECT_VERSIONS.ranges,
+            Self::SetBucket(row) if row.versioning != Versioning::Off => OBJECT_VERSIONS.ranges,
+            Self::Put(_)
+            | Self::Delete(_)
+            | Self::CreateUpload(_)
+            | Self::PutPart(_)
+            | Self::CompleteUpload(_)
+            | Self::AbortUpload(_)
+            | Self::Redescribe(_)
+            | Self::Abandon(_)
+            | Self::SetBucket(_)
+            | Self::FenceBucket { .. }
+            | Self::UnfenceBucket { .. }
+            | Self::RaiseSessionFloor { .. }
+            | Self::CollectDone { .. }
+            | Self::RaiseApplyVersion { .. }
+            | Self::ReportHash
+            | Self::Repaired { .. }
+            | Self::MarkLost(_)
+            | Self::QueueOrphans { .. }
+            | Self::Recode(_) => 1,
+        }
+    }
+}
+
+impl RootOp {
+    /// The first version of apply of the root that knows it. Ranges of data have none of this, and so their own numbers.
+    pub fn apply_version(&self) -> u32 {
+        match self {
+            Self::SetVersioning { .. } => OBJECT_VERSIONS.root,
+            Self::Bootstrap { .. }
+            | Self::IssueToken { .. }
+            | Self::Join { .. }
+            | Self::Boot { .. }
+            | Self::SetDiskState { .. }
+            | Self::Place(_)
+            | Self::CreateBucket { .. }
+            | Self::DeleteBucketBegin { .. }
+            | Self::DeleteBucketDone { .. }
+            | Self::DeleteBucketRollBack { .. }
+            | Self::OpenSession { .. }
+            | Self::EndSession { .. }
+            | Self::AdvanceTime { .. }
+            | Self::SetVoters { .. }
+            | Self::BeginMove(_)
+            | Self::Switch(_)
+            | Self::LoseDisks { .. }
+            | Self::JudgeDisk { .. }
+            | Self::ReserveRange
+            | Self::Split(_)
+            | Self::BeginReplicaMove { .. }
+            | Self::EndReplicaMove(_)
+            | Self::CancelReplicaMove(_)
+            | Self::DrainReplicas { .. }
+            | Self::RemoveNode(_)
+            // whoever proposes it has asked all
+            | Self::RaiseApplyVersions { .. } => 1,
         }
     }
 }

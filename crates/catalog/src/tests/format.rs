@@ -42,6 +42,7 @@ fn rows_of_format_1() {
         token: None,
         description: Description::default(),
         content: ObjectContent::Parts(UploadId(1)),
+        has_id: false,
     };
     let bytes = unhex("01050a0102030405060708090a0b0c0d0e0f10000007030000000101");
     assert_eq!(hex(&encode(&row)), hex(&bytes));

@@ -431,7 +431,12 @@ fn named_by_rows(range: &Replicas) -> BTreeSet<ExtentId> {
 }
 
 /// What the inventory of a range names, and how many objects it has. Nothing is met twice while the range stands still.
-fn walk(range: &Replicas, of: RangeId, limit: u32, met: &mut BTreeSet<ExtentId>) -> usize {
+pub(super) fn walk(
+    range: &Replicas,
+    of: RangeId,
+    limit: u32,
+    met: &mut BTreeSet<ExtentId>,
+) -> usize {
     let (mut objects, mut after) = (0, None);
     loop {
         let (entries, next) = range.inventory_of(of, after, limit);

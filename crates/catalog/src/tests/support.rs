@@ -304,6 +304,7 @@ fn key_of(op: &RangeOp) -> Option<&KeyPoint> {
     match op {
         RangeOp::Put(op) => Some(&op.at),
         RangeOp::Delete(op) => Some(&op.at),
+        RangeOp::DeleteVersion(op) => Some(&op.at),
         RangeOp::CreateUpload(op) => Some(&op.at),
         RangeOp::PutPart(op) => Some(&op.at),
         RangeOp::CompleteUpload(op) => Some(&op.at),

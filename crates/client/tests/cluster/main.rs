@@ -6,7 +6,7 @@ mod fake;
 mod recode;
 mod sealing;
 
-use ashlar_client::{Failure, Ticket};
+use ashlar_client::{ContentName, Failure, Ticket};
 use ashlar_types::*;
 use bytes::Bytes;
 use fake::{BUCKET, FakeCluster, Fault, Trick, disk};
@@ -42,17 +42,19 @@ fn pieces(content: &Content) -> Vec<Piece> {
     pieces
 }
 
+fn the_key() -> ContentName {
+    ContentName { at: KeyPoint::new(BUCKET, *b"key"), object: ObjectId(1), version: None }
+}
+
 async fn read(
     cluster: &FakeCluster,
     content: &Content,
     from: usize,
     to: usize,
 ) -> Result<Vec<u8>, Failure> {
-    let at = KeyPoint::new(BUCKET, *b"key");
     let stream = cluster.client.reader(
         cluster.client.open_read(),
-        at,
-        ObjectId(1),
+        the_key(),
         pieces(content),
         from as u64,
         to as u64,
@@ -240,9 +242,7 @@ async fn further_pieces_are_asked_for_when_they_are_needed() {
     content.tail = Bytes::from_static(b"tail");
     let mut all = pieces(&content);
     cluster.with(|shared| shared.more_pieces = vec![all.pop().unwrap()]);
-    let at = KeyPoint::new(BUCKET, *b"key");
-    let stream =
-        cluster.client.reader(cluster.client.open_read(), at, ObjectId(1), all, 99_999, 100_003);
+    let stream = cluster.client.reader(cluster.client.open_read(), the_key(), all, 99_999, 100_003);
     let parts: Vec<Bytes> = stream.try_collect().await.unwrap();
     assert_eq!(parts.concat(), [&bytes[99_999..], b"tai"].concat());
 }
