@@ -1,10 +1,10 @@
 //! What the gateway asks of a cluster: the verbs of `ashlar-client` that it uses, as a trait, so that its pipelines are
 //! tested against a cluster in memory.
 
-use ashlar_client::{Client, Failure, ListUploads, ObjectWriter, OpenRead, Ticket};
+use ashlar_client::{Client, ContentName, Failure, ListUploads, ObjectWriter, OpenRead, Ticket};
 use ashlar_types::{
-    Applied, Bucket, BucketId, BucketName, Content, KeyPoint, ListEntry, ListObjects, ObjectId,
-    Page, Piece, RangeAnswer, RangeOp, RangeQuery, UploadEntry,
+    Applied, Bucket, BucketId, BucketName, Content, KeyPoint, ListEntry, ListObjects, ListVersions,
+    Page, Piece, RangeAnswer, RangeOp, RangeQuery, UploadEntry, VersionEntry, Versioning,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -26,8 +26,14 @@ pub(crate) trait Cluster: Send + Sync + 'static {
     async fn bucket_now(&self, name: &BucketName) -> Result<Option<Bucket>, Failure>;
     async fn buckets(&self) -> Result<Vec<Bucket>, Failure>;
     async fn delete_bucket(&self, name: &BucketName) -> Result<(), Failure>;
+    async fn set_versioning(
+        &self,
+        name: &BucketName,
+        versioning: Versioning,
+    ) -> Result<Bucket, Failure>;
     async fn query(&self, at: &KeyPoint, query: RangeQuery) -> Result<RangeAnswer, Failure>;
     async fn list(&self, list: ListObjects) -> Result<Page<ListEntry>, Failure>;
+    async fn list_versions(&self, list: ListVersions) -> Result<Page<VersionEntry>, Failure>;
     async fn list_uploads(&self, list: ListUploads) -> Result<Page<UploadEntry>, Failure>;
     async fn execute(
         &self,
@@ -40,8 +46,7 @@ pub(crate) trait Cluster: Send + Sync + 'static {
     fn reader(
         &self,
         read: Self::Read,
-        at: KeyPoint,
-        object: ObjectId,
+        content: ContentName,
         pieces: Vec<Piece>,
         from: u64,
         to: u64,
@@ -82,12 +87,24 @@ impl Cluster for Client {
         Self::delete_bucket(self, name).await
     }
 
+    async fn set_versioning(
+        &self,
+        name: &BucketName,
+        versioning: Versioning,
+    ) -> Result<Bucket, Failure> {
+        Self::set_versioning(self, name, versioning).await
+    }
+
     async fn query(&self, at: &KeyPoint, query: RangeQuery) -> Result<RangeAnswer, Failure> {
         Self::query(self, at, query).await
     }
 
     async fn list(&self, list: ListObjects) -> Result<Page<ListEntry>, Failure> {
         Self::list(self, list).await
+    }
+
+    async fn list_versions(&self, list: ListVersions) -> Result<Page<VersionEntry>, Failure> {
+        Self::list_versions(self, list).await
     }
 
     async fn list_uploads(&self, list: ListUploads) -> Result<Page<UploadEntry>, Failure> {
@@ -114,13 +131,12 @@ impl Cluster for Client {
     fn reader(
         &self,
         read: OpenRead,
-        at: KeyPoint,
-        object: ObjectId,
+        content: ContentName,
         pieces: Vec<Piece>,
         from: u64,
         to: u64,
     ) -> BoxStream<'static, Result<Bytes, Failure>> {
-        Self::reader(self, read, at, object, pieces, from, to).boxed()
+        Self::reader(self, read, content, pieces, from, to).boxed()
     }
 }
 

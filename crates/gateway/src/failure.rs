@@ -64,6 +64,10 @@ fn refused(refusal: &Refusal) -> Failure {
 fn query(refusal: &QueryRefusal) -> Failure {
     match refusal {
         QueryRefusal::NoSuchKey => Failure::NoSuchKey,
+        QueryRefusal::NoSuchVersion => Failure::NoSuchVersion,
+        QueryRefusal::DeleteMarker { version, modified_ms } => {
+            Failure::DeleteMarker { version: *version, modified_ms: *modified_ms }
+        }
         QueryRefusal::NoSuchUpload => Failure::NoSuchUpload,
         QueryRefusal::SpanOutside { size } => Failure::SpanOutside { size: *size },
         QueryRefusal::NoSuchPart => Failure::NoSuchPart,

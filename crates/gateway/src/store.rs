@@ -3,20 +3,25 @@
 //! A PUT reads the body, hands each piece to the writer (which encodes and sends it) and to the MD5 lanes, asks the body
 //! for its verdict, and only then finishes the shards and proposes the one command that makes the object visible (C1,
 //! C10). Whatever fails before drops the writer, and so nothing is left.
+//!
+//! A bucket that never kept versions is asked as it was before there were any: nodes of earlier releases know nothing else.
+//! Of that, memory is no proof; where it would make a difference, the bucket is looked at again.
 
 use crate::admission::Admission;
 use crate::cluster::{Cluster, Writer as _};
 use crate::failure::{is_stale_bucket, translate};
 use crate::md5_lanes::Md5Lanes;
+use ashlar_client::ContentName;
 use ashlar_host::Host;
 use ashlar_s3::{
-    Backend, CompleteUpload, Failure, Found, List, ListUploads, Parts, Place, PutObject,
-    Redescribe, Upload, Written,
+    Backend, CompleteUpload, Deleted, Failure, Found, List, ListUploads, ListVersions, Parts,
+    Place, PutObject, Redescribe, Upload, Written,
 };
 use ashlar_types::{
-    AbortUpload, Applied, Bucket, BucketName, Checksum, Content, CreateUpload, Delete, Etag,
-    KeyPoint, ListEntry, ListObjects, ObjectId, ObjectKey, Page, Put, PutPart, RangeAnswer,
-    RangeOp, RangeQuery, RequestToken, Span, UploadEntry, UploadId, UploadRecord, WriteCondition,
+    AbortUpload, Applied, Bucket, BucketName, Checksum, Content, CreateUpload, Delete,
+    DeleteVersion, Etag, KeyPoint, ListEntry, ListObjects, ObjectId, ObjectKey, Page, Piece, Put,
+    PutPart, RangeAnswer, RangeOp, RangeQuery, RequestToken, Span, UploadEntry, UploadId,
+    UploadRecord, VersionEntry, VersionName, Versioning, WriteCondition,
 };
 use async_trait::async_trait;
 use futures::StreamExt as _;
@@ -52,6 +57,45 @@ fn usable(found: Result<Option<Bucket>, ashlar_client::Failure>) -> Result<Bucke
     }
 }
 
+fn read_query(
+    bucket: &Bucket,
+    at: KeyPoint,
+    version: Option<VersionName>,
+    span: Span,
+) -> RangeQuery {
+    let bucket_epoch = bucket.row.epoch;
+    match (bucket.row.versioning, version) {
+        (Versioning::Off, None | Some(VersionName::Null)) => {
+            RangeQuery::Object { at, bucket_epoch, span }
+        }
+        (Versioning::Off, Some(VersionName::Id(_)))
+        | (Versioning::On | Versioning::Suspended, _) => {
+            RangeQuery::Version { at, bucket_epoch, version, span }
+        }
+    }
+}
+
+fn list_query(bucket: &Bucket, list: &List) -> ListObjects {
+    ListObjects {
+        bucket: bucket.row.bucket,
+        bucket_epoch: bucket.row.epoch,
+        prefix: list.prefix.clone().into_bytes(),
+        delimiter: list.delimiter.clone().map(String::into_bytes),
+        after: list.after.clone(),
+        limit: list.limit,
+    }
+}
+
+/// The one version of a key in a bucket that never kept any.
+fn as_version(entry: ListEntry) -> VersionEntry {
+    match entry {
+        ListEntry::Key { key, summary } => {
+            VersionEntry::Object { key, version: VersionName::Null, latest: true, summary }
+        }
+        ListEntry::CommonPrefix(prefix) => VersionEntry::CommonPrefix(prefix),
+    }
+}
+
 fn unexpected(asked: &str) -> Failure {
     Failure::Internal(format!("the cluster answered {asked} with something else"))
 }
@@ -82,10 +126,30 @@ impl<C: Cluster> Store<C> {
             let at = KeyPoint::new(bucket.row.bucket, key);
             match self.cluster.query(&at, query(&bucket, at.clone())).await {
                 Err(failure) if is_stale_bucket(&failure) => bucket = self.bucket_now(name).await?,
-                other => return other.map(|answer| (bucket, answer)).map_err(translate),
+                other => match self.turned_meanwhile(&bucket).await {
+                    Some(turned) => bucket = turned,
+                    None => return other.map(|answer| (bucket, answer)).map_err(translate),
+                },
             }
         }
         Err(Failure::BucketBusy)
+    }
+
+    /// The bucket, where it began to keep versions after `asked` was remembered: the question was put as to one that does
+    /// not. The client agrees with a range on a later row by itself, and remembers that one from then on.
+    async fn turned_meanwhile(&self, asked: &Bucket) -> Option<Bucket> {
+        if asked.row.versioning != Versioning::Off {
+            return None;
+        }
+        let seen = self.bucket_seen(&asked.name).await.ok()?;
+        (seen.row.bucket == asked.row.bucket && seen.row.versioning != Versioning::Off)
+            .then_some(seen)
+    }
+
+    /// Whether a bucket never kept versions, as of now.
+    async fn never_kept_versions(&self, name: &BucketName) -> Result<bool, Failure> {
+        let is_off = |bucket: Bucket| bucket.row.versioning == Versioning::Off;
+        Ok(is_off(self.bucket_seen(name).await?) && is_off(self.bucket_now(name).await?))
     }
 
     /// Does something that names no content: it can be begun anew.
@@ -163,6 +227,31 @@ impl<C: Cluster> Store<C> {
         writing.await.map(|(_, ticket)| ticket).map_err(translate)
     }
 
+    /// A page of versions of the bucket as it is thought to be.
+    async fn page_of_versions(
+        &self,
+        bucket: &Bucket,
+        list: &ListVersions,
+    ) -> Result<Page<VersionEntry>, ashlar_client::Failure> {
+        let keys = list_query(bucket, &list.list);
+        if bucket.row.versioning == Versioning::Off {
+            let page = self.cluster.list(keys).await?;
+            let entries = page.entries.into_iter().map(as_version).collect();
+            return Ok(Page { entries, more: page.more });
+        }
+        let ListObjects { bucket, bucket_epoch, prefix, delimiter, after, limit } = keys;
+        let query = ashlar_types::ListVersions {
+            bucket,
+            bucket_epoch,
+            prefix,
+            delimiter,
+            after,
+            after_version: list.after_version,
+            limit,
+        };
+        self.cluster.list_versions(query).await
+    }
+
     fn now_ms(&self) -> u64 {
         self.host.clock.wall_ms()
     }
@@ -170,13 +259,39 @@ impl<C: Cluster> Store<C> {
     fn written(&self, applied: Applied) -> Result<Written, Failure> {
         match applied {
             Applied::Written { etag, modified_ms, checksums, .. } => {
-                Ok(Written { etag, modified_ms, checksums })
+                Ok(Written { etag, modified_ms, checksums, version: None })
+            }
+            Applied::WrittenVersion { etag, modified_ms, checksums, version, .. } => {
+                Ok(Written { etag, modified_ms, checksums, version: Some(version) })
             }
             Applied::Done
             | Applied::Deleted { .. }
+            | Applied::Marked { .. }
+            | Applied::VersionDeleted { .. }
             | Applied::Fenced(_)
             | Applied::Stepped { .. } => Err(unexpected("a write")),
         }
+    }
+
+    /// The bytes of an answer. Their share of memory is held until the last one has gone out.
+    async fn bytes(
+        &self,
+        read: C::Read,
+        content: ContentName,
+        pieces: Vec<Piece>,
+        from: u64,
+        to: u64,
+    ) -> Result<ashlar_s3::Content, Failure> {
+        if from == to {
+            return Ok(futures::stream::empty().boxed());
+        }
+        let share = self.admission.admit(to - from).await?;
+        let bytes = self.cluster.reader(read, content, pieces, from, to);
+        let held = bytes.map(move |piece| {
+            let _held = &share;
+            piece.map_err(translate)
+        });
+        Ok(held.boxed())
     }
 }
 
@@ -218,32 +333,40 @@ impl<C: Cluster> Backend for Store<C> {
         self.written(applied)
     }
 
-    async fn get(&self, place: &Place, span: Span) -> Result<Found, Failure> {
+    async fn set_versioning(
+        &self,
+        name: &BucketName,
+        versioning: Versioning,
+    ) -> Result<(), Failure> {
+        self.cluster.set_versioning(name, versioning).await.map(|_| ()).map_err(translate)
+    }
+
+    async fn get(
+        &self,
+        place: &Place,
+        version: Option<VersionName>,
+        span: Span,
+    ) -> Result<Found, Failure> {
+        if matches!(version, Some(VersionName::Id(_)))
+            && self.never_kept_versions(&place.bucket).await?
+        {
+            return Err(Failure::NoSuchVersion);
+        }
         let read = self.cluster.open_read();
         let query = self.query(&place.bucket, place.key.as_str().as_bytes(), |bucket, at| {
-            RangeQuery::Object { at, bucket_epoch: bucket.row.epoch, span }
+            read_query(bucket, at, version, span)
         });
         let (bucket, answer) = query.await?;
-        let RangeAnswer::Object { record, from, to, pieces } = answer else {
-            return Err(unexpected("a read of an object"));
+        let (record, version, pieces, from, to) = match answer {
+            RangeAnswer::Object { record, from, to, pieces } => (record, None, pieces, from, to),
+            RangeAnswer::Version { record, version, from, to, pieces } => {
+                (record, Some(version), pieces, from, to)
+            }
+            _ => return Err(unexpected("a read of an object")),
         };
-        if from == to {
-            return Ok(Found {
-                record: *record,
-                from,
-                to,
-                content: futures::stream::empty().boxed(),
-            });
-        }
-        let share = self.admission.admit(to - from).await?;
-        let bytes =
-            self.cluster.reader(read, point(&bucket, &place.key), record.object, pieces, from, to);
-        let content = bytes.map(move |piece| {
-            // held until the last byte has gone out
-            let _held = &share;
-            piece.map_err(translate)
-        });
-        Ok(Found { record: *record, from, to, content: content.boxed() })
+        let name = ContentName { at: point(&bucket, &place.key), object: record.object, version };
+        let content = self.bytes(read, name, pieces, from, to).await?;
+        Ok(Found { record: *record, version, from, to, content })
     }
 
     async fn delete(
@@ -251,7 +374,7 @@ impl<C: Cluster> Backend for Store<C> {
         place: &Place,
         condition: WriteCondition,
         token: Option<RequestToken>,
-    ) -> Result<bool, Failure> {
+    ) -> Result<Deleted, Failure> {
         let execute = self.execute(place, |bucket, at| {
             RangeOp::Delete(Delete {
                 at,
@@ -262,11 +385,41 @@ impl<C: Cluster> Backend for Store<C> {
             })
         });
         match execute.await? {
-            Applied::Deleted { existed } => Ok(existed),
+            Applied::Deleted { .. } => Ok(Deleted { version: None, marker: false }),
+            Applied::Marked { version } => Ok(Deleted { version: Some(version), marker: true }),
             Applied::Done
             | Applied::Written { .. }
+            | Applied::WrittenVersion { .. }
+            | Applied::VersionDeleted { .. }
             | Applied::Fenced(_)
             | Applied::Stepped { .. } => Err(unexpected("a delete")),
+        }
+    }
+
+    async fn delete_version(
+        &self,
+        place: &Place,
+        version: VersionName,
+    ) -> Result<Deleted, Failure> {
+        if self.never_kept_versions(&place.bucket).await? {
+            let has_id = matches!(version, VersionName::Id(_));
+            // a marker: versions were switched on in between, and the one named is still there, beneath it
+            if has_id || !self.delete(place, WriteCondition::Always, None).await?.marker {
+                return Ok(Deleted { version: Some(version), marker: false });
+            }
+        }
+        let execute = self.execute(place, |bucket, at| {
+            RangeOp::DeleteVersion(DeleteVersion { at, bucket_epoch: bucket.row.epoch, version })
+        });
+        match execute.await? {
+            Applied::VersionDeleted { marker } => Ok(Deleted { version: Some(version), marker }),
+            Applied::Done
+            | Applied::Written { .. }
+            | Applied::WrittenVersion { .. }
+            | Applied::Deleted { .. }
+            | Applied::Marked { .. }
+            | Applied::Fenced(_)
+            | Applied::Stepped { .. } => Err(unexpected("a delete of a version")),
         }
     }
 
@@ -290,19 +443,26 @@ impl<C: Cluster> Backend for Store<C> {
     async fn list(&self, list: List) -> Result<Page<ListEntry>, Failure> {
         let mut bucket = self.bucket_seen(&list.bucket).await?;
         for _ in 1..TRIES_MAX {
-            let query = ListObjects {
-                bucket: bucket.row.bucket,
-                bucket_epoch: bucket.row.epoch,
-                prefix: list.prefix.clone().into_bytes(),
-                delimiter: list.delimiter.clone().map(String::into_bytes),
-                after: list.after.clone(),
-                limit: list.limit,
-            };
-            match self.cluster.list(query).await {
+            match self.cluster.list(list_query(&bucket, &list)).await {
                 Err(failure) if is_stale_bucket(&failure) => {
                     bucket = self.bucket_now(&list.bucket).await?;
                 }
                 other => return other.map_err(translate),
+            }
+        }
+        Err(Failure::BucketBusy)
+    }
+
+    async fn list_versions(&self, list: ListVersions) -> Result<Page<VersionEntry>, Failure> {
+        let name = &list.list.bucket;
+        let mut bucket = self.bucket_seen(name).await?;
+        for _ in 1..TRIES_MAX {
+            match self.page_of_versions(&bucket, &list).await {
+                Err(failure) if is_stale_bucket(&failure) => bucket = self.bucket_now(name).await?,
+                other => match self.turned_meanwhile(&bucket).await {
+                    Some(turned) => bucket = turned,
+                    None => return other.map_err(translate),
+                },
             }
         }
         Err(Failure::BucketBusy)
@@ -349,7 +509,7 @@ impl<C: Cluster> Backend for Store<C> {
             }))
         });
         let (_, stored) = Box::pin(write).await?;
-        Ok(Written { etag: stored.etag, modified_ms, checksums: stored.checksums })
+        Ok(Written { etag: stored.etag, modified_ms, checksums: stored.checksums, version: None })
     }
 
     async fn parts(

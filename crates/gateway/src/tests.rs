@@ -6,13 +6,14 @@ mod support;
 
 use crate::cluster::{Cluster, Writer};
 use crate::{Gateway, GatewayConfig, TlsConfig, serve};
-use ashlar_client::{Failure, ListUploads};
+use ashlar_client::{ContentName, Failure, ListUploads};
 use ashlar_host::Host;
 use ashlar_s3::SecretKey;
 use ashlar_types::{
     Applied, Bucket, BucketId, BucketName, BucketRow, BucketState, Content, Epoch, Generation,
-    INLINE_BYTES_MAX, KeyPoint, ListEntry, ListObjects, ObjectId, ObjectRecord, Page, Piece, Put,
-    QueryRefusal, RangeAnswer, RangeOp, RangeQuery, Refusal, Span, UploadEntry, Versioning,
+    INLINE_BYTES_MAX, KeyPoint, ListEntry, ListObjects, ListVersions, ObjectRecord, Page, Piece,
+    Put, QueryRefusal, RangeAnswer, RangeOp, RangeQuery, Refusal, Span, Summary, UploadEntry,
+    VersionEntry, VersionId, VersionName, Versioning,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -36,6 +37,8 @@ struct State {
     dropped: u32,
     executed: u32,
     asked_now: u32,
+    /// Questions and commands that only nodes know which know of versions.
+    of_versions: u32,
     failure: Option<Failure>,
 }
 
@@ -71,9 +74,33 @@ impl Fake {
         self.0.lock().unwrap()
     }
 
+    /// What the client does where a range knows a later row of a bucket: it fetches that, and goes on.
+    fn agree(&self, epoch: Epoch) {
+        let mut state = self.state();
+        if state.bucket.as_ref().is_some_and(|bucket| bucket.row.epoch != epoch) {
+            state.remembered = None;
+        }
+    }
+
     fn is_gone(&self, at: &KeyPoint) -> bool {
         self.state().bucket.as_ref().map(|bucket| bucket.row.bucket) != Some(at.bucket)
     }
+}
+
+fn id_of(record: &ObjectRecord) -> VersionName {
+    VersionName::Id(VersionId::of_object(record.generation, record.object))
+}
+
+fn summary(record: &ObjectRecord) -> Summary {
+    let ObjectRecord { size, modified_ms, etag, .. } = *record;
+    Summary { size, modified_ms, etag, checksums: Vec::new() }
+}
+
+fn pieces(content: &Content) -> Vec<Piece> {
+    let extents = content.extents.iter();
+    let extents = extents.map(|extent| Piece::Extent { offset: 0, extent: extent.clone() });
+    let inline = Piece::Inline { offset: 0, bytes: content.tail.clone() };
+    if content.extents.is_empty() { vec![inline] } else { extents.collect() }
 }
 
 #[async_trait]
@@ -140,31 +167,65 @@ impl Cluster for Fake {
         Err(Failure::Refused(Refusal::BucketNotEmpty))
     }
 
+    async fn set_versioning(
+        &self,
+        _: &BucketName,
+        versioning: Versioning,
+    ) -> Result<Bucket, Failure> {
+        let mut state = self.state();
+        let bucket = state.bucket.as_mut().expect("made before");
+        bucket.row.versioning = versioning;
+        bucket.row.epoch = Epoch(bucket.row.epoch.0 + 1);
+        Ok(bucket.clone())
+    }
+
     async fn query(&self, at: &KeyPoint, query: RangeQuery) -> Result<RangeAnswer, Failure> {
         if self.is_gone(at) {
             return Err(Failure::Query(QueryRefusal::BucketFenced));
         }
-        let state = self.state();
+        let (epoch, span, version) = match query {
+            RangeQuery::Object { bucket_epoch, span, .. } => (bucket_epoch, span, None),
+            RangeQuery::Version { bucket_epoch, span, version, .. } => {
+                (bucket_epoch, span, Some(version))
+            }
+            _ => return Err(Failure::Unavailable { reason: "not asked in these tests".into() }),
+        };
+        self.agree(epoch);
+        let mut state = self.state();
+        state.of_versions += u32::from(version.is_some());
         let Some((record, content)) = state.objects.get(at) else {
             return Err(Failure::Query(QueryRefusal::NoSuchKey));
         };
-        let RangeQuery::Object { span, .. } = query else {
-            return Err(Failure::Unavailable { reason: "not asked in these tests".into() });
-        };
-        let to = if span == Span::Nothing { 0 } else { record.size };
-        let mut pieces: Vec<Piece> = content
-            .extents
-            .iter()
-            .map(|extent| Piece::Extent { offset: 0, extent: extent.clone() })
-            .collect();
-        if pieces.is_empty() {
-            pieces.push(Piece::Inline { offset: 0, bytes: content.tail.clone() });
+        let (from, to) = (0, if span == Span::Nothing { 0 } else { record.size });
+        let (record, pieces) = (Box::new(record.clone()), pieces(content));
+        let id = id_of(&record);
+        match version {
+            None => Ok(RangeAnswer::Object { record, from, to, pieces }),
+            Some(named) if named.is_none_or(|name| name == id) => {
+                Ok(RangeAnswer::Version { record, version: id, from, to, pieces })
+            }
+            Some(_) => Err(Failure::Query(QueryRefusal::NoSuchVersion)),
         }
-        Ok(RangeAnswer::Object { record: Box::new(record.clone()), from: 0, to, pieces })
     }
 
-    async fn list(&self, _: ListObjects) -> Result<Page<ListEntry>, Failure> {
-        Ok(Page { entries: Vec::new(), more: false })
+    async fn list(&self, list: ListObjects) -> Result<Page<ListEntry>, Failure> {
+        self.agree(list.bucket_epoch);
+        let state = self.state();
+        let entry = |(at, (record, _)): (&KeyPoint, &(ObjectRecord, Content))| ListEntry::Key {
+            key: at.key.to_vec(),
+            summary: summary(record),
+        };
+        Ok(Page { entries: state.objects.iter().map(entry).collect(), more: false })
+    }
+
+    async fn list_versions(&self, _: ListVersions) -> Result<Page<VersionEntry>, Failure> {
+        let mut state = self.state();
+        state.of_versions += 1;
+        let entry = |(at, (record, _)): (&KeyPoint, &(ObjectRecord, Content))| {
+            let (version, summary) = (id_of(record), summary(record));
+            VersionEntry::Object { key: at.key.to_vec(), version, latest: true, summary }
+        };
+        Ok(Page { entries: state.objects.iter().map(entry).collect(), more: false })
     }
 
     async fn list_uploads(&self, _: ListUploads) -> Result<Page<UploadEntry>, Failure> {
@@ -180,7 +241,18 @@ impl Cluster for Fake {
         if let Some(failure) = state.failure.take() {
             return Err(failure);
         }
-        let RangeOp::Put(put) = op else { return Ok(Applied::Deleted { existed: true }) };
+        let put = match op {
+            RangeOp::Put(put) => put,
+            RangeOp::DeleteVersion(delete) => {
+                state.of_versions += 1;
+                state.objects.remove(&delete.at);
+                return Ok(Applied::VersionDeleted { marker: false });
+            }
+            _ => {
+                state.objects.remove(at);
+                return Ok(Applied::Deleted { existed: true });
+            }
+        };
         let Put { at, object, modified_ms, etag, checksums, description, content, token, .. } =
             *put;
         let written = Applied::Written {
@@ -214,8 +286,7 @@ impl Cluster for Fake {
     fn reader(
         &self,
         (): (),
-        _: KeyPoint,
-        _: ObjectId,
+        _: ContentName,
         pieces: Vec<Piece>,
         _: u64,
         _: u64,
@@ -301,6 +372,46 @@ async fn a_bucket_that_was_made_anew_elsewhere_is_found_again() {
     assert_eq!(cluster.state().asked_now, 3);
     cluster.state().bucket = None;
     client.put("k", "abc").await.is_error(404, "NoSuchBucket");
+}
+
+/// Nodes of earlier releases know no questions about versions.
+#[tokio::test]
+async fn a_bucket_without_versions_is_asked_nothing_about_them() {
+    let (cluster, client) = with_bucket().await;
+    let id = VersionId { generation: Generation(1), tag: 2 };
+    client.put("k", "abc").await.is(200);
+    assert_eq!(client.get("/bkt/k?versionId=null").await.is(200).text(), "abc");
+    client.get(&format!("/bkt/k?versionId={id}")).await.is_error(404, "NoSuchVersion");
+    assert_eq!(client.get("/bkt?versions").await.is(200).all("VersionId"), ["null"]);
+    let delete = |version: String| call("DELETE", &format!("/bkt/k?versionId={version}"));
+    client.send(delete(id.to_string())).await.is(204);
+    client.get("/bkt/k").await.is(200);
+    client.send(delete("null".into())).await.is(204);
+    client.get("/bkt/k").await.is_error(404, "NoSuchKey");
+    assert_eq!(cluster.state().of_versions, 0);
+}
+
+/// The client agrees with ranges on a later row of a bucket by itself: the question is then still the wrong one.
+#[tokio::test]
+async fn a_bucket_that_began_to_keep_versions_elsewhere_is_asked_anew() {
+    let (cluster, client) = with_bucket().await;
+    let old = cluster.state().bucket.clone();
+    client.put("k", "abc").await.is(200);
+    let enabled = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
+    client.send(call("PUT", "/bkt?versioning").body(enabled)).await.is(200);
+    let forget = || cluster.state().remembered = old.clone();
+    forget();
+    let got = client.get("/bkt/k").await;
+    let id = got.is(200).header("x-amz-version-id").unwrap();
+    forget();
+    client.get("/bkt/k?versionId=null").await.is_error(404, "NoSuchVersion");
+    forget();
+    assert_eq!(client.get(&format!("/bkt/k?versionId={id}")).await.is(200).text(), "abc");
+    forget();
+    assert_eq!(client.get("/bkt?versions").await.is(200).all("VersionId"), [id]);
+    forget();
+    client.send(call("DELETE", &format!("/bkt/k?versionId={id}"))).await.is(204);
+    client.get("/bkt/k").await.is_error(404, "NoSuchKey");
 }
 
 #[tokio::test]

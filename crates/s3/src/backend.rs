@@ -9,7 +9,7 @@ use crate::error::S3Error;
 use ashlar_types::{
     Bucket, BucketName, Checksum, Description, Etag, Generation, ListEntry, ObjectId, ObjectKey,
     ObjectRecord, Page, PartRecord, PartSummary, RequestToken, Span, UploadEntry, UploadId,
-    UploadRecord, WriteCondition,
+    UploadRecord, VersionEntry, VersionName, Versioning, WriteCondition,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -27,6 +27,17 @@ pub enum Failure {
     /// Nothing was applied.
     #[error("there is no object under this key")]
     NoSuchKey,
+    /// Nothing was applied.
+    #[error("there is no such version of this key")]
+    NoSuchVersion,
+    /// The version that was to be read, named or the newest, is a delete marker.
+    #[error("the version is a delete marker")]
+    DeleteMarker {
+        /// Which.
+        version: VersionName,
+        /// Its time, in milliseconds since 1970.
+        modified_ms: u64,
+    },
     /// Nothing was applied.
     #[error("there is no such upload")]
     NoSuchUpload,
@@ -111,12 +122,25 @@ pub struct Written {
     pub modified_ms: u64,
     /// Its checksums.
     pub checksums: Vec<Checksum>,
+    /// Which version it is; `None`: a part, or in a bucket that never kept versions.
+    pub version: Option<VersionName>,
+}
+
+/// What a delete came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deleted {
+    /// The version that was removed, or the delete marker that was made; `None`: the bucket never kept versions.
+    pub version: Option<VersionName>,
+    /// Whether that is a delete marker.
+    pub marker: bool,
 }
 
 /// An object that was found.
 pub struct Found {
     /// Its record.
     pub record: ObjectRecord,
+    /// Which version it is; `None`: the bucket never kept versions.
+    pub version: Option<VersionName>,
     /// The first byte of the span.
     pub from: u64,
     /// The first byte behind it.
@@ -189,6 +213,15 @@ pub struct List {
     pub limit: u32,
 }
 
+/// See [`Backend::list_versions`].
+#[derive(Debug, Clone)]
+pub struct ListVersions {
+    /// Which keys.
+    pub list: List,
+    /// And of the very key `after` only what is behind this version.
+    pub after_version: Option<VersionName>,
+}
+
 /// See [`Backend::list_uploads`].
 #[derive(Debug, Clone)]
 pub struct ListUploads {
@@ -209,22 +242,38 @@ pub trait Backend: Send + Sync + 'static {
     async fn buckets(&self) -> Result<Vec<Bucket>, Failure>;
     /// Deletes an empty bucket.
     async fn delete_bucket(&self, name: &BucketName) -> Result<(), Failure>;
+    /// From the answer on, what is written to a bucket is kept as versions, or not any more.
+    async fn set_versioning(
+        &self,
+        name: &BucketName,
+        versioning: Versioning,
+    ) -> Result<(), Failure>;
 
     /// Stores an object: reads `body` to its end, asks it for its verdict ([`Upload::finish`]), and only then writes.
     async fn put(&self, put: PutObject, body: Upload) -> Result<Written, Failure>;
-    /// The object of a key.
-    async fn get(&self, place: &Place, span: Span) -> Result<Found, Failure>;
-    /// Removes the object of a key. Whether there was one.
+    /// A version of a key; `None`: the newest. Without versions, the object of a key is its version `null`.
+    async fn get(
+        &self,
+        place: &Place,
+        version: Option<VersionName>,
+        span: Span,
+    ) -> Result<Found, Failure>;
+    /// Removes the object of a key; where versions are kept, puts a delete marker above it.
     async fn delete(
         &self,
         place: &Place,
         condition: WriteCondition,
         token: Option<RequestToken>,
-    ) -> Result<bool, Failure>;
-    /// Replaces what is said of an object, keeping its bytes.
+    ) -> Result<Deleted, Failure>;
+    /// Removes one version of a key for good. Success, too, where there is none of that name.
+    async fn delete_version(&self, place: &Place, version: VersionName)
+    -> Result<Deleted, Failure>;
+    /// Replaces what is said of an object, keeping its bytes. Where versions are kept: [`Failure::Changed`].
     async fn redescribe(&self, redescribe: Redescribe) -> Result<Written, Failure>;
     /// A page of keys in byte order.
     async fn list(&self, list: List) -> Result<Page<ListEntry>, Failure>;
+    /// A page of versions: by key in byte order, then from the newest on.
+    async fn list_versions(&self, list: ListVersions) -> Result<Page<VersionEntry>, Failure>;
 
     /// Opens an upload.
     async fn create_upload(&self, place: &Place, record: UploadRecord)

@@ -1,13 +1,14 @@
-//! Operations on buckets: make, find, delete, and what is true of every one of them (location, versioning, ACL).
+//! Operations on buckets: make, find, delete, and what is true of every one of them (location, ACL, no tags).
 
 use crate::backend::Failure;
 use crate::body::Upload;
 use crate::error::{Code, S3Error, S3Result};
 use crate::handler::Handler;
-use crate::response::{Answer, document, done, empty, refusal, set};
+use crate::response::{Answer, document, done, empty, set};
 use crate::time::iso;
+use crate::versions::{not_read, set_version};
 use crate::xml::{self, Xml};
-use ashlar_types::{Bucket, Span};
+use ashlar_types::{Bucket, Span, VersionName};
 use http::StatusCode;
 
 /// The region whose buckets say nothing of their location, and whose owner may create a bucket again.
@@ -120,31 +121,28 @@ impl Handler<'_> {
         Ok(document("LocationConstraint", |xml| xml.escaped(shown)))
     }
 
-    /// A bucket that never had versions says neither Enabled nor Suspended.
-    pub(crate) async fn bucket_versioning(&self) -> S3Result<Answer> {
-        done(self.backend.bucket(self.bucket()?).await)?;
-        Ok(document("VersioningConfiguration", |_| {}))
-    }
-
     pub(crate) async fn bucket_acl(&self) -> S3Result<Answer> {
         done(self.backend.bucket(self.bucket()?).await)?;
         Ok(self.acl())
     }
 
     pub(crate) async fn object_acl(&self) -> S3Result<Answer> {
-        self.check_object().await?;
+        self.found_version().await?;
         Ok(self.acl())
     }
 
     pub(crate) async fn object_tagging(&self) -> S3Result<Answer> {
-        self.check_object().await?;
-        Ok(document("Tagging", |xml| xml.element("TagSet", |_| {})))
+        let version = self.found_version().await?;
+        let mut answer = document("Tagging", |xml| xml.element("TagSet", |_| {}));
+        set_version(&mut answer, version);
+        Ok(answer)
     }
 
-    async fn check_object(&self) -> S3Result<()> {
-        self.check_version()?;
-        let found = self.backend.get(&self.place()?, Span::Nothing).await;
-        found.map(|_| ()).map_err(|failure| refusal(&failure))
+    /// Which version a request speaks of: it is there, and an object.
+    async fn found_version(&self) -> S3Result<Option<VersionName>> {
+        let version = self.version()?;
+        let found = self.backend.get(&self.place()?, version, Span::Nothing).await;
+        found.map(|found| found.version).map_err(|failure| not_read(&failure, version))
     }
 
     /// The owner alone, with full control.

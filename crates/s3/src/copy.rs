@@ -1,5 +1,5 @@
 //! Copies: the source is read and written like any upload. Only a copy onto itself that replaces what is said of the
-//! object moves no bytes.
+//! object moves no bytes; where versions are kept, that one too makes a new object beside the old one.
 
 use crate::backend::{Failure, Found, Place, PutObject, Redescribe};
 use crate::body::{OBJECT_BYTES_MAX, Upload};
@@ -7,21 +7,27 @@ use crate::checksum;
 use crate::condition;
 use crate::description;
 use crate::error::{Code, S3Error, S3Result};
-use crate::handler::{Handler, no_such_version};
+use crate::handler::Handler;
 use crate::objects::{parse_range, part_number};
 use crate::request::{Query, parse_bucket, parse_key};
-use crate::response::{Answer, document, done, refusal};
+use crate::response::{Answer, document, done, refusal, set};
 use crate::time::iso;
+use crate::versions::{not_copied, parse_version, set_version};
 use crate::xml::Xml;
-use ashlar_types::{Checksum, ChecksumAlgorithm, Description, ObjectRecord, Span};
+use ashlar_types::{Checksum, ChecksumAlgorithm, Description, ObjectRecord, Span, VersionName};
 use percent_encoding::percent_decode_str;
 
 /// How often a copy onto itself is begun anew because the object changed in between.
 const TRIES_MAX: usize = 4;
 
+/// Where a copy comes from: a version of a key, or its newest one.
+struct Source {
+    place: Place,
+    version: Option<VersionName>,
+}
+
 impl Handler<'_> {
-    /// Where the copy comes from.
-    fn source(&self) -> S3Result<Place> {
+    fn source(&self) -> S3Result<Source> {
         let bad =
             |what: &str| S3Error::new(Code::InvalidArgument, format!("x-amz-copy-source {what}"));
         let text = self.request.header("x-amz-copy-source")?.ok_or_else(|| bad("is missing"))?;
@@ -29,16 +35,20 @@ impl Handler<'_> {
         let path = percent_decode_str(path).decode_utf8().map_err(|_| bad("is not UTF-8"))?;
         let path = path.strip_prefix('/').unwrap_or(&path);
         let (bucket, key) = path.split_once('/').ok_or_else(|| bad("is not bucket/key"))?;
-        for (name, value) in Query::parse(query)?.0 {
-            match (name.as_str(), value.as_str()) {
-                ("versionId", "null") => {}
-                ("versionId", other) => return Err(no_such_version(other)),
-                (other, _) => {
-                    return Err(S3Error::not_implemented(format!("'{other}' of a copy source")));
-                }
-            }
-        }
-        Ok(Place { bucket: parse_bucket(bucket)?, key: parse_key(key)? })
+        let version = match Query::parse(query)?.0.as_slice() {
+            [] => None,
+            [(name, id)] if name == "versionId" => Some(parse_version(id)?),
+            _ => return Err(S3Error::not_implemented(format!("'{query}' of a copy source"))),
+        };
+        let place = Place { bucket: parse_bucket(bucket)?, key: parse_key(key)? };
+        Ok(Source { place, version })
+    }
+
+    async fn read_source(&self, source: &Source, span: Span) -> S3Result<Found> {
+        let found = self.backend.get(&source.place, source.version, span).await;
+        let found = found.map_err(|failure| not_copied(&failure, source.version))?;
+        condition::check_copy_source(&self.request, &found.record)?;
+        Ok(found)
     }
 
     pub(crate) async fn copy_object(&self) -> S3Result<Answer> {
@@ -49,23 +59,30 @@ impl Handler<'_> {
         let asked = self.request.header("x-amz-checksum-algorithm")?;
         let asked = asked.map(checksum::parse_name).transpose()?;
         for _ in 0..TRIES_MAX {
-            let found = done(self.backend.get(&source, Span::All).await)?;
-            condition::check_copy_source(&self.request, &found.record)?;
+            let found = self.read_source(&source, Span::All).await?;
+            let (from, keeps_versions) = (found.version, found.version.is_some());
+            let onto_itself = source.place == target;
+            // a version that is named becomes the newest again: that is a change
+            let restores = keeps_versions && source.version.is_some();
+            if onto_itself && !replaces && !restores {
+                return Err(useless_copy());
+            }
             let keeps_bytes = asked.is_none_or(|algorithm| has_checksum(&found.record, algorithm));
-            let written = match (source == target, replaces) {
-                (true, false) => return Err(useless_copy()),
-                (true, true) if keeps_bytes => {
-                    self.redescribe(&target, &found.record, &described).await
-                }
-                _ => {
-                    let described = if replaces { &described } else { &found.record.description };
-                    let described = described.clone();
-                    self.copy_bytes(target.clone(), found, described, asked).await
-                }
+            let written = if onto_itself && keeps_bytes && !keeps_versions {
+                self.redescribe(&target, &found.record, &described).await
+            } else {
+                let described = if replaces { &described } else { &found.record.description };
+                let described = described.clone();
+                self.copy_bytes(target.clone(), found, described, asked).await
             };
             match written {
                 Err(Failure::Changed) => {}
-                other => return done(other).map(|written| copied("CopyObjectResult", &written)),
+                other => {
+                    let written = done(other)?;
+                    let mut answer = copied("CopyObjectResult", &written, from);
+                    set_version(&mut answer, written.version);
+                    return Ok(answer);
+                }
             }
         }
         Err(refusal(&Failure::Changed))
@@ -148,8 +165,8 @@ impl Handler<'_> {
                 }
             },
         };
-        let found = done(self.backend.get(&source, span).await)?;
-        condition::check_copy_source(&self.request, &found.record)?;
+        let found = self.read_source(&source, span).await?;
+        let from = found.version;
         check_span(span, found.record.size)?;
         crate::objects::check_size(found.to - found.from)?;
         let mut body = Upload::copied(found.content, found.to - found.from);
@@ -157,7 +174,7 @@ impl Handler<'_> {
             body.compute(algorithm);
         }
         let written = done(self.backend.put_part(&target, upload, number, body).await)?;
-        Ok(copied("CopyPartResult", &written))
+        Ok(copied("CopyPartResult", &written, from))
     }
 }
 
@@ -182,12 +199,17 @@ fn useless_copy() -> S3Error {
     S3Error::new(Code::InvalidRequest, message)
 }
 
-fn copied(root: &str, written: &crate::Written) -> Answer {
-    document(root, |xml| {
+/// `from` is the version that was copied.
+fn copied(root: &str, written: &crate::Written, from: Option<VersionName>) -> Answer {
+    let mut answer = document(root, |xml| {
         xml.text("LastModified", iso(written.modified_ms));
         xml.text("ETag", format!("\"{}\"", written.etag));
         checksum_elements(xml, &written.checksums, 0);
-    })
+    });
+    if let Some(version) = from {
+        set(&mut answer, "x-amz-copy-source-version-id", version.to_string());
+    }
+    answer
 }
 
 /// Checksums as elements.

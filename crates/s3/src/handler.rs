@@ -30,6 +30,7 @@ impl Handler<'_> {
             Operation::DeleteBucket => self.delete_bucket().await,
             Operation::GetBucketLocation => self.bucket_location().await,
             Operation::GetBucketVersioning => self.bucket_versioning().await,
+            Operation::PutBucketVersioning => self.set_bucket_versioning(upload()?).await,
             Operation::GetBucketAcl => self.bucket_acl().await,
             Operation::ListObjects => self.list_objects().await,
             Operation::ListObjectsV2 => self.list_objects_v2().await,
@@ -82,17 +83,4 @@ impl Handler<'_> {
         let digest = hash.finalize();
         Some(RequestToken(std::array::from_fn(|at| digest[at])))
     }
-
-    /// Refuses any version but the one that an unversioned bucket has.
-    pub(crate) fn check_version(&self) -> S3Result<()> {
-        match self.request.query.get("versionId") {
-            None | Some("null") => Ok(()),
-            Some(other) => Err(no_such_version(other)),
-        }
-    }
-}
-
-/// No version id but `null` was ever given out.
-pub(crate) fn no_such_version(id: &str) -> S3Error {
-    S3Error::new(Code::NoSuchVersion, "the version does not exist").fact("VersionId", id)
 }

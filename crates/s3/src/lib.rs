@@ -7,8 +7,7 @@
 //! The protocol library (s3s) judges signatures and is named in one file. What acts on the request is ours: an
 //! allow-list of parameters and headers (anything else is 501), conditions, checksums, limits, XML, error codes.
 //!
-//! What it leaves out: clusters, policies, POST forms, versions other than `null`, and everything else that it answers
-//! 501.
+//! What it leaves out: clusters, policies, POST forms, and everything else that it answers 501.
 
 mod backend;
 mod body;
@@ -31,11 +30,12 @@ mod response;
 mod service;
 mod signature;
 mod time;
+mod versions;
 mod xml;
 
 pub use backend::{
-    Backend, CompleteUpload, Content, Failure, Found, List, ListUploads, Parts, Place, PutObject,
-    Redescribe, Written,
+    Backend, CompleteUpload, Content, Deleted, Failure, Found, List, ListUploads, ListVersions,
+    Parts, Place, PutObject, Redescribe, Written,
 };
 pub use body::{BodyError, RequestBody, Upload};
 pub use config::{Credentials, RandomSource, S3Config, SecretKey};

@@ -1,4 +1,4 @@
-//! Lists of keys: ListObjects in both versions, and ListObjectVersions of buckets that have none but `null`.
+//! Lists of keys: ListObjects in both its versions.
 //!
 //! The state of a list is the last entry shown, and nothing on the server: a token is that entry, packed so that
 //! nobody builds on what is in it.
@@ -34,6 +34,10 @@ impl Names {
         } else {
             xml.text(element, name);
         }
+    }
+
+    pub(crate) fn print_common(self, xml: &mut Xml, prefix: &[u8]) {
+        xml.element("CommonPrefixes", |xml| self.print(xml, "Prefix", &lossy(prefix)));
     }
 
     pub(crate) fn print_type(self, xml: &mut Xml) {
@@ -75,17 +79,22 @@ impl Handler<'_> {
             done(self.backend.bucket(self.bucket()?).await)?;
             return Ok(Page { entries: Vec::new(), more: false });
         }
-        let list = List {
+        done(self.backend.list(self.list_behind(asked, after)?).await)
+    }
+
+    /// What a backend is asked for.
+    pub(crate) fn list_behind(&self, asked: &Asked, after: &[u8]) -> S3Result<List> {
+        Ok(List {
             bucket: self.bucket()?.clone(),
             prefix: asked.prefix.clone(),
             delimiter: asked.delimiter.clone(),
             after: after.to_vec(),
             limit: asked.limit,
-        };
-        done(self.backend.list(list).await)
+        })
     }
 
-    fn head(&self, xml: &mut Xml, asked: &Asked, more: bool) -> S3Result<()> {
+    /// What all lists of objects begin with.
+    pub(crate) fn head(&self, xml: &mut Xml, asked: &Asked, more: bool) -> S3Result<()> {
         xml.text("Name", self.bucket()?.as_str());
         asked.names.print(xml, "Prefix", &asked.prefix);
         if let Some(delimiter) = &asked.delimiter {
@@ -144,41 +153,6 @@ impl Handler<'_> {
         head.map(|()| answer)
     }
 
-    /// The one version of each key: all begin `null`, so the id marker says nothing that the key marker does not.
-    pub(crate) async fn list_versions(&self) -> S3Result<Answer> {
-        let asked = self.asked("max-keys")?;
-        let query = &self.request.query;
-        let marker = query.get("key-marker").unwrap_or_default();
-        let id_marker = query.get("version-id-marker").unwrap_or_default();
-        if !id_marker.is_empty() && marker.is_empty() {
-            let message = "a version-id-marker needs a key-marker";
-            return Err(S3Error::new(Code::InvalidArgument, message));
-        }
-        let page = self.page(&asked, marker.as_bytes()).await?;
-        let mut head = Ok(());
-        let answer = document("ListVersionsResult", |xml| {
-            head = self.head(xml, &asked, page.more);
-            asked.names.print(xml, "KeyMarker", marker);
-            xml.text("VersionIdMarker", id_marker);
-            if let (true, Some(last)) = (page.more, page.entries.last()) {
-                asked.names.print(xml, "NextKeyMarker", &name_of(last));
-                if matches!(last, ListEntry::Key { .. }) {
-                    xml.text("NextVersionIdMarker", "null");
-                }
-            }
-            for (name, summary) in keys(&page.entries) {
-                xml.element("Version", |xml| {
-                    asked.names.print(xml, "Key", &name);
-                    xml.text("VersionId", "null");
-                    xml.value("IsLatest", true);
-                    self.summary(xml, summary, true);
-                });
-            }
-            prefixes(xml, &asked, &page.entries);
-        });
-        head.map(|()| answer)
-    }
-
     fn contents(&self, xml: &mut Xml, asked: &Asked, entries: &[ListEntry], with_owner: bool) {
         for (name, summary) in keys(entries) {
             xml.element("Contents", |xml| {
@@ -189,7 +163,7 @@ impl Handler<'_> {
         prefixes(xml, asked, entries);
     }
 
-    fn summary(&self, xml: &mut Xml, summary: &Summary, with_owner: bool) {
+    pub(crate) fn summary(&self, xml: &mut Xml, summary: &Summary, with_owner: bool) {
         xml.text("LastModified", iso(summary.modified_ms));
         xml.text("ETag", format!("\"{}\"", summary.etag));
         for (algorithm, kind) in &summary.checksums {
@@ -214,7 +188,7 @@ fn keys(entries: &[ListEntry]) -> impl Iterator<Item = (String, &Summary)> {
 fn prefixes(xml: &mut Xml, asked: &Asked, entries: &[ListEntry]) {
     for entry in entries {
         if let ListEntry::CommonPrefix(prefix) = entry {
-            xml.element("CommonPrefixes", |xml| asked.names.print(xml, "Prefix", &lossy(prefix)));
+            asked.names.print_common(xml, prefix);
         }
     }
 }

@@ -4,7 +4,7 @@
 //! the parts that it saw; if they have changed by then, it reads them again. A repeated completion answers the same
 //! (C10).
 
-use crate::backend::{CompleteUpload, Failure, List, ListUploads, Parts};
+use crate::backend::{CompleteUpload, Failure, ListUploads, Parts, Written};
 use crate::body::Upload;
 use crate::checksum;
 use crate::condition;
@@ -16,10 +16,11 @@ use crate::lists::lossy;
 use crate::objects::{check_size, part_number};
 use crate::response::{Answer, document, done, empty, refusal, set};
 use crate::time::iso;
+use crate::versions::set_version;
 use crate::xml::{self, Xml};
 use ashlar_types::{
-    Checksum, ChecksumAlgorithm, ChecksumType, Etag, Generation, ObjectId, Page, PartRecord,
-    PartSummary, UploadEntry, UploadId, UploadRecord,
+    Checksum, ChecksumAlgorithm, ChecksumType, Etag, Generation, ObjectId, ObjectRecord, Page,
+    PartRecord, PartSummary, Span, UploadEntry, UploadId, UploadRecord, VersionId, VersionName,
 };
 use bytes::Bytes;
 use http::StatusCode;
@@ -140,7 +141,8 @@ impl Handler<'_> {
         for _ in 0..TRIES_MAX {
             let open = self.all_parts().await?;
             if let Some(done) = open.completed {
-                return Ok(self.completed(done.etag, &done.checksums, done.parts.len()));
+                let version = self.version_of(&done).await?;
+                return Ok(self.completed(done.etag, &done.checksums, done.parts.len(), version));
             }
             let whole = choose(&named, &open)?;
             self.check_whole(&whole, open.record.checksum)?;
@@ -157,8 +159,8 @@ impl Handler<'_> {
             match self.backend.complete_upload(complete).await {
                 Err(Failure::Changed) => {}
                 other => {
-                    return done(other)
-                        .map(|written| self.completed(written.etag, &written.checksums, count));
+                    let Written { etag, checksums, version, .. } = done(other)?;
+                    return Ok(self.completed(etag, &checksums, count, version));
                 }
             }
         }
@@ -212,16 +214,31 @@ impl Handler<'_> {
         Ok(())
     }
 
-    fn completed(&self, etag: Etag, checksums: &[Checksum], parts: usize) -> Answer {
+    /// The version that an earlier completion made. One that was `null`, or that is gone, is not named again.
+    async fn version_of(&self, done: &ObjectRecord) -> S3Result<Option<VersionName>> {
+        let name = VersionName::Id(VersionId::of_object(done.generation, done.object));
+        let found = self.backend.get(&self.place()?, Some(name), Span::Nothing).await;
+        Ok(found.ok().and_then(|found| found.version))
+    }
+
+    fn completed(
+        &self,
+        etag: Etag,
+        checksums: &[Checksum],
+        parts: usize,
+        version: Option<VersionName>,
+    ) -> Answer {
         let bucket = self.request.bucket.as_ref().map_or("", ashlar_types::BucketName::as_str);
         let key = self.request.key.as_ref().map_or("", ashlar_types::ObjectKey::as_str);
-        document("CompleteMultipartUploadResult", |xml| {
+        let mut answer = document("CompleteMultipartUploadResult", |xml| {
             xml.text("Location", format!("http://{}{}", self.request.host, self.request.resource));
             xml.text("Bucket", bucket);
             xml.text("Key", key);
             xml.text("ETag", format!("\"{etag}\""));
             checksum_elements(xml, checksums, parts);
-        })
+        });
+        set_version(&mut answer, version);
+        answer
     }
 
     pub(crate) async fn list_parts(&self) -> S3Result<Answer> {
@@ -268,13 +285,7 @@ impl Handler<'_> {
                 S3Error::new(Code::InvalidArgument, "the upload-id-marker is not an upload's id")
             })?),
         };
-        let list = List {
-            bucket: self.bucket()?.clone(),
-            prefix: asked.prefix.clone(),
-            delimiter: asked.delimiter.clone(),
-            after: key_marker.as_bytes().to_vec(),
-            limit: asked.limit,
-        };
+        let list = self.list_behind(&asked, key_marker.as_bytes())?;
         let page = if asked.limit == 0 {
             done(self.backend.bucket(self.bucket()?).await)?;
             Page { entries: Vec::new(), more: false }
@@ -309,9 +320,7 @@ impl Handler<'_> {
                         xml.text("Initiated", iso(record.created_ms));
                         upload_checksum_elements(xml, record.checksum);
                     }),
-                    UploadEntry::CommonPrefix(prefix) => xml.element("CommonPrefixes", |xml| {
-                        asked.names.print(xml, "Prefix", &lossy(prefix));
-                    }),
+                    UploadEntry::CommonPrefix(prefix) => asked.names.print_common(xml, prefix),
                 }
             }
         }))

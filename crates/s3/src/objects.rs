@@ -1,18 +1,21 @@
 //! Operations on objects: put, get, head, delete, delete many.
 
-use crate::backend::{Failure, Found, Place, PutObject};
+use crate::backend::{Deleted, Failure, Found, Place, PutObject};
 use crate::body::{OBJECT_BYTES_MAX, Upload};
 use crate::checksum;
 use crate::condition;
 use crate::description;
 use crate::error::{Code, S3Error, S3Result};
-use crate::handler::{Handler, no_such_version};
+use crate::handler::Handler;
 use crate::operation::Operation;
 use crate::request::parse_key;
 use crate::response::{Answer, content, document, done, empty, refusal, set};
 use crate::time::http_date;
+use crate::versions::{DELETE_MARKER, not_read, parse_version, set_version};
 use crate::xml::{self, Xml};
-use ashlar_types::{Checksum, ObjectKey, ObjectRecord, Span, WriteCondition};
+use ashlar_types::{
+    Checksum, ObjectKey, ObjectRecord, RequestToken, Span, VersionName, WriteCondition,
+};
 use futures::StreamExt as _;
 use http::StatusCode;
 
@@ -21,11 +24,11 @@ const DELETES_MAX: usize = 1000;
 /// How many of them are under way at once: enough to fill a batch of each range's log.
 const DELETES_AT_ONCE: usize = 64;
 
-/// A key to be deleted, or why it cannot be.
+/// A key or a version to be deleted, or why it cannot be.
 struct Doomed {
     key: String,
     version: Option<String>,
-    parsed: S3Result<ObjectKey>,
+    parsed: S3Result<(ObjectKey, Option<VersionName>)>,
     condition: WriteCondition,
 }
 
@@ -42,11 +45,12 @@ impl Handler<'_> {
         let mut answer = empty(StatusCode::OK);
         set(&mut answer, "etag", format!("\"{}\"", written.etag));
         set_checksums(&mut answer, &written.checksums, 0);
+        set_version(&mut answer, written.version);
         Ok(answer)
     }
 
     pub(crate) async fn get_object(&self) -> S3Result<Answer> {
-        self.check_version()?;
+        let version = self.version()?;
         let place = self.place()?;
         let is_head = self.operation == Operation::HeadObject;
         let wanted = self.span()?;
@@ -54,27 +58,31 @@ impl Handler<'_> {
             Span::All if is_head => Span::Nothing,
             other => other,
         };
-        let mut found = match self.backend.get(&place, span).await {
+        let mut found = match self.backend.get(&place, version, span).await {
             Err(failure @ (Failure::SpanOutside { .. } | Failure::NoSuchPart)) => {
                 // conditions come before the range: RFC 9110, 13.2.2
-                self.check_before_range(&place).await?;
+                self.check_before_range(&place, version).await?;
                 return Err(refusal(&failure));
             }
-            other => done(other)?,
+            other => other.map_err(|failure| not_read(&failure, version))?,
         };
         condition::check_read(&self.request, &found.record)?;
         let mut is_part = !matches!(wanted, Span::All);
         if is_part && !condition::range_holds(&self.request, &found.record)? {
             let span = if is_head { Span::Nothing } else { Span::All };
-            found = done(self.backend.get(&place, span).await)?;
+            found = done(self.backend.get(&place, version, span).await)?;
             is_part = false;
         }
         self.object_answer(found, wanted, is_part, is_head)
     }
 
-    async fn check_before_range(&self, place: &Place) -> S3Result<()> {
+    async fn check_before_range(
+        &self,
+        place: &Place,
+        version: Option<VersionName>,
+    ) -> S3Result<()> {
         if condition::reads_conditionally(&self.request) {
-            let whole = done(self.backend.get(place, Span::Nothing).await)?;
+            let whole = done(self.backend.get(place, version, Span::Nothing).await)?;
             condition::check_read(&self.request, &whole.record)?;
         }
         Ok(())
@@ -100,11 +108,12 @@ impl Handler<'_> {
         is_part: bool,
         is_head: bool,
     ) -> S3Result<Answer> {
-        let Found { record, from, to, content: bytes } = found;
+        let Found { record, version, from, to, content: bytes } = found;
         let (from, to) = if is_part { (from, to) } else { (0, record.size) };
         let status = if is_part { StatusCode::PARTIAL_CONTENT } else { StatusCode::OK };
         let mut answer = if is_head { empty(status) } else { content(status, bytes) };
         describe(&mut answer, &record);
+        set_version(&mut answer, version);
         set(&mut answer, "accept-ranges", "bytes");
         set(&mut answer, "content-length", (to - from).to_string());
         if is_part && to > from {
@@ -157,14 +166,32 @@ impl Handler<'_> {
     }
 
     pub(crate) async fn delete_object(&self) -> S3Result<Answer> {
-        self.check_version()?;
         let condition = condition::of_write(&self.request)?;
-        done(self.backend.delete(&self.place()?, condition, self.token()).await)?;
+        let (place, version) = (self.place()?, self.version()?);
+        let deleted = self.delete(&place, version, condition, self.token()).await?;
         let mut answer = empty(StatusCode::NO_CONTENT);
-        if self.request.query.has("versionId") {
-            set(&mut answer, "x-amz-version-id", "null");
+        set_version(&mut answer, deleted.version);
+        if deleted.marker {
+            set(&mut answer, DELETE_MARKER, "true");
         }
         Ok(answer)
+    }
+
+    /// Deletes the object of a key, or the version that is named.
+    async fn delete(
+        &self,
+        place: &Place,
+        version: Option<VersionName>,
+        condition: WriteCondition,
+        token: Option<RequestToken>,
+    ) -> S3Result<Deleted> {
+        let Some(version) = version else {
+            return done(self.backend.delete(place, condition, token).await);
+        };
+        if condition != WriteCondition::Always {
+            return Err(S3Error::not_implemented("a condition on deleting a named version"));
+        }
+        done(self.backend.delete_version(place, version).await)
     }
 
     pub(crate) async fn delete_objects(&self, body: Upload) -> S3Result<Answer> {
@@ -172,7 +199,7 @@ impl Handler<'_> {
         let (doomed, quiet) = parse_deletes(&root)?;
         // a bucket that is not there is one error, not a thousand
         done(self.backend.bucket(self.bucket()?).await)?;
-        let outcomes: Vec<(Doomed, S3Result<()>)> = futures::stream::iter(doomed)
+        let outcomes: Vec<(Doomed, S3Result<Deleted>)> = futures::stream::iter(doomed)
             .map(|doomed| async {
                 let outcome = self.delete_one(&doomed).await;
                 (doomed, outcome)
@@ -183,8 +210,11 @@ impl Handler<'_> {
         Ok(document("DeleteResult", |xml| {
             for (doomed, outcome) in &outcomes {
                 match outcome {
-                    Ok(()) if quiet => {}
-                    Ok(()) => xml.element("Deleted", |xml| name_deleted(xml, doomed)),
+                    Ok(_) if quiet => {}
+                    Ok(deleted) => xml.element("Deleted", |xml| {
+                        name_deleted(xml, doomed);
+                        name_marker(xml, deleted);
+                    }),
                     Err(error) => xml.element("Error", |xml| {
                         name_deleted(xml, doomed);
                         xml.text("Code", error.code.as_str());
@@ -195,13 +225,10 @@ impl Handler<'_> {
         }))
     }
 
-    async fn delete_one(&self, doomed: &Doomed) -> S3Result<()> {
-        let key = doomed.parsed.clone()?;
-        if let Some(version) = doomed.version.as_deref().filter(|id| *id != "null") {
-            return Err(no_such_version(version));
-        }
+    async fn delete_one(&self, doomed: &Doomed) -> S3Result<Deleted> {
+        let (key, version) = doomed.parsed.clone()?;
         let place = Place { bucket: self.bucket()?.clone(), key };
-        done(self.backend.delete(&place, doomed.condition.clone(), None).await).map(|_| ())
+        self.delete(&place, version, doomed.condition.clone(), None).await
     }
 }
 
@@ -209,6 +236,14 @@ fn name_deleted(xml: &mut Xml, doomed: &Doomed) {
     xml.text("Key", &doomed.key);
     if let Some(version) = &doomed.version {
         xml.text("VersionId", version);
+    }
+}
+
+/// The delete marker that was made or removed.
+fn name_marker(xml: &mut Xml, deleted: &Deleted) {
+    if let (true, Some(marker)) = (deleted.marker, deleted.version) {
+        xml.value("DeleteMarker", true);
+        xml.value("DeleteMarkerVersionId", marker);
     }
 }
 
@@ -244,7 +279,10 @@ fn parse_delete(object: &xml::Element) -> S3Result<Doomed> {
         }
     }
     let key = object.raw_text("Key").ok_or(Code::MalformedXML)?.to_owned();
-    Ok(Doomed { version: object.text("VersionId"), parsed: parse_key(&key), key, condition })
+    let version = object.text("VersionId");
+    let named = version.as_deref().map(parse_version).transpose();
+    let parsed = parse_key(&key).and_then(|key| named.map(|version| (key, version)));
+    Ok(Doomed { key, version, parsed, condition })
 }
 
 /// Headers that every answer about an object has.

@@ -17,6 +17,7 @@ pub(crate) enum Operation {
     DeleteBucket,
     GetBucketLocation,
     GetBucketVersioning,
+    PutBucketVersioning,
     GetBucketAcl,
     ListObjects,
     ListObjectsV2,
@@ -104,6 +105,7 @@ impl Operation {
             Self::DeleteBucket => "DeleteBucket",
             Self::GetBucketLocation => "GetBucketLocation",
             Self::GetBucketVersioning => "GetBucketVersioning",
+            Self::PutBucketVersioning => "PutBucketVersioning",
             Self::GetBucketAcl => "GetBucketAcl",
             Self::ListObjects => "ListObjects",
             Self::ListObjectsV2 => "ListObjectsV2",
@@ -155,6 +157,7 @@ impl Operation {
             Self::HeadBucket | Self::DeleteBucket => allowed(&[], &[]),
             Self::GetBucketLocation => allowed(&["location"], &[]),
             Self::GetBucketVersioning => allowed(&["versioning"], &[]),
+            Self::PutBucketVersioning => body(&["versioning"], &[BODY]),
             Self::GetBucketAcl => allowed(&["acl"], &[]),
             Self::ListObjects => allowed(&[LIST[0], LIST[1], LIST[2], LIST[3], "marker"], &[]),
             Self::ListObjectsV2 => allowed(
@@ -291,6 +294,7 @@ fn of_service(request: &Request) -> Option<Operation> {
 fn of_bucket(request: &Request) -> Option<Operation> {
     let has = |name| request.query.has(name);
     match request.method {
+        Method::PUT if has("versioning") => Some(Operation::PutBucketVersioning),
         Method::PUT => Some(Operation::CreateBucket),
         Method::HEAD => Some(Operation::HeadBucket),
         Method::DELETE => Some(Operation::DeleteBucket),

@@ -3,6 +3,7 @@
 use crate::backend::{Content, Failure};
 use crate::body::BodyError;
 use crate::error::{Code, S3Error, S3Result};
+use crate::versions::{DELETE_MARKER, VERSION_ID};
 use crate::xml::Xml;
 use bytes::Bytes;
 use futures::StreamExt as _;
@@ -93,6 +94,12 @@ pub(crate) fn refusal(failure: &Failure) -> S3Error {
         Failure::Body(error) => return error.clone(),
         Failure::NoSuchBucket => Code::NoSuchBucket,
         Failure::NoSuchKey => Code::NoSuchKey,
+        Failure::NoSuchVersion => Code::NoSuchVersion,
+        Failure::DeleteMarker { version, .. } => {
+            return S3Error::from(Code::NoSuchKey)
+                .header(DELETE_MARKER, "true")
+                .header(VERSION_ID, version.to_string());
+        }
         Failure::NoSuchUpload => Code::NoSuchUpload,
         Failure::BucketExists => Code::BucketAlreadyOwnedByYou,
         Failure::BucketNotEmpty => Code::BucketNotEmpty,

@@ -1,13 +1,13 @@
 //! A backend in memory: the smallest thing that behaves as `Backend` says.
 
 use ashlar_s3::{
-    Backend, CompleteUpload, Failure, Found, List, ListUploads, Parts, Place, PutObject,
-    Redescribe, Upload, Written,
+    Backend, CompleteUpload, Deleted, Failure, Found, List, ListUploads, ListVersions, Parts,
+    Place, PutObject, Redescribe, Upload, Written,
 };
 use ashlar_types::{
     Bucket, BucketId, BucketName, BucketRow, BucketState, Epoch, Etag, Generation, ListEntry,
     ObjectId, ObjectRecord, Page, PartRecord, RequestToken, Span, Summary, UploadEntry, UploadId,
-    UploadRecord, Versioning, WriteCondition,
+    UploadRecord, VersionEntry, VersionId, VersionName, Versioning, WriteCondition,
 };
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -28,11 +28,22 @@ struct OpenUpload {
     completed: Option<ObjectRecord>,
 }
 
+type Object = (ObjectRecord, Bytes);
+
+/// A version of a key.
+struct Version {
+    name: VersionName,
+    modified_ms: u64,
+    /// `None`: a delete marker.
+    object: Option<Object>,
+}
+
 #[derive(Default)]
 struct State {
     count: u64,
     buckets: BTreeMap<BucketName, Bucket>,
-    objects: BTreeMap<Key, (ObjectRecord, Bytes)>,
+    /// The versions of each key, from the newest on: never none. A bucket without versions has the one that is `null`.
+    versions: BTreeMap<Key, Vec<Version>>,
     uploads: BTreeMap<UploadId, OpenUpload>,
 }
 
@@ -67,7 +78,7 @@ impl State {
         if !self.buckets.contains_key(&key.0) {
             return Err(Failure::NoSuchBucket);
         }
-        let current = self.objects.get(key).map(|(record, _)| record);
+        let current = self.current(key).map(|(record, _)| record);
         if token.is_some() && current.is_some_and(|record| record.token == token) {
             return Ok(());
         }
@@ -82,14 +93,66 @@ impl State {
         if met { Ok(()) } else { Err(Failure::ConditionFailed) }
     }
 
+    fn current(&self, key: &Key) -> Option<&Object> {
+        self.versions.get(key)?.first()?.object.as_ref()
+    }
+
+    fn versioning(&self, bucket: &BucketName) -> Versioning {
+        self.buckets.get(bucket).map_or(Versioning::Off, |bucket| bucket.row.versioning)
+    }
+
+    /// What is said of a version: nothing in a bucket that never kept any.
+    fn shown(&self, bucket: &BucketName, name: VersionName) -> Option<VersionName> {
+        (self.versioning(bucket) != Versioning::Off).then_some(name)
+    }
+
     fn install(&mut self, key: Key, record: ObjectRecord, bytes: Bytes) -> Written {
-        let written = Written {
-            etag: record.etag,
-            modified_ms: record.modified_ms,
-            checksums: record.checksums.clone(),
+        let id = VersionId::of_object(record.generation, record.object);
+        let (etag, modified_ms, checksums) =
+            (record.etag, record.modified_ms, record.checksums.clone());
+        let bucket = key.0.clone();
+        let name = self.push(key, id, modified_ms, Some((record, bytes)));
+        Written { etag, modified_ms, checksums, version: self.shown(&bucket, name) }
+    }
+
+    /// Puts a version above all others. While none are kept it is `null`, and takes the place of an earlier one.
+    fn push(
+        &mut self,
+        key: Key,
+        id: VersionId,
+        modified_ms: u64,
+        object: Option<Object>,
+    ) -> VersionName {
+        let name = match self.versioning(&key.0) {
+            Versioning::On => VersionName::Id(id),
+            Versioning::Off | Versioning::Suspended => VersionName::Null,
         };
-        self.objects.insert(key, (record, bytes));
-        written
+        let versions = self.versions.entry(key).or_default();
+        versions.retain(|version| version.name != name);
+        versions.insert(0, Version { name, modified_ms, object });
+        name
+    }
+
+    /// Removes a version. Whether it was a delete marker.
+    fn remove(&mut self, key: &Key, name: VersionName) -> bool {
+        let Some(versions) = self.versions.get_mut(key) else { return false };
+        let removed = versions.extract_if(.., |version| version.name == name).next();
+        if versions.is_empty() {
+            self.versions.remove(key);
+        }
+        removed.is_some_and(|version| version.object.is_none())
+    }
+
+    fn find(&self, key: &Key, name: Option<VersionName>) -> Result<&Version, Failure> {
+        let none = match name {
+            None => Failure::NoSuchKey,
+            Some(VersionName::Null) if self.versioning(&key.0) == Versioning::Off => {
+                Failure::NoSuchKey
+            }
+            Some(_) => Failure::NoSuchVersion,
+        };
+        let is_named = |version: &&Version| name.is_none_or(|name| version.name == name);
+        self.versions.get(key).and_then(|all| all.iter().find(is_named)).ok_or(none)
     }
 }
 
@@ -138,7 +201,29 @@ fn span_of(span: Span, record: &ObjectRecord) -> Result<(u64, u64), Failure> {
     }
 }
 
-/// A page over names in order, rolled up as S3 does.
+fn summary(record: &ObjectRecord) -> Summary {
+    Summary {
+        size: record.size,
+        modified_ms: record.modified_ms,
+        etag: record.etag,
+        checksums: record.checksums.iter().map(|sum| (sum.algorithm, sum.kind)).collect(),
+    }
+}
+
+fn version_entry(key: &[u8], version: &Version, latest: bool) -> VersionEntry {
+    let (key, name) = (key.to_vec(), version.name);
+    match &version.object {
+        Some((record, _)) => {
+            VersionEntry::Object { key, version: name, latest, summary: summary(record) }
+        }
+        None => {
+            let modified_ms = version.modified_ms;
+            VersionEntry::Marker { key, version: name, latest, modified_ms }
+        }
+    }
+}
+
+/// A page over names in order, all behind where it begins, rolled up as S3 does.
 fn page<T, E>(
     names: impl Iterator<Item = (Vec<u8>, T)>,
     list: &List,
@@ -156,9 +241,7 @@ fn page<T, E>(
                 .map(|at| list.prefix.len() + at + delimiter.len())
         });
         let shown = cut.map_or(&name[..], |end| &name[..end]).to_vec();
-        if shown <= list.after && (cut.is_some() || !list.after.is_empty())
-            || rolled.as_ref() == Some(&shown)
-        {
+        if cut.is_some() && shown <= list.after || rolled.as_ref() == Some(&shown) {
             continue;
         }
         if entries.len() >= list.limit as usize {
@@ -203,10 +286,21 @@ impl Backend for Memory {
 
     async fn delete_bucket(&self, name: &BucketName) -> Result<(), Failure> {
         let mut state = self.state()?;
-        if state.objects.keys().any(|key| key.0 == *name) {
+        if state.versions.keys().any(|key| key.0 == *name) {
             return Err(Failure::BucketNotEmpty);
         }
         state.buckets.remove(name).map(|_| ()).ok_or(Failure::NoSuchBucket)
+    }
+
+    async fn set_versioning(
+        &self,
+        name: &BucketName,
+        versioning: Versioning,
+    ) -> Result<(), Failure> {
+        let mut state = self.state()?;
+        let bucket = state.buckets.get_mut(name).ok_or(Failure::NoSuchBucket)?;
+        bucket.row.versioning = versioning;
+        Ok(())
     }
 
     async fn put(&self, put: PutObject, body: Upload) -> Result<Written, Failure> {
@@ -229,17 +323,26 @@ impl Backend for Memory {
         Ok(state.install(key, record, bytes))
     }
 
-    async fn get(&self, place: &Place, span: Span) -> Result<Found, Failure> {
+    async fn get(
+        &self,
+        place: &Place,
+        version: Option<VersionName>,
+        span: Span,
+    ) -> Result<Found, Failure> {
         let state = self.state()?;
         if !state.buckets.contains_key(&place.bucket) {
             return Err(Failure::NoSuchBucket);
         }
-        let (record, bytes) = state.objects.get(&key(place)).ok_or(Failure::NoSuchKey)?;
+        let found = state.find(&key(place), version)?;
+        let (name, modified_ms) = (found.name, found.modified_ms);
+        let marker = Failure::DeleteMarker { version: name, modified_ms };
+        let (record, bytes) = found.object.as_ref().ok_or(marker)?;
         let (from, to) = span_of(span, record)?;
         let index = |at: u64| usize::try_from(at).expect("small");
         let slice = bytes.slice(index(from)..index(to));
         let content = futures::stream::iter([Ok(slice)]).boxed();
-        Ok(Found { record: record.clone(), from, to, content })
+        let version = state.shown(&place.bucket, name);
+        Ok(Found { record: record.clone(), version, from, to, content })
     }
 
     async fn delete(
@@ -247,19 +350,39 @@ impl Backend for Memory {
         place: &Place,
         condition: WriteCondition,
         token: Option<RequestToken>,
-    ) -> Result<bool, Failure> {
+    ) -> Result<Deleted, Failure> {
         let mut state = self.state()?;
         let key = key(place);
         state.check(&key, &condition, token)?;
-        Ok(state.objects.remove(&key).is_some())
+        if state.versioning(&place.bucket) == Versioning::Off {
+            state.remove(&key, VersionName::Null);
+            return Ok(Deleted { version: None, marker: false });
+        }
+        let id = VersionId { generation: Generation(state.next()), tag: 0 };
+        let modified_ms = state.now_ms();
+        let name = state.push(key, id, modified_ms, None);
+        Ok(Deleted { version: Some(name), marker: true })
+    }
+
+    async fn delete_version(
+        &self,
+        place: &Place,
+        version: VersionName,
+    ) -> Result<Deleted, Failure> {
+        let mut state = self.state()?;
+        let key = key(place);
+        state.check(&key, &WriteCondition::Always, None)?;
+        let marker = state.remove(&key, version);
+        Ok(Deleted { version: Some(version), marker })
     }
 
     async fn redescribe(&self, redescribe: Redescribe) -> Result<Written, Failure> {
         let mut state = self.state()?;
         let key = key(&redescribe.place);
         state.check(&key, &redescribe.condition, redescribe.token)?;
-        let (mut record, bytes) = state.objects.get(&key).cloned().ok_or(Failure::NoSuchKey)?;
-        if record.generation != redescribe.generation {
+        let (mut record, bytes) = state.current(&key).cloned().ok_or(Failure::NoSuchKey)?;
+        let keeps_versions = state.versioning(&key.0) != Versioning::Off;
+        if record.generation != redescribe.generation || keeps_versions {
             return Err(Failure::Changed);
         }
         record.generation = Generation(state.next());
@@ -273,16 +396,39 @@ impl Backend for Memory {
         if !state.buckets.contains_key(&list.bucket) {
             return Err(Failure::NoSuchBucket);
         }
-        let names = state.objects.iter().filter(|(key, _)| key.0 == list.bucket);
-        let names = names.map(|(key, (record, _))| (key.1.clone().into_bytes(), record.clone()));
-        let summary = |record: ObjectRecord| Summary {
-            size: record.size,
-            modified_ms: record.modified_ms,
-            etag: record.etag,
-            checksums: record.checksums.iter().map(|sum| (sum.algorithm, sum.kind)).collect(),
-        };
-        let entry = |key, record| ListEntry::Key { key, summary: summary(record) };
+        let is_behind = |key: &&Key| key.0 == list.bucket && key.1.as_bytes() > &list.after[..];
+        let names = state.versions.keys().filter(is_behind);
+        let names = names.filter_map(|key| {
+            state.current(key).map(|object| (key.1.clone().into_bytes(), summary(&object.0)))
+        });
+        let entry = |key, summary| ListEntry::Key { key, summary };
         Ok(page(names, &list, entry, ListEntry::CommonPrefix))
+    }
+
+    async fn list_versions(&self, versions: ListVersions) -> Result<Page<VersionEntry>, Failure> {
+        let ListVersions { list, after_version } = versions;
+        let state = self.state()?;
+        if !state.buckets.contains_key(&list.bucket) {
+            return Err(Failure::NoSuchBucket);
+        }
+        let of_bucket = state.versions.iter().filter(|(key, _)| key.0 == list.bucket);
+        let mut entries = Vec::new();
+        for (key, versions) in of_bucket {
+            let key = key.1.as_bytes();
+            let from = match after_version {
+                // a page begins within the key at which the one before ended
+                Some(after) if key == list.after => {
+                    let at = versions.iter().position(|version| version.name == after);
+                    at.map_or(versions.len(), |at| at + 1)
+                }
+                _ if key <= &list.after[..] => versions.len(),
+                _ => 0,
+            };
+            for (at, version) in versions.iter().enumerate().skip(from) {
+                entries.push((key.to_vec(), version_entry(key, version, at == 0)));
+            }
+        }
+        Ok(page(entries.into_iter(), &list, |_, entry| entry, VersionEntry::CommonPrefix))
     }
 
     async fn create_upload(
@@ -325,7 +471,7 @@ impl Backend for Memory {
             etag: Etag { md5, parts: 0 },
             checksums: checksums.clone(),
         };
-        let written = Written { etag: record.etag, modified_ms, checksums };
+        let written = Written { etag: record.etag, modified_ms, checksums, version: None };
         open.parts.insert(number, (record, bytes));
         Ok(written)
     }
@@ -396,6 +542,7 @@ impl Backend for Memory {
             .uploads
             .iter()
             .filter(|(_, open)| open.key.0 == uploads.list.bucket && open.completed.is_none())
+            .filter(|(_, open)| open.key.1.as_bytes() > &uploads.list.after[..])
             .map(|(id, open)| (open.key.1.clone().into_bytes(), (*id, open.record.clone())))
             .collect();
         names.sort_by(|a, b| (&a.0, a.1.0).cmp(&(&b.0, b.1.0)));
