@@ -18,7 +18,7 @@ CONFIG.write("[default]\ns3 =\n    signature_version = s3v4\n    addressing_styl
 CONFIG.flush()
 
 
-def aws(cluster, *words, gateway=0, fails=False):
+def aws(cluster, *words, gateway=0, fails=False, attempts=1):
     """Runs the CLI; its standard output. With `fails`, its complaint."""
     environment = {
         "PATH": os.environ["PATH"],
@@ -26,7 +26,7 @@ def aws(cluster, *words, gateway=0, fails=False):
         "AWS_ACCESS_KEY_ID": cluster.access_key,
         "AWS_SECRET_ACCESS_KEY": cluster.secret_key,
         "AWS_DEFAULT_REGION": cluster.region,
-        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_MAX_ATTEMPTS": str(attempts),
         "AWS_CONFIG_FILE": CONFIG.name,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
     }
@@ -87,6 +87,17 @@ def the_s3api_puts_conditionally_and_says_why_not(cluster):
     equal(head["ContentLength"], 5, "length")
     complaint = aws(cluster, "s3api", "get-object", "--bucket", "cli-api", "--key", "nothing", os.devnull, fails=True)
     assert "NoSuchKey" in complaint, complaint
+
+
+@check
+def the_s3api_lists_the_versions_of_a_key(cluster):
+    aws(cluster, "s3", "mb", "s3://cli-versions")
+    enable = ["s3api", "put-bucket-versioning", "--bucket", "cli-versions", "--versioning-configuration", "Status=Enabled"]
+    aws(cluster, *enable, attempts=10)  # 503 until the nodes have agreed, soon after their start, that all can
+    put = ["s3api", "put-object", "--bucket", "cli-versions", "--key", "k", "--query", "VersionId", "--output", "text"]
+    written = [aws(cluster, *put).strip() for _ in range(2)]
+    ask = ["s3api", "list-object-versions", "--bucket", "cli-versions", "--query", "Versions[].VersionId"]
+    equal(json.loads(aws(cluster, *ask, gateway=1)), written[::-1], "versions")
 
 
 @check

@@ -71,8 +71,8 @@ fn clients(python: &Path) -> Result<Sum> {
     )?;
     println!("demo ready in {:.1} s", demo.ready_in.as_secs_f64());
     let mut sum = Sum::default();
-    for script in ["jepsen/clients/boto.py", "jepsen/clients/cli.py", "jepsen/clients/commands.py"]
-    {
+    for script in ["boto.py", "versions.py", "cli.py", "commands.py"] {
+        let script = Path::new("jepsen/clients").join(script);
         sum.add(checks(Command::new(python).arg("-u").arg(script).arg(&demo.json))?);
     }
     match demo.stop() {

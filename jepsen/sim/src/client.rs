@@ -225,6 +225,8 @@ impl Client {
             Failure::Unknown(_) => End::UNKNOWN,
             // nothing that these clients do is answered so
             Failure::NoSuchBucket
+            | Failure::NoSuchVersion
+            | Failure::DeleteMarker { .. }
             | Failure::NoSuchUpload
             | Failure::BucketExists
             | Failure::BucketNotEmpty
@@ -270,7 +272,12 @@ impl Client {
     async fn read(&self, gateway: usize, key: &str, span: Span) -> Reply<(Etag, Bytes)> {
         let place = place(key);
         self.ask(gateway, move |backend| async move {
-            let Found { record, mut content, .. } = backend.get(&place, span).await?;
+            // that versions are kept changes nothing of what a key has now
+            let found = backend.get(&place, None, span).await.map_err(|failure| match failure {
+                Failure::DeleteMarker { .. } => Failure::NoSuchKey,
+                other => other,
+            });
+            let Found { record, mut content, .. } = found?;
             let mut bytes = Vec::new();
             while let Some(piece) = content.next().await {
                 bytes.extend_from_slice(&piece?);

@@ -58,6 +58,8 @@ pub(crate) const DRAINS: u64 = 0x00d2_a115;
 const SPLITS: u64 = 0x0051_7117;
 /// And those of machines that may take over what others hold of the metadata.
 const SPARES: u64 = 0x05ba_4e50;
+/// And those of whether the bucket keeps versions.
+const VERSIONS: u64 = 0x0e25_1055;
 
 const FAULTS: [Fault; 14] = [
     Fault::Kill,
@@ -85,6 +87,8 @@ pub(crate) struct Options {
     pub(crate) voters: u8,
     /// Nodes that join before anything strikes, with the role meta and no other.
     pub(crate) spares: u8,
+    /// The bucket keeps versions: what a key has now must not show it.
+    pub(crate) keeps_versions: bool,
     /// A node that is silent for so long is lost to the metadata.
     pub(crate) node_lost_after_seconds: u64,
     pub(crate) ranges: u64,
@@ -169,6 +173,7 @@ impl Options {
             seed,
             nodes,
             spares,
+            keeps_versions: Dice::new(seed ^ VERSIONS).percent(40),
             node_lost_after_seconds,
             disks: dice.pick(&[1, 1, 2]),
             voters,
@@ -197,25 +202,28 @@ impl Options {
     /// that the seed meant before there were any.
     pub(crate) fn under(&mut self, faults: &[Fault]) {
         self.faults = faults.to_vec();
+        self.keeps_versions = false;
         if !faults.iter().any(Fault::needs_spares) {
             self.spares = 0;
         }
     }
 
-    /// No more nodes than those that found the cluster.
+    /// No more nodes than those that found the cluster, and no versions: what a seed meant before there were any.
     pub(crate) fn without_spares(&mut self) {
         self.faults.retain(|fault| !fault.needs_spares());
         self.spares = 0;
+        self.keeps_versions = false;
     }
 }
 
 impl fmt::Display for Options {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { seed, nodes, disks, voters, spares, ranges, clients, keys, .. } = self;
+        let versions = if self.keeps_versions { " with versions" } else { "" };
         let seconds = self.safety.as_secs();
         write!(
             f,
-            "seed {seed}: {nodes} nodes with {disks} disks, {voters} voters, {spares} spares, {ranges} ranges, {clients} clients on {keys} keys, {seconds} s of {:?}{}",
+            "seed {seed}: {nodes} nodes with {disks} disks, {voters} voters, {spares} spares, {ranges} ranges, {clients} clients on {keys} keys{versions}, {seconds} s of {:?}{}",
             self.faults,
             if self.last_cut { ", a last cut" } else { "" }
         )

@@ -10,6 +10,8 @@ use crate::world::World;
 use anyhow::{Result, bail};
 use ashlar_check::{Report, Verdict, judge};
 use ashlar_host::{CutStyle, DiskPace};
+use ashlar_s3::Failure;
+use ashlar_types::Versioning;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -49,7 +51,7 @@ pub(crate) async fn run(options: Options, lie: Option<Lie>) -> Result<Outcome> {
     for spare in usize::from(options.nodes)..world.count() {
         world.join(spare).await?;
     }
-    create_bucket(&world).await?;
+    create_bucket(&world, options.keeps_versions).await?;
     if let Some(Lie(directory)) = lie {
         for index in 0..world.count() {
             world.hardware(index).conduct.lie_about(Some(directory));
@@ -87,10 +89,25 @@ async fn found(world: &World, nodes: usize) -> Result<()> {
     Ok(())
 }
 
-async fn create_bucket(world: &World) -> Result<()> {
+async fn create_bucket(world: &World, keeps_versions: bool) -> Result<()> {
     let Some(door) = world.door(0) else { bail!("the first gateway does not serve") };
     let backend = door.backend;
-    let made = door.life.spawn(async move { backend.create_bucket(&bucket(), "ashlar").await });
+    let made = door.life.spawn(async move {
+        backend.create_bucket(&bucket(), "ashlar").await?;
+        // not before all nodes have told what they know
+        let began = Instant::now();
+        while keeps_versions {
+            match backend.set_versioning(&bucket(), Versioning::On).await {
+                Err(Failure::Unavailable(_) | Failure::Unknown(_))
+                    if began.elapsed() < FOUNDING_MAX =>
+                {
+                    tokio::time::sleep(LOOK_EVERY).await;
+                }
+                other => return other,
+            }
+        }
+        Ok(())
+    });
     made.await??;
     Ok(())
 }
