@@ -10,7 +10,7 @@ use crate::world::World;
 use anyhow::{Result, bail};
 use ashlar_check::{Report, Verdict, judge};
 use ashlar_host::{CutStyle, DiskPace};
-use ashlar_s3::Failure;
+use ashlar_s3::{Backend, Failure};
 use ashlar_types::Versioning;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -94,22 +94,25 @@ async fn create_bucket(world: &World, keeps_versions: bool) -> Result<()> {
     let backend = door.backend;
     let made = door.life.spawn(async move {
         backend.create_bucket(&bucket(), "ashlar").await?;
-        // not before all nodes have told what they know
-        let began = Instant::now();
-        while keeps_versions {
-            match backend.set_versioning(&bucket(), Versioning::On).await {
-                Err(Failure::Unavailable(_) | Failure::Unknown(_))
-                    if began.elapsed() < FOUNDING_MAX =>
-                {
-                    tokio::time::sleep(LOOK_EVERY).await;
-                }
-                other => return other,
-            }
-        }
-        Ok(())
+        if keeps_versions { keep_versions(&*backend).await } else { Ok(()) }
     });
     made.await??;
     Ok(())
+}
+
+/// Not before all nodes have told what they know.
+async fn keep_versions(backend: &dyn Backend) -> Result<(), Failure> {
+    let began = Instant::now();
+    loop {
+        match backend.set_versioning(&bucket(), Versioning::On).await {
+            Err(Failure::Unavailable(_) | Failure::Unknown(_))
+                if began.elapsed() < FOUNDING_MAX =>
+            {
+                tokio::time::sleep(LOOK_EVERY).await;
+            }
+            other => return other,
+        }
+    }
 }
 
 /// Clients work while the nemeses strike.
