@@ -93,9 +93,9 @@ impl<'a, 'v> Page<'a, 'v> {
                 let older = behind(key::version(at, *generation));
                 both(key::current(at), older).behind(at.clone(), *generation)
             }
-            Some(InventoryPosition::VersionPart { at, generation, .. }) => {
-                let from = Generation(generation.0.saturating_add(1));
-                both(key::current(at), key::version(at, *generation)).behind(at.clone(), from)
+            Some(InventoryPosition::VersionPart { at, generation, object, .. }) => {
+                let versions = both(key::current(at), key::version(at, *generation));
+                versions.starting_at(at.clone(), *generation, *object)
             }
             _ => both(Vec::new(), Vec::new()),
         }
@@ -113,10 +113,14 @@ impl<'a, 'v> Page<'a, 'v> {
                 return Ok(last);
             }
             let (at, generation) = (found.at.clone(), found.generation());
-            if let VersionRow::Object(object) = found.row
-                && let Some(inside) = self.object(&at, object, found.is_current, after)?
-            {
-                return Ok(Some(inside));
+            match found.row {
+                VersionRow::Object(object) => {
+                    if let Some(inside) = self.object(&at, object, found.is_current, after)? {
+                        return Ok(Some(inside));
+                    }
+                }
+                // it names nothing, and takes its time
+                VersionRow::Marker(_) => self.room -= 1,
             }
             last = Some(match self.has_versions {
                 true => InventoryPosition::Version { at, generation },
@@ -157,9 +161,10 @@ impl<'a, 'v> Page<'a, 'v> {
                     }
                     Some(InventoryPosition::VersionPart {
                         at: last_at,
-                        generation: last,
+                        object: last,
                         number,
-                    }) if last_at == at && *last == generation => *number,
+                        ..
+                    }) if last_at == at && *last == object => *number,
                     _ => 0,
                 };
                 let place = (object, generation);
@@ -200,7 +205,7 @@ impl<'a, 'v> Page<'a, 'v> {
         self.push(entry, weight);
         let (at, number) = (at.clone(), given);
         let inside = match self.has_versions {
-            true => InventoryPosition::VersionPart { at, generation, number },
+            true => InventoryPosition::VersionPart { at, generation, object, number },
             false => InventoryPosition::ObjectPart { at, object, number },
         };
         Ok((!last).then_some(inside))

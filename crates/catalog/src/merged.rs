@@ -1,11 +1,12 @@
 //! All versions of keys as one sequence: by key, then from the newest on. Rows of `c` and `v` are merged.
 //!
-//! The place of a version in it never changes, whether its row lies in one family or the other.
+//! The place of a version in it never changes, whether its row lies in one family or the other. Only an object of a bucket
+//! that keeps no versions has a later one when its description is replaced.
 
 use crate::row::{ObjectRow, VersionRow};
 use crate::txn::{Rows, Txn};
 use crate::{CatalogError, KeySpan, key};
-use ashlar_types::{BucketId, Generation, KeyPoint, decode};
+use ashlar_types::{BucketId, Generation, KeyPoint, ObjectId, decode};
 use std::collections::VecDeque;
 
 /// Rows that are read at once: few at first, because a list with a delimiter goes on elsewhere soon.
@@ -66,6 +67,10 @@ impl Found {
     pub(crate) fn generation(&self) -> Generation {
         self.row.generation()
     }
+
+    fn has_content(&self, object: Option<ObjectId>) -> bool {
+        matches!(&self.row, VersionRow::Object(row) if object == Some(row.object))
+    }
 }
 
 /// See the module.
@@ -73,8 +78,8 @@ pub(crate) struct Versions<'a, 'v> {
     txn: &'a Txn<'v>,
     currents: Cursor,
     olders: Cursor,
-    /// Of this key, in `c`, only what is older than that.
-    older_than: Option<(KeyPoint, Generation)>,
+    /// Of this key, in `c`, only what is older than that, or has this content.
+    older_than: Option<(KeyPoint, Generation, Option<ObjectId>)>,
 }
 
 impl<'a, 'v> Versions<'a, 'v> {
@@ -86,7 +91,18 @@ impl<'a, 'v> Versions<'a, 'v> {
 
     /// Only what is older than this version of its key, which is the first one: `v` begins behind it already.
     pub(crate) fn behind(mut self, at: KeyPoint, generation: Generation) -> Self {
-        self.older_than = Some((at, generation));
+        self.older_than = Some((at, generation, None));
+        self
+    }
+
+    /// From this version on, which is the first one, and has this content: `v` begins with it already.
+    pub(crate) fn starting_at(
+        mut self,
+        at: KeyPoint,
+        generation: Generation,
+        object: ObjectId,
+    ) -> Self {
+        self.older_than = Some((at, Generation(generation.0.saturating_add(1)), Some(object)));
         self
     }
 
@@ -114,8 +130,9 @@ impl<'a, 'v> Versions<'a, 'v> {
                 continue;
             }
             let found = found(&row, &value, is_current)?;
-            let is_passed = |(at, generation): &(KeyPoint, Generation)| {
-                is_current && *at == found.at && found.generation() >= *generation
+            let is_passed = |(at, than, object): &(KeyPoint, Generation, Option<ObjectId>)| {
+                let is_older = found.generation() < *than || found.has_content(*object);
+                is_current && *at == found.at && !is_older
             };
             if !self.older_than.as_ref().is_some_and(is_passed) {
                 return Ok(Some(found));

@@ -477,6 +477,15 @@ impl<'a> RangeReader<'a> {
         let span = |family| key::object_interval(family, &self.descriptor.interval);
         let mut versions = Versions::new(&self.txn, span(family::CURRENT), span(family::VERSION));
         let Some(Found { at: first, .. }) = versions.next()? else { return Ok(None) };
+        let behind = |family| {
+            let from = key::successor(&key::of_key(family, &first));
+            (from.unwrap_or_default(), span(family).1)
+        };
+        // asked again and again where there is nothing else
+        let mut others = Versions::new(&self.txn, behind(family::CURRENT), behind(family::VERSION));
+        if others.next()?.is_none() {
+            return Ok(None);
+        }
         let mut visited = 1;
         while let Some(Found { at, .. }) = versions.next()? {
             if visited >= half && at != first {

@@ -25,6 +25,10 @@ impl Txn<'_> {
         at: &KeyPoint,
         generation: Generation,
     ) -> Result<Option<VersionRow>, CatalogError> {
+        // no version has it: what lies there is the pointer
+        if generation == Generation(0) {
+            return Ok(None);
+        }
         let value = self.get_bytes(&key::version(at, generation))?;
         value.map(|value| VersionRow::read(&value)).transpose()
     }
@@ -49,7 +53,6 @@ impl Txn<'_> {
         name: VersionName,
     ) -> Result<Option<VersionRow>, CatalogError> {
         let generation = match name {
-            VersionName::Id(id) if id.generation == Generation(0) => None,
             VersionName::Id(id) => Some(id.generation),
             VersionName::Null => self.get(&key::null_pointer(at))?.map(|NullRow(at)| at),
         };

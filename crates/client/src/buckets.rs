@@ -45,6 +45,13 @@ impl BucketCache {
         if seen.by_name.len() >= REMEMBERED_MAX || seen.names.len() >= REMEMBERED_MAX {
             *seen = Seen::default();
         }
+        let is_newer = |(known, _): &(Bucket, Monotonic)| {
+            known.row.bucket == bucket.row.bucket && known.row.epoch > bucket.row.epoch
+        };
+        // this answer was overtaken by a later one
+        if seen.by_name.get(&bucket.name).is_some_and(is_newer) {
+            return;
+        }
         seen.names.insert(bucket.row.bucket, bucket.name.clone());
         seen.by_name.insert(bucket.name.clone(), (bucket.clone(), asked));
     }
@@ -267,9 +274,9 @@ impl Client {
         let RootOutcome::Bucket(open) = self.0.root(roll_back).await? else {
             return Err(Failure::other_answer("taking back the deletion of a bucket"));
         };
-        let epoch = open.row.epoch;
-        // a range that is missed here is told by the next command that meets its old row
-        self.for_every_range_of(bucket, &RangeOp::UnfenceBucket { bucket, epoch }).await
+        // the whole row: one that was not told of the bucket's versioning yet would go by its own for ever. A range that is
+        // missed here is told by the next command that meets its old row
+        self.for_every_range_of(bucket, &RangeOp::SetBucket(open.row)).await
     }
 
     /// Sends `op` to each range that may hold keys of `bucket`. The ranges' own answers say how far one reached, so

@@ -146,6 +146,23 @@ impl<C: Cluster> Store<C> {
             .then_some(seen)
     }
 
+    /// Removes a version of a bucket that keeps them, or did.
+    async fn end_version(&self, place: &Place, version: VersionName) -> Result<Deleted, Failure> {
+        let execute = self.execute(place, |bucket, at| {
+            RangeOp::DeleteVersion(DeleteVersion { at, bucket_epoch: bucket.row.epoch, version })
+        });
+        match execute.await? {
+            Applied::VersionDeleted { marker } => Ok(Deleted { version: Some(version), marker }),
+            Applied::Done
+            | Applied::Written { .. }
+            | Applied::WrittenVersion { .. }
+            | Applied::Deleted { .. }
+            | Applied::Marked { .. }
+            | Applied::Fenced(_)
+            | Applied::Stepped { .. } => Err(unexpected("a delete of a version")),
+        }
+    }
+
     /// Whether a bucket never kept versions, as of now.
     async fn never_kept_versions(&self, name: &BucketName) -> Result<bool, Failure> {
         let is_off = |bucket: Bucket| bucket.row.versioning == Versioning::Off;
@@ -402,25 +419,16 @@ impl<C: Cluster> Backend for Store<C> {
         version: VersionName,
     ) -> Result<Deleted, Failure> {
         if self.never_kept_versions(&place.bucket).await? {
-            let has_id = matches!(version, VersionName::Id(_));
-            // a marker: versions were switched on in between, and the one named is still there, beneath it
-            if has_id || !self.delete(place, WriteCondition::Always, None).await?.marker {
-                return Ok(Deleted { version: Some(version), marker: false });
+            let gone = Deleted { version: Some(version), marker: false };
+            if matches!(version, VersionName::Id(_)) {
+                return Ok(gone);
             }
+            let deleted = self.delete(place, WriteCondition::Always, None).await?;
+            let Some(marker) = deleted.version.filter(|_| deleted.marker) else { return Ok(gone) };
+            // versions were switched on in between: nobody has asked for this marker
+            self.end_version(place, marker).await?;
         }
-        let execute = self.execute(place, |bucket, at| {
-            RangeOp::DeleteVersion(DeleteVersion { at, bucket_epoch: bucket.row.epoch, version })
-        });
-        match execute.await? {
-            Applied::VersionDeleted { marker } => Ok(Deleted { version: Some(version), marker }),
-            Applied::Done
-            | Applied::Written { .. }
-            | Applied::WrittenVersion { .. }
-            | Applied::Deleted { .. }
-            | Applied::Marked { .. }
-            | Applied::Fenced(_)
-            | Applied::Stepped { .. } => Err(unexpected("a delete of a version")),
-        }
+        self.end_version(place, version).await
     }
 
     async fn redescribe(&self, redescribe: Redescribe) -> Result<Written, Failure> {

@@ -45,7 +45,10 @@ async fn look_after(inner: &Inner, group: &Arc<Group>) {
     let grown = group.state.log_bytes.load(Ordering::Relaxed);
     let is_due =
         grown > size.max(inner.snapshot_log_bytes) || members::waits_for_newer(inner, group);
-    if is_due && let Err(error) = group.raft.trigger().snapshot().await {
+    if is_due
+        && group.state.may_build()
+        && let Err(error) = group.raft.trigger().snapshot().await
+    {
         tracing::warn!(range = %group.range, %error, "no snapshot: the range is stopped on this node");
     }
 }

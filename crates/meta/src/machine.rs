@@ -28,11 +28,16 @@ use std::io;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
 
 /// The field of the system row that says how far a group has been applied.
 const APPLIED_FIELD: u8 = b'a';
 /// Entries that are applied in one visit to a blocking thread.
 const APPLY_STEP: usize = 64;
+/// How long after a snapshot that could not be written the next one is begun.
+const BUILD_AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How often the first snapshot of a range is tried: a disk that was full has room again by then, or the node is ended.
+const BUILDS_MAX: u32 = 60;
 /// Rows that are removed in one batch when a range is replaced.
 const REMOVE_STEP: usize = 1000;
 
@@ -59,6 +64,8 @@ pub(crate) struct State {
     newest: Mutex<Option<Arc<SnapshotFile>>>,
     /// Held while a file is built: there is one name for it.
     building: Mutex<()>,
+    /// When a snapshot could not be written.
+    unbuilt: Mutex<Option<Monotonic>>,
     /// The groups here that were parts of this range.
     children: Mutex<Vec<Weak<State>>>,
     /// Held from the comparison with the newest snapshot until the file has its name: one that was built slowly must
@@ -178,6 +185,7 @@ impl State {
             outgrown: OnceLock::new(),
             newest,
             building: Mutex::default(),
+            unbuilt: Mutex::default(),
             children: Mutex::default(),
             publishing: Mutex::default(),
             log_bytes: AtomicU64::new(log_bytes),
@@ -225,6 +233,19 @@ impl State {
     /// The newest verified snapshot.
     pub(crate) fn newest(&self) -> Option<Arc<SnapshotFile>> {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether the next snapshot may be begun: not right after one that could not be written.
+    pub(crate) fn may_build(&self) -> bool {
+        let unbuilt = self.unbuilt.lock().unwrap_or_else(PoisonError::into_inner);
+        unbuilt.is_none_or(|when| self.host.clock.now() - when >= BUILD_AGAIN_AFTER)
+    }
+
+    fn note_unbuilt(&self, error: &io::Error) {
+        tracing::warn!(range = %self.range, %error, "no snapshot: it is tried again, and the log is kept until then");
+        metrics::counter!("ashlar_raft_unbuilt_snapshots_total").increment(1);
+        let now = self.host.clock.now();
+        *self.unbuilt.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
     }
 
     /// A group here that was a part of this range.
@@ -649,10 +670,29 @@ impl RaftSnapshotBuilder<Types> for Builder {
     async fn build_snapshot(&mut self) -> Result<Snapshot<Arc<SnapshotFile>>, io::Error> {
         let view = self.view.lock().unwrap_or_else(PoisonError::into_inner).take();
         let view = view.ok_or_else(|| io::Error::other("a builder builds one snapshot"))?;
+        let view: Arc<dyn View> = view.into();
+        let clock = self.state.host.clock.clone();
+        for _ in 1..BUILDS_MAX {
+            let error = match self.build(view.clone()).await {
+                Ok(built) => return Ok(built.to_library()),
+                Err(error) => error,
+            };
+            // where it gets an error the library stops the range here for ever; an older one changes nothing
+            self.state.note_unbuilt(&error);
+            if let Some(older) = self.state.newest() {
+                return Ok(older.to_library());
+            }
+            clock.sleep(BUILD_AGAIN_AFTER).await;
+        }
+        self.build(view).await.map(|built| built.to_library())
+    }
+}
+
+impl Builder {
+    async fn build(&self, view: Arc<dyn View>) -> io::Result<Arc<SnapshotFile>> {
         let state = self.state.clone();
         let tasks = self.state.host.tasks.clone();
-        let built = tasks.run_blocking(move || state.build(&*view)).await?;
-        Ok(built.to_library())
+        tasks.run_blocking(move || state.build(&*view)).await
     }
 }
 
@@ -807,6 +847,41 @@ mod tests {
         assert!(!state.host.disk.exists(&late.path));
         let stored = state.snapshots.newest().expect("whole").expect("there");
         assert_eq!(stored.contents.last, Some(log_id(1, 30)));
+        state.wal.close().await;
+    }
+
+    fn builder(state: &Arc<State>) -> Builder {
+        Builder { state: state.clone(), view: Mutex::new(Some(state.map.view())) }
+    }
+
+    /// The library stops a range for ever whose snapshot is an error.
+    #[tokio::test]
+    async fn l1_a_snapshot_that_cannot_be_written_stops_no_range() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let state = Arc::new(state(directory.path()));
+        put_head(&state, &descriptor(3, 1, 0, 9));
+        put_applied(&state, 10);
+        // a directory in its place stands for a disk without room
+        let in_the_way = directory.path().join("range-3.building");
+        std::fs::create_dir(&in_the_way).expect("made");
+        let freed = async {
+            while state.may_build() {
+                tokio::task::yield_now().await;
+            }
+            std::fs::remove_dir(&in_the_way).expect("removed");
+        };
+        let mut first = builder(&state);
+        let (first, ()) = tokio::join!(first.build_snapshot(), freed);
+        let first = first.expect("built when there was room again");
+        assert_eq!(first.meta.last_log_id, Some(log_id(1, 10)));
+
+        put_applied(&state, 20);
+        std::fs::create_dir(&in_the_way).expect("made");
+        let kept = builder(&state).build_snapshot().await.expect("the older one");
+        assert_eq!(kept.meta.last_log_id, Some(log_id(1, 10)));
+        std::fs::remove_dir(&in_the_way).expect("removed");
+        let built = builder(&state).build_snapshot().await.expect("built");
+        assert_eq!(built.meta.last_log_id, Some(log_id(1, 20)));
         state.wal.close().await;
     }
 

@@ -54,6 +54,8 @@ pub enum InventoryPosition {
         at: KeyPoint,
         /// The version's generation.
         generation: Generation,
+        /// The version's content: a description that is replaced gives it a later generation.
+        object: ObjectId,
         /// The part's number.
         number: u16,
     },

@@ -504,3 +504,60 @@ fn a_range_with_many_versions_of_few_keys_is_split_between_keys() {
     put_content(&mut range, &mut model, "z", 1, false);
     assert_eq!(middle(&range), RangeAnswer::Middle(Some(at("z"))));
 }
+
+/// The gateway that takes a deletion back sends the row of the root: the range may not know that versions are kept.
+#[test]
+fn c9_a_range_that_was_fenced_before_it_was_told_keeps_versions_when_the_deletion_is_taken_back() {
+    let (mut range, mut model) = begin();
+    let fenced = EPOCH.next().next();
+    range.duty(RangeOp::FenceBucket { bucket: BUCKET, epoch: fenced });
+    model.epoch = fenced.next();
+    model.versioning = Versioning::On;
+    let row = BucketRow { versioning: Versioning::On, ..bucket_row(model.epoch) };
+    assert_eq!(range.duty(RangeOp::SetBucket(row)), Outcome::Applied(Applied::Done));
+    put_content(&mut range, &mut model, "a", 1, false);
+    put_content(&mut range, &mut model, "a", 1, false);
+    check(&range, &model);
+}
+
+#[test]
+fn a_page_of_an_inventory_is_bounded_also_where_there_are_only_delete_markers() {
+    let (mut range, mut model) = begin();
+    switch(&mut range, &mut model, true);
+    for _ in 0..10 {
+        delete_key(&mut range, &mut model, "a");
+    }
+    let id = range.range.descriptor().id;
+    let (mut pages, mut after) = (0, None);
+    while let (_, Some(next)) = range.inventory_of(id, after, 3) {
+        pages += 1;
+        after = Some(next);
+    }
+    assert!(pages >= 4, "{pages} pages of three");
+}
+
+/// A description that is replaced gives an object a later generation: its parts are given to the end all the same.
+#[test]
+fn d4_an_audit_meets_all_parts_of_an_object_that_is_described_anew_meanwhile() {
+    let (mut range, mut model) = begin();
+    multipart(&mut range, &mut model, "a");
+    let id = range.range.descriptor().id;
+    let (entries, next) = range.inventory_of(id, None, 1);
+    let is_last = |entries: &[InventoryEntry]| {
+        entries.iter().any(|entry| matches!(entry, InventoryEntry::Composite { last: true, .. }))
+    };
+    assert!(!is_last(&entries), "{entries:?}");
+    let op = RangeOp::Redescribe(Box::new(Redescribe {
+        at: at("a"),
+        bucket_epoch: model.epoch,
+        condition: WriteCondition::Always,
+        generation: Generation(model.of("a")[0].generation),
+        modified_ms: 9,
+        description: Description::default(),
+        checksums: Vec::new(),
+        token: None,
+    }));
+    assert!(matches!(range.send(op), Outcome::Applied(Applied::Written { .. })));
+    let (entries, _) = range.inventory_of(id, next, 1000);
+    assert!(is_last(&entries), "{entries:?}");
+}
