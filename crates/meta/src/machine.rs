@@ -670,10 +670,10 @@ impl RaftSnapshotBuilder<Types> for Builder {
     async fn build_snapshot(&mut self) -> Result<Snapshot<Arc<SnapshotFile>>, io::Error> {
         let view = self.view.lock().unwrap_or_else(PoisonError::into_inner).take();
         let view = view.ok_or_else(|| io::Error::other("a builder builds one snapshot"))?;
-        let view: Arc<dyn View> = view.into();
         let clock = self.state.host.clock.clone();
+        let (mut view, mut built) = self.build(view).await;
         for _ in 1..BUILDS_MAX {
-            let error = match self.build(view.clone()).await {
+            let error = match built {
                 Ok(built) => return Ok(built.to_library()),
                 Err(error) => error,
             };
@@ -683,16 +683,23 @@ impl RaftSnapshotBuilder<Types> for Builder {
                 return Ok(older.to_library());
             }
             clock.sleep(BUILD_AGAIN_AFTER).await;
+            (view, built) = self.build(view).await;
         }
-        self.build(view).await.map(|built| built.to_library())
+        built.map(|built| built.to_library())
     }
 }
 
+type BoxedView = Box<dyn View>;
+
 impl Builder {
-    async fn build(&self, view: Arc<dyn View>) -> io::Result<Arc<SnapshotFile>> {
+    /// Gives the view back, for another try.
+    async fn build(&self, view: BoxedView) -> (BoxedView, io::Result<Arc<SnapshotFile>>) {
         let state = self.state.clone();
-        let tasks = self.state.host.tasks.clone();
-        tasks.run_blocking(move || state.build(&*view)).await
+        let building = move || {
+            let built = state.build(&*view);
+            (view, built)
+        };
+        self.state.host.tasks.run_blocking(building).await
     }
 }
 
