@@ -359,7 +359,10 @@ async fn r4_what_not_all_releases_know_gets_into_no_log_until_the_range_is_raise
         cluster.nodes[&leader].meta.execute(RANGE, EPOCH, Command { caller: None, op: split() });
     let refused = asked.await.expect_err("the third node could not read it");
     assert!(matches!(refused, NotDone::Busy { .. }), "{refused:?}");
-    assert!(refused.to_string().contains("upgrade all nodes first"), "{refused}");
+    assert!(
+        refused.to_string().contains("when all nodes have a release that knows it"),
+        "{refused}"
+    );
     assert_eq!(cluster.status(leader, RANGE).applied, applied, "it was not proposed");
 
     cluster.stop(NodeId(3)).await;
@@ -485,12 +488,14 @@ async fn nobody_raises_a_version_beyond_what_he_knows_himself() {
     cluster.open_bucket().await;
     let meta = cluster.nodes[&NodeId(1)].meta.clone();
     let refused = meta.raise_apply_version(RANGE, 99).await.expect_err("nobody could apply it");
-    assert!(refused.to_string().contains("no later version than 2"), "{refused}");
-    let to = ApplyVersions { root: 99, ranges: 2 };
+    let newest = meta.known_versions();
+    let told = format!("no later version than {}", newest.ranges);
+    assert!(refused.to_string().contains(&told), "{refused}");
+    let to = ApplyVersions { root: 99, ..newest };
     let op = RootOp::RaiseApplyVersions { base: Epoch(1), to };
     let refused = meta.root_execute(RootCommand { nonce: 1, op }).await.expect_err("nor this");
     assert!(matches!(refused, NotDone::Busy { .. }), "{refused:?}");
-    meta.note_versions(ApplyVersions { root: 2, ranges: 3 });
+    meta.note_versions(ApplyVersions { ranges: newest.ranges + 1, ..newest });
     let why = meta.until_failed().await;
     assert!(why.contains("Install the release that the others run"), "{why}");
     cluster.stop_all().await;
