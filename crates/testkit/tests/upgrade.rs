@@ -17,9 +17,9 @@ use std::time::Duration;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-const NOW: ApplyVersions = ApplyVersions { root: 2, ranges: 2 };
+const NOW: ApplyVersions = ApplyVersions { root: 3, ranges: 3 };
 /// A later release, which knows one version more of each.
-const LATER: ApplyVersions = ApplyVersions { root: 3, ranges: 3 };
+const LATER: ApplyVersions = ApplyVersions { root: 4, ranges: 4 };
 
 async fn versions(cluster: &TestCluster) -> VersionsReport {
     member(cluster).apply_versions().await.unwrap()
